@@ -1,0 +1,223 @@
+//! Conntrack helpers: which connections of a port need one, so that the state RELATED means something.
+//!
+//! Since Linux 6.0 the kernel gives no connection a helper by itself (`nf_conntrack_helper` went away), so a filter
+//! that lets FTP data out because it is RELATED to the control connection never sees such a packet. A ruleset
+//! therefore names the control connections, and the backend gives them their helper.
+
+use std::net::IpAddr;
+
+use nwfilter_xml::value::States;
+use nwfilter_xml::{Action, Field, Layer, Literal, Params, Protocol, VarName};
+use serde::Serialize;
+
+use crate::error::RulesError;
+use crate::expand::{Scoped, for_each_combination};
+use crate::lower_ip::port_range;
+use crate::ruleset::Family;
+
+/// The parameter of a binding that decides about helpers: `auto` (the default), `none`, or a list of helpers by
+/// name, each for its usual port (`ftp`) or for another (`ftp:2121`).
+pub const CTRL_CT_HELPERS: &str = "CTRL_CT_HELPERS";
+
+/// A transport protocol that helpers know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+/// A helper of the kernel and the control port it is for (`/etc/services`, IANA).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownHelper {
+    /// Its name, as in the module `nf_conntrack_NAME`.
+    pub name: &'static str,
+    /// The transport of control connections.
+    pub transport: Transport,
+    /// The usual port of control connections.
+    pub port: u16,
+    /// Whether it understands IPv6.
+    pub ipv6: bool,
+}
+
+/// The helpers of the protocols the libvirt manual names. SCTP needs none: the kernel tracks it as a transport.
+pub const KNOWN_HELPERS: [KnownHelper; 6] = [
+    KnownHelper { name: "ftp", transport: Transport::Tcp, port: 21, ipv6: true },
+    KnownHelper { name: "tftp", transport: Transport::Udp, port: 69, ipv6: true },
+    KnownHelper { name: "irc", transport: Transport::Tcp, port: 6667, ipv6: false },
+    KnownHelper { name: "sip", transport: Transport::Udp, port: 5060, ipv6: true },
+    KnownHelper { name: "sip", transport: Transport::Tcp, port: 5060, ipv6: true },
+    KnownHelper { name: "amanda", transport: Transport::Udp, port: 10080, ipv6: true },
+];
+
+/// Connections that get a helper.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct HelperRule {
+    /// The family of the connections.
+    pub family: Family,
+    /// The helper.
+    pub helper: &'static str,
+    /// The transport of the control connection.
+    pub transport: Transport,
+    /// The port the control connection goes to.
+    pub port: u16,
+    /// Which of the port's connections are meant.
+    pub side: HelperSide,
+}
+
+/// Where the server of a control connection is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HelperSide {
+    /// In the guest: connections to one of its addresses. Without an address they cannot be told from those of
+    /// other guests, and get no helper.
+    Guest {
+        /// The guest's addresses of the family.
+        addresses: Vec<IpAddr>,
+    },
+    /// Anywhere else: connections from the guest.
+    Elsewhere,
+}
+
+/// The connections of a port that need a helper. `rules` are those of its tree, `params` those of its binding.
+pub(crate) fn helpers(rules: &[Scoped<'_>], params: &Params) -> Result<Vec<HelperRule>, RulesError> {
+    let addresses = |family| guest_addresses(params, family);
+    let mut found = match Choice::from(params)? {
+        Choice::Auto => detected(rules, &addresses)?,
+        Choice::Named(named) => named
+            .iter()
+            .flat_map(|known| [Family::Ipv4, Family::Ipv6].map(|family| (known, family)))
+            .filter(|(known, family)| *family == Family::Ipv4 || known.ipv6)
+            .flat_map(|(known, family)| {
+                let guest = HelperSide::Guest { addresses: addresses(family) };
+                [guest, HelperSide::Elsewhere].map(|side| known.rule(family, known.port, side))
+            })
+            // A guest without addresses of a family has no server in it either.
+            .filter(|rule| !matches!(&rule.side, HelperSide::Guest { addresses } if addresses.is_empty()))
+            .collect(),
+    };
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+impl KnownHelper {
+    fn rule(&self, family: Family, port: u16, side: HelperSide) -> HelperRule {
+        HelperRule { family, helper: self.name, transport: self.transport, port, side }
+    }
+}
+
+enum Choice {
+    Auto,
+    Named(Vec<KnownHelper>),
+}
+
+impl Choice {
+    fn from(params: &Params) -> Result<Self, RulesError> {
+        let mut named = Vec::new();
+        for value in params.get(CTRL_CT_HELPERS).unwrap_or(&[]) {
+            match value.as_str() {
+                "auto" => return Ok(Choice::Auto),
+                "none" => return Ok(Choice::Named(Vec::new())),
+                _ => named.extend(named_helpers(value)?),
+            }
+        }
+        Ok(if named.is_empty() { Choice::Auto } else { Choice::Named(named) })
+    }
+}
+
+/// The rows of the table that `ftp` or `ftp:2121` means, with the port given.
+fn named_helpers(value: &str) -> Result<Vec<KnownHelper>, RulesError> {
+    let (name, port) = match value.split_once(':') {
+        Some((name, port)) => (name, Some(port.parse::<u16>())),
+        None => (value, None),
+    };
+    let rows: Vec<_> = KNOWN_HELPERS.into_iter().filter(|known| known.name == name).collect();
+    let port = port.transpose();
+    match (rows.is_empty(), port) {
+        (false, Ok(port)) => Ok(rows
+            .into_iter()
+            .map(|known| KnownHelper { port: port.unwrap_or(known.port), ..known })
+            .collect()),
+        _ => {
+            let mut known: Vec<_> = KNOWN_HELPERS.iter().map(|known| known.name).collect();
+            known.dedup();
+            Err(RulesError::UnknownHelper { value: value.to_owned(), known: known.join(", ") })
+        }
+    }
+}
+
+fn guest_addresses(params: &Params, family: Family) -> Vec<IpAddr> {
+    let variable = match family {
+        Family::Ipv4 => VarName::IP,
+        Family::Ipv6 => "IPV6",
+    };
+    let values = params.get(variable).unwrap_or(&[]);
+    let is_of_family = |addr: &IpAddr| addr.is_ipv4() == (family == Family::Ipv4);
+    values.iter().filter_map(|value| value.parse().ok()).filter(is_of_family).collect()
+}
+
+/// Helpers for the control ports that rules accept new connections to, in families whose rules use RELATED.
+fn detected(
+    rules: &[Scoped<'_>],
+    addresses: &impl Fn(Family) -> Vec<IpAddr>,
+) -> Result<Vec<HelperRule>, RulesError> {
+    let mut found = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let accepting = || rules.iter().filter(move |scoped| accepts_in(scoped, family));
+        if !accepting().any(|scoped| states(scoped).is_some_and(|states| states.contains(States::RELATED))) {
+            continue;
+        }
+        for scoped in accepting().filter(|scoped| states(scoped).is_none_or(|s| s.contains(States::NEW))) {
+            let Some(transport) = transport(scoped) else { continue };
+            for_each_combination(scoped, |fields| {
+                let Some((from, to, false)) = port_range(fields, Field::DstPortStart, Field::DstPortEnd)?
+                else {
+                    return Ok(());
+                };
+                let ports = from..=to.unwrap_or(from);
+                let known = KNOWN_HELPERS.iter().filter(|known| known.transport == transport);
+                let known = known.filter(|known| family == Family::Ipv4 || known.ipv6);
+                for known in known.filter(|known| ports.contains(&known.port)) {
+                    if scoped.rule.direction.is_in() {
+                        let side = HelperSide::Guest { addresses: addresses(family) };
+                        found.push(known.rule(family, known.port, side));
+                    }
+                    if scoped.rule.direction.is_out() {
+                        found.push(known.rule(family, known.port, HelperSide::Elsewhere));
+                    }
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(found)
+}
+
+fn accepts_in(scoped: &Scoped<'_>, family: Family) -> bool {
+    let layer = match family {
+        Family::Ipv4 => Layer::Ipv4,
+        Family::Ipv6 => Layer::Ipv6,
+    };
+    let of_family = scoped.rule.matches.as_ref().is_some_and(|matches| matches.protocol.layer() == layer);
+    of_family && scoped.rule.action == Action::Accept
+}
+
+/// The states a rule names; `None` where it matches by the implicit ones.
+fn states(scoped: &Scoped<'_>) -> Option<States> {
+    let item = scoped.rule.matches.as_ref()?.get(Field::States)?;
+    match &item.value {
+        nwfilter_xml::Value::Literal(Literal::States(states)) if !states.is_empty() => Some(*states),
+        _ => None,
+    }
+}
+
+fn transport(scoped: &Scoped<'_>) -> Option<Transport> {
+    match scoped.rule.matches.as_ref()?.protocol {
+        Protocol::Tcp | Protocol::TcpOn6 => Some(Transport::Tcp),
+        Protocol::Udp | Protocol::UdpOn6 => Some(Transport::Udp),
+        _ => None,
+    }
+}

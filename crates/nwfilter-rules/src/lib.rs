@@ -1,0 +1,45 @@
+//! What a network filter means: a filter tree and a binding become a [`Ruleset`].
+//!
+//! This crate knows every quirk of libvirt's language (include scopes, variable iteration, priorities, the three
+//! ways an IP rule is lowered, implicit connection state) and nothing of how a kernel is told. A [`Ruleset`] is a
+//! typed, neutral value: what one port enforces. A [`Backend`] brings it to a kernel. No I/O happens here.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use nwfilter_rules::{Ruleset, instantiate};
+//!
+//! let filter = nwfilter_xml::read_filter("f.xml", "<filter name='f'>
+//!   <rule action='accept' direction='in'><tcp dstportstart='22'/></rule>
+//!   <rule action='drop' direction='inout'><all/></rule>
+//! </filter>").into_result()?;
+//! let binding = nwfilter_xml::read_binding("b.xml", "<filterbinding>
+//!   <owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+//!   <portdev name='vnet0'/><mac address='52:54:00:7b:35:93'/><filterref filter='f'/>
+//! </filterbinding>").into_result()?;
+//! let filters = BTreeMap::from([(filter.name.clone(), filter)]);
+//! let ruleset: Ruleset = instantiate(&filters, &binding)?;
+//! let ipv4 = ruleset.ipv4.expect("the filter has IPv4 rules");
+//! assert_eq!(ipv4.to_guest.len(), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod backend;
+mod error;
+mod expand;
+mod helper;
+mod lower_ethernet;
+mod lower_ip;
+mod provisional;
+mod ruleset;
+mod tree;
+mod variables;
+
+pub use backend::{Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Installed};
+pub use error::RulesError;
+pub use expand::instantiate;
+pub use helper::{CTRL_CT_HELPERS, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};
+pub use ruleset::{
+    CtDirection, Ethernet, EthernetSide, Family, IpPart, Match, Origin, RootEntry, Rule, Ruleset, StpRange,
+    SubChain, Test, Verdict,
+};
+pub use tree::{Filters, includes_itself, reachable};

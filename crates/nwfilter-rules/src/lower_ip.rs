@@ -1,0 +1,301 @@
+//! IP rules: one rule of the language becomes up to three, for packets from the guest, to the guest and to the host.
+
+use std::net::IpAddr;
+
+use nwfilter_xml::value::{SetDirection, States};
+use nwfilter_xml::{Action, Direction, Field, Literal, Protocol, Rule as XmlRule};
+
+use crate::error::RulesError;
+use crate::expand::Fields;
+use crate::ruleset::{CtDirection, IpPart, Match, Rule, Test, Verdict};
+
+/// One of the up to three lines of a rule.
+struct Line {
+    /// Whether source and destination are exchanged.
+    reversed: bool,
+    /// The state match, and whether the packet's direction in its connection is matched too.
+    state: Option<(States, bool)>,
+    /// Whether an ICMP type leaves the line out.
+    without_icmp_type: bool,
+    /// What accepting means.
+    accept: Verdict,
+}
+
+/// Adds the lines of a rule.
+pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, part: &mut IpPart) -> Result<(), RulesError> {
+    let own_state = match fields.get(Field::States)? {
+        Some((Literal::States(states), _))
+            if rule.statematch && !states.is_empty() && has_literal_state(rule) =>
+        {
+            Some(states)
+        }
+        _ => None,
+    };
+    let direction = rule.direction;
+    let (incoming, both) = (direction.is_in(), direction == Direction::InOut);
+    // With a state of its own, a rule has only the lines of its own direction.
+    let explicit = own_state.is_some();
+    let state = |reversed: bool| match own_state {
+        Some(states) => Some(states).filter(|s| !s.contains(States::NONE)).map(|s| (s, false)),
+        None if both || !rule.statematch => None,
+        None if reversed => Some((States::ESTABLISHED, true)),
+        None => Some((States::NEW | States::ESTABLISHED, true)),
+    };
+    let from_guest = Line {
+        reversed: incoming,
+        state: state(incoming),
+        without_icmp_type: incoming,
+        accept: Verdict::Return,
+    };
+    let to_guest = Line {
+        reversed: !incoming,
+        state: state(!incoming),
+        without_icmp_type: !incoming || both,
+        accept: Verdict::Accept,
+    };
+    if (!explicit || direction.is_out())
+        && let Some(line) = from_guest.lower(rule, fields)?
+    {
+        part.from_guest.push(line.clone());
+        part.to_host.push(line);
+    }
+    if !explicit || direction.is_in() {
+        part.to_guest.extend(to_guest.lower(rule, fields)?);
+    }
+    Ok(())
+}
+
+/// libvirt looks at a rule's state when the filter is defined; one that is a variable has no effect.
+fn has_literal_state(rule: &XmlRule) -> bool {
+    let state = rule.matches.as_ref().and_then(|matches| matches.get(Field::States));
+    state.is_some_and(|item| matches!(item.value, nwfilter_xml::Value::Literal(_)))
+}
+
+impl Line {
+    /// The line, or `None` where it has nothing to match on or is left out.
+    fn lower(&self, rule: &XmlRule, fields: &Fields<'_>) -> Result<Option<Rule>, RulesError> {
+        let Some(matches) = &rule.matches else { return Ok(None) };
+        let mut line = LineBuilder { fields, reversed: self.reversed, matches: Vec::new() };
+        line.protocol(matches.protocol);
+        let before = line.matches.len();
+        let mac_skipped = line.source_mac()?;
+        line.addresses()?;
+        line.dscp()?;
+        let has_icmp_type = match matches.protocol {
+            Protocol::Icmp | Protocol::Icmpv6 => line.icmp()?,
+            _ => {
+                line.transport()?;
+                false
+            }
+        };
+        let connlimit = matches.get(Field::ConnlimitAbove).is_some();
+        let nothing_left = mac_skipped && line.matches.len() == before;
+        if nothing_left || (connlimit && self.reversed) || (has_icmp_type && self.without_icmp_type) {
+            return Ok(None);
+        }
+        self.state(rule, &mut line, connlimit, has_icmp_type);
+        line.set_connlimit_and_comment()?;
+        let verdict = match rule.action {
+            Action::Accept => self.accept,
+            Action::Drop => Verdict::Drop,
+            Action::Reject => Verdict::Reject,
+            Action::Return => Verdict::Return,
+            Action::Continue => Verdict::Continue,
+        };
+        Ok(Some(Rule { matches: line.matches, verdict, origin: fields.origin.clone() }))
+    }
+
+    fn state(&self, rule: &XmlRule, line: &mut LineBuilder<'_, '_>, connlimit: bool, has_icmp_type: bool) {
+        let Some((states, implicit)) = self.state else { return };
+        let accepts = rule.action == Action::Accept;
+        if (implicit && !accepts) || (accepts && connlimit) {
+            return;
+        }
+        line.push(Test::States(states), false);
+        if implicit && !has_icmp_type {
+            let direction = if self.reversed { CtDirection::Reply } else { CtDirection::Original };
+            line.push(Test::CtDirection(direction), false);
+        }
+    }
+}
+
+struct LineBuilder<'a, 'f> {
+    fields: &'a Fields<'f>,
+    reversed: bool,
+    matches: Vec<Match>,
+}
+
+impl LineBuilder<'_, '_> {
+    fn push(&mut self, test: Test, negated: bool) {
+        self.matches.push(Match { test, negated });
+    }
+
+    fn pair<T>(&self, src: T, dst: T) -> (T, T) {
+        if self.reversed { (dst, src) } else { (src, dst) }
+    }
+
+    fn protocol(&mut self, protocol: Protocol) {
+        let number = match protocol {
+            Protocol::Tcp | Protocol::TcpOn6 => 6,
+            Protocol::Udp | Protocol::UdpOn6 => 17,
+            Protocol::UdpLite | Protocol::UdpLiteOn6 => 136,
+            Protocol::Esp | Protocol::EspOn6 => 50,
+            Protocol::Ah | Protocol::AhOn6 => 51,
+            Protocol::Sctp | Protocol::SctpOn6 => 132,
+            Protocol::Icmp => 1,
+            Protocol::Icmpv6 => 58,
+            Protocol::Igmp => 2,
+            _ => return,
+        };
+        self.push(Test::IpProtocol(number), false);
+    }
+
+    /// True if the rule asks for a source address that a reversed line cannot match.
+    fn source_mac(&mut self) -> Result<bool, RulesError> {
+        let Some((Literal::Mac(addr), negated)) = self.fields.get(Field::SrcMac)? else { return Ok(false) };
+        if !self.reversed {
+            self.push(Test::SrcMac { addr, mask: None }, negated);
+        }
+        Ok(self.reversed)
+    }
+
+    /// An address is matched on in place of a range where a rule has both.
+    fn addresses(&mut self) -> Result<(), RulesError> {
+        type AddressTest = fn(IpAddr, Option<u8>) -> Test;
+        type RangeTest = fn(IpAddr, IpAddr) -> Test;
+        let src: (AddressTest, RangeTest) =
+            (|addr, prefix| Test::SrcIp { addr, prefix }, |from, to| Test::SrcIpRange { from, to });
+        let dst: (AddressTest, RangeTest) =
+            (|addr, prefix| Test::DstIp { addr, prefix }, |from, to| Test::DstIpRange { from, to });
+        let (src, dst) = self.pair(src, dst);
+        for ((addr, mask, from, to), (address_test, range_test)) in [
+            ((Field::SrcIp, Field::SrcIpMask, Field::SrcIpFrom, Field::SrcIpTo), src),
+            ((Field::DstIp, Field::DstIpMask, Field::DstIpFrom, Field::DstIpTo), dst),
+        ] {
+            if let Some((addr, prefix, negated)) = address(self.fields, addr, mask)? {
+                self.push(address_test(addr, prefix), negated);
+            } else if let Some((from, negated)) = ip(self.fields, from)? {
+                let to = ip(self.fields, to)?.map_or(from, |(to, _)| to);
+                if to < from {
+                    return Err(self.fields.inexpressible(format!("the range {from} to {to} is empty")));
+                }
+                self.push(range_test(from, to), negated);
+            }
+        }
+        Ok(())
+    }
+
+    fn dscp(&mut self) -> Result<(), RulesError> {
+        if let Some((Literal::U8(number), negated)) = self.fields.get(Field::Dscp)? {
+            self.push(Test::Dscp(number.value), negated);
+        }
+        Ok(())
+    }
+
+    /// Flags, ports and options of TCP, ports of the others.
+    fn transport(&mut self) -> Result<(), RulesError> {
+        if let Some((Literal::TcpFlags { mask, set }, negated)) = self.fields.get(Field::TcpFlags)? {
+            self.push(Test::TcpFlags { mask, set }, negated);
+        }
+        let src: fn(_, _) -> Test = |from, to| Test::SrcPort { from, to };
+        let dst: fn(_, _) -> Test = |from, to| Test::DstPort { from, to };
+        let (src, dst) = self.pair(src, dst);
+        for (start, end, test) in
+            [(Field::SrcPortStart, Field::SrcPortEnd, src), (Field::DstPortStart, Field::DstPortEnd, dst)]
+        {
+            if let Some((from, to, negated)) = port_range(self.fields, start, end)? {
+                self.push(test(from, to), negated);
+            }
+        }
+        if let Some((Literal::U8(option), negated)) = self.fields.get(Field::TcpOption)? {
+            if option.value == 0 {
+                return Err(self
+                    .fields
+                    .inexpressible("TCP option 0 ends the list of options and cannot be matched"));
+            }
+            self.push(Test::TcpOption(option.value), negated);
+        }
+        Ok(())
+    }
+
+    /// True if the rule asks for an ICMP type. A code without a type is not matched on.
+    fn icmp(&mut self) -> Result<bool, RulesError> {
+        let Some((Literal::U8(kind), negated)) = self.fields.get(Field::IcmpType)? else { return Ok(false) };
+        let code = match self.fields.get(Field::IcmpCode)? {
+            Some((Literal::U8(code), _)) => Some(code.value),
+            _ => None,
+        };
+        self.push(Test::Icmp { kind: kind.value, code }, negated);
+        Ok(true)
+    }
+
+    fn set_connlimit_and_comment(&mut self) -> Result<(), RulesError> {
+        let set = self.fields.get(Field::IpSet)?;
+        let flags = self.fields.get(Field::IpSetFlags)?;
+        if let (Some((Literal::IpSet(name), _)), Some((Literal::IpSetFlags(flags), _))) = (set, flags) {
+            let reversed = |flag| match flag {
+                SetDirection::Src => SetDirection::Dst,
+                SetDirection::Dst => SetDirection::Src,
+            };
+            let directions = flags.into_iter().map(|flag| if self.reversed { reversed(flag) } else { flag });
+            let directions = directions.collect();
+            self.push(Test::IpSet { name, directions }, false);
+        }
+        if let Some((Literal::U16(limit), negated)) = self.fields.get(Field::ConnlimitAbove)? {
+            self.push(Test::ConnlimitAbove(limit.value), negated);
+        }
+        if let Some((Literal::Text(text), _)) = self.fields.get(Field::Comment)? {
+            self.push(Test::Comment(text), false);
+        }
+        Ok(())
+    }
+}
+
+/// An IP address field.
+fn ip(fields: &Fields<'_>, field: Field) -> Result<Option<(IpAddr, bool)>, RulesError> {
+    Ok(match fields.get(field)? {
+        Some((Literal::Ipv4(addr), negated)) => Some((addr.into(), negated)),
+        Some((Literal::Ipv6(addr), negated)) => Some((addr.into(), negated)),
+        _ => None,
+    })
+}
+
+/// An IP address with the mask that belongs to it; a mask alone is nothing.
+pub(crate) fn address(
+    fields: &Fields<'_>,
+    addr: Field,
+    mask: Field,
+) -> Result<Option<(IpAddr, Option<u8>, bool)>, RulesError> {
+    let Some((addr, negated)) = ip(fields, addr)? else { return Ok(None) };
+    let prefix = match fields.get(mask)? {
+        Some((Literal::Prefix(bits), _)) => Some(bits),
+        _ => None,
+    };
+    if negated && prefix == Some(0) {
+        return Err(fields.inexpressible("not in the network of all addresses: this rule can match nothing"));
+    }
+    Ok(Some((addr, prefix, negated)))
+}
+
+/// A port or a range of ports; an end without a start is nothing.
+pub(crate) fn port_range(
+    fields: &Fields<'_>,
+    start: Field,
+    end: Field,
+) -> Result<Option<(u16, Option<u16>, bool)>, RulesError> {
+    let Some((Literal::U16(start), negated)) = fields.get(start)? else { return Ok(None) };
+    let end = match fields.get(end)? {
+        Some((Literal::U16(end), _)) => Some(end.value),
+        _ => None,
+    };
+    if let Some(end) = end
+        && start.value > end
+    {
+        let why = format!("the range of ports {} to {end} is empty", start.value);
+        return Err(fields.inexpressible(why));
+    }
+    if negated && (start.value, end) == (0, Some(u16::MAX)) {
+        return Err(fields.inexpressible("none of all ports: this rule can match nothing"));
+    }
+    Ok(Some((start.value, end, negated)))
+}

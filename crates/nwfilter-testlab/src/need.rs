@@ -1,0 +1,112 @@
+//! What a test needs of the machine, and how it is skipped where that is missing.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// Something a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Being root, with the right to make namespaces.
+    Root,
+    /// A program on the `PATH`.
+    Tool(&'static str),
+    /// `libvirtd`, `virsh` and libvirt's stock filters.
+    Libvirtd,
+    /// `libvirtd` and `qemu-system-x86_64`, to run a real (emulated) guest.
+    Qemu,
+}
+
+/// Why a test is skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip(String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// The return types of tests that [`skip_unless!`](crate::skip_unless) can return from.
+pub trait Skipped {
+    /// The value a skipped test returns.
+    fn skipped() -> Self;
+}
+
+impl Skipped for () {
+    fn skipped() -> Self {}
+}
+
+impl<E> Skipped for Result<(), E> {
+    fn skipped() -> Self {
+        Ok(())
+    }
+}
+
+/// Returns from the test, saying why on stderr, unless every [`Need`] is met.
+///
+/// With `NWFILTER_NO_SKIP=1` in the environment a missing need is a panic, so that a machine meant
+/// to run every test cannot silently skip one.
+#[macro_export]
+macro_rules! skip_unless {
+    ($($need:expr),+ $(,)?) => {
+        if let Err(reason) = $crate::requirements(&[$($need),+]) {
+            $crate::skip(&reason);
+            return $crate::Skipped::skipped();
+        }
+    };
+}
+
+/// Checks that all needs are met; the error names the first that is not.
+pub fn requirements(needs: &[Need]) -> Result<(), Skip> {
+    needs.iter().try_for_each(|need| match need {
+        Need::Root => root(),
+        Need::Tool(name) => tool(name),
+        Need::Libvirtd => libvirtd(),
+        Need::Qemu => libvirtd().and_then(|()| tool("qemu-system-x86_64")),
+    })
+}
+
+/// Prints `skipped: <reason>` to stderr.
+///
+/// # Panics
+///
+/// When `NWFILTER_NO_SKIP=1` is set in the environment.
+pub fn skip(reason: &Skip) {
+    if std::env::var_os("NWFILTER_NO_SKIP").is_some_and(|value| value == "1") {
+        panic!("NWFILTER_NO_SKIP is set, yet this test cannot run: {reason}");
+    }
+    eprintln!("skipped: {reason}");
+}
+
+fn root() -> Result<(), Skip> {
+    static ROOT: OnceLock<Result<(), Skip>> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Skip("not root".into()));
+        }
+        let flags = nix::sched::CloneFlags::CLONE_NEWNET | nix::sched::CloneFlags::CLONE_NEWNS;
+        match std::thread::spawn(move || nix::sched::unshare(flags)).join() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Skip(format!("cannot make namespaces: {error}"))),
+            Err(_) => Err(Skip("cannot make namespaces".into())),
+        }
+    })
+    .clone()
+}
+
+fn tool(name: &str) -> Result<(), Skip> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir: PathBuf| dir.join(name).is_file());
+    found.then_some(()).ok_or_else(|| Skip(format!("no program {name} on the PATH")))
+}
+
+fn libvirtd() -> Result<(), Skip> {
+    tool("libvirtd")?;
+    tool("virsh")?;
+    let stock = "/etc/libvirt/nwfilter/clean-traffic.xml";
+    fs::exists(stock).unwrap_or(false).then_some(()).ok_or_else(|| Skip(format!("no stock filter {stock}")))
+}

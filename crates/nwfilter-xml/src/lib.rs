@@ -1,0 +1,53 @@
+//! libvirt's nwfilter language as typed Rust values.
+//!
+//! This crate reads and writes `<filter>` and `<filterbinding>` documents. It accepts what libvirt accepts, says of
+//! every problem where it is and what was expected, and writes libvirt's canonical form byte for byte. It does no
+//! I/O and knows nothing of what a rule means to the kernel; that is `nwfilter-rules`.
+//!
+//! ```
+//! let text = "<filter name='ssh'>
+//!   <rule action='accept' direction='in'><tcp dstportstart='22'/></rule>
+//! </filter>";
+//! let filter = nwfilter_xml::read_filter("ssh.xml", text).into_result()?;
+//! assert_eq!(filter.chain.as_str(), "root");
+//! assert!(nwfilter_xml::write_filter(&filter).contains("<tcp dstportstart='22'/>"));
+//!
+//! let refused = nwfilter_xml::read_filter("ssh.xml", &text.replace("accept", "acept"));
+//! let message = refused.into_result().unwrap_err().to_string();
+//! assert!(message.starts_with("ssh.xml:2:17: error: unknown action 'acept'"));
+//! # Ok::<(), nwfilter_xml::Diagnostics>(())
+//! ```
+
+mod binding;
+mod diag;
+mod model;
+mod names;
+mod read;
+pub mod schema;
+pub mod value;
+mod write;
+
+pub use binding::{Binding, Owner};
+pub use diag::{Diagnostic, Diagnostics, Severity};
+pub use model::{Action, Direction, Entry, Filter, Include, Item, Matches, Params, Place, Rule};
+pub use names::{ChainKind, ChainName, FilterName, MacAddr, PortDev, Priority, VarName};
+pub use read::{MAX_BYTES, Reading, read_binding, read_filter};
+pub use schema::{Field, Layer, Protocol};
+pub use uuid::Uuid;
+pub use value::{Access, Kind, Literal, Value, VarRef};
+pub use write::{write_binding, write_binding_status, write_filter};
+
+/// A name that cannot be what it was meant to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{text}' cannot be a {what}: {why}", text = text.escape_debug())]
+pub struct Error {
+    what: &'static str,
+    text: String,
+    why: &'static str,
+}
+
+impl Error {
+    pub(crate) fn name(what: &'static str, text: &str, why: &'static str) -> Self {
+        Self { what, text: text.to_owned(), why }
+    }
+}

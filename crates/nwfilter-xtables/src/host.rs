@@ -1,0 +1,53 @@
+//! What the host must have so that IP rules and conntrack helpers work on bridged packets.
+
+use std::fs;
+use std::path::Path;
+
+use nwfilter_rules::{ApplyError, Family};
+
+use crate::tool::run;
+
+/// Makes the kernel show bridged packets of a family to iptables. Without that, IP rules on bridge ports are there
+/// and do nothing.
+pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Result<(), ApplyError> {
+    let (path, kind) = match family {
+        Family::Ipv4 => ("/proc/sys/net/bridge/bridge-nf-call-iptables", "IPv4"),
+        Family::Ipv6 => ("/proc/sys/net/bridge/bridge-nf-call-ip6tables", "IPv6"),
+    };
+    let impossible = |why: String| ApplyError::Host { what: format!("{kind} rules on bridge ports"), why };
+    if !Path::new(path).exists() {
+        load_module("br_netfilter");
+    }
+    let value = fs::read_to_string(path).map_err(|error| {
+        impossible(format!("{path}: {error}; the kernel needs br_netfilter (modprobe br_netfilter)"))
+    })?;
+    if value.trim() != "0" {
+        return Ok(());
+    }
+    if !may_change {
+        return Err(impossible(format!("{path} is 0, and the settings forbid to change it")));
+    }
+    fs::write(path, "1")
+        .map_err(|error| impossible(format!("{path} is 0 and cannot be set to 1: {error}")))?;
+    log::info!("{path} was 0, set to 1: {kind} rules had no effect on bridge ports");
+    Ok(())
+}
+
+/// Whether the kernel has a conntrack helper, after loading its module if it is one.
+pub(crate) fn has_helper(name: &str) -> bool {
+    let module = format!("nf_conntrack_{name}");
+    let path = format!("/sys/module/{module}");
+    if !Path::new(&path).exists() {
+        load_module(&module);
+    }
+    Path::new(&path).exists()
+}
+
+/// Asks for a kernel module. Whether it is there now is seen by what it brings, so failures are not errors here.
+fn load_module(name: &str) {
+    match run("modprobe", &["-q", name], None) {
+        Ok(output) if output.status.success() => log::info!("kernel module {name} loaded"),
+        Ok(output) => log::debug!("modprobe {name}: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        Err(error) => log::debug!("{error}"),
+    }
+}

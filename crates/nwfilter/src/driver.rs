@@ -1,0 +1,336 @@
+//! The driver: holds filters and bindings, decides which ruleset each port must have, and brings the kernel there.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nwfilter_rules::{
+    Applied, Backend, Batch, Difference, RulesError, Ruleset, includes_itself, instantiate, reachable,
+};
+use nwfilter_xml::{
+    Binding, Filter, FilterName, Uuid, VarName, read_binding, read_filter, write_binding_status, write_filter,
+};
+
+use crate::Error;
+use crate::files::{Directory, lock};
+use crate::stock::stock_filters;
+
+/// Where a driver keeps its filters and bindings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The filter store. libvirt's is `/etc/libvirt/nwfilter`.
+    pub config_dir: PathBuf,
+    /// The binding store. libvirt's is `/run/libvirt/nwfilter-binding`.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { config_dir: "/etc/nwfilter".into(), state_dir: "/run/nwfilter".into() }
+    }
+}
+
+/// A network-filter driver over two directories and a backend.
+///
+/// Every operation is all or nothing: it either does all it says, or returns an error and leaves stores and kernel
+/// as they were. Other processes may work on the same directories; changes are serialised by a lock in the state
+/// directory, and each operation sees what others wrote before it.
+///
+/// ```no_run
+/// use nwfilter::{Config, Driver, Xtables};
+///
+/// let driver = Driver::open(Config::default(), Xtables::default())?;
+/// driver.define_filter("ssh.xml", "<filter name='ssh'>
+///   <filterref filter='clean-traffic'/>
+///   <rule action='accept' direction='in'><tcp dstportstart='22'/></rule>
+///   <rule action='drop' direction='inout'><all/></rule>
+/// </filter>")?;
+/// let binding = nwfilter_xml::read_binding("vnet0.xml", "<filterbinding>
+///   <owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+///   <portdev name='vnet0'/><mac address='52:54:00:7b:35:93'/>
+///   <filterref filter='ssh'><parameter name='IP' value='10.0.0.2'/></filterref>
+/// </filterbinding>").into_result()?;
+/// let done = driver.create_binding(binding)?;
+/// for warning in &done.warnings {
+///     eprintln!("warning: {warning}");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Driver {
+    config: Config,
+    backend: Box<dyn Backend>,
+    stores: Mutex<Stores>,
+}
+
+struct Stores {
+    filters: Directory<Filter>,
+    bindings: Directory<Binding>,
+}
+
+/// Filters by name, stock filters included.
+type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
+
+impl Driver {
+    /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
+    pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
+        let mut stores = Stores {
+            filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
+            bindings: Directory::new(&config.state_dir, read_binding, |binding| binding.port.to_string()),
+        };
+        stores.refresh()?;
+        Ok(Self { config, backend: Box::new(backend), stores: Mutex::new(stores) })
+    }
+
+    // ---- filters ----
+
+    /// Reads a filter and puts it into the store, in place of one of its name, whose UUID it then keeps unless it
+    /// names one. Ports that use it are updated first; if that fails, nothing changes.
+    ///
+    /// `document` names the text in errors.
+    pub fn define_filter(&self, document: &str, text: &str) -> Result<(Arc<Filter>, Applied), Error> {
+        let filter = read_filter(document, text).into_result()?;
+        self.change(|stores| {
+            let mut filter = filter;
+            let old = stores.filters.get(filter.name.as_str());
+            filter.uuid = Some(settle_uuid(stores, &filter, old.and_then(|old| old.uuid))?);
+            let filter = Arc::new(filter);
+            let mut filters = stores.filter_map();
+            if let Some(cycle) = includes_itself(&filters, &filter) {
+                let name = filter.name.clone();
+                return Err(Error::IncludesItself {
+                    name,
+                    source: Box::new(RulesError::IncludesItself { cycle }),
+                });
+            }
+            filters.insert(filter.name.clone(), filter.clone());
+            let batch = self.batch(&filters, stores.users(&filters, &filter.name))?;
+            let file = stores.filters.prepare(filter.name.as_str(), &stored_filter(&filter))?;
+            let applied = self.apply(&batch)?;
+            match file.publish() {
+                Ok(()) => Ok((filter, applied)),
+                Err(error) => Err(self.take_back(stores, &batch, error)),
+            }
+        })
+    }
+
+    /// Removes a filter from the store. Refused while a port uses it.
+    pub fn undefine_filter(&self, name: &str) -> Result<(), Error> {
+        self.change(|stores| {
+            let filters = stores.filter_map();
+            let filter = filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
+            if stores.filters.get(name).is_none() {
+                return Err(Error::StockFilter(filter.name.clone()));
+            }
+            let ports: Vec<_> =
+                stores.users(&filters, &filter.name).map(|binding| binding.port.clone()).collect();
+            if !ports.is_empty() {
+                return Err(Error::FilterInUse { name: filter.name.clone(), ports });
+            }
+            stores.filters.remove(name)
+        })
+    }
+
+    /// The filter of that name.
+    pub fn filter(&self, name: &str) -> Result<Arc<Filter>, Error> {
+        let stores = self.look()?;
+        let found = stores.filters.get(name).or_else(|| stock_filters().get(name));
+        found.cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
+    }
+
+    /// Every filter of the store and every stock filter, sorted by name.
+    pub fn filters(&self) -> Result<Vec<Arc<Filter>>, Error> {
+        Ok(self.look()?.filter_map().into_values().collect())
+    }
+
+    /// Whether the store has a filter of that name; a stock filter alone is none.
+    pub fn is_stored(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.look()?.filters.get(name).is_some())
+    }
+
+    // ---- bindings ----
+
+    /// Filters a port. Its network interface must exist, and it must have no binding.
+    pub fn create_binding(&self, mut binding: Binding) -> Result<Applied, Error> {
+        self.change(|stores| {
+            let port = binding.port.clone();
+            if stores.bindings.get(port.as_str()).is_some() {
+                return Err(Error::BindingExists(port));
+            }
+            if nix::net::if_::if_nametoindex(port.as_str()).is_err() {
+                return Err(Error::NoSuchPort(port));
+            }
+            if binding.params.get(VarName::MAC).is_none()
+                && let Ok(name) = VarName::MAC.parse()
+            {
+                binding.params.push(name, &binding.mac.to_string());
+            }
+            let batch = self.batch(&stores.filter_map(), [&binding].into_iter())?;
+            let file = stores.bindings.prepare(port.as_str(), &stored_binding(&binding))?;
+            let applied = self.apply(&batch)?;
+            match file.publish() {
+                Ok(()) => Ok(applied),
+                Err(error) => Err(self.take_back(stores, &batch, error)),
+            }
+        })
+    }
+
+    /// Stops filtering a port; no trace of it is left in the kernel.
+    pub fn delete_binding(&self, port: &str) -> Result<Applied, Error> {
+        self.change(|stores| {
+            let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
+            let mut batch = Batch::default();
+            batch.remove(binding.port.clone());
+            let applied = self.apply(&batch)?;
+            match stores.bindings.remove(port) {
+                Ok(()) => Ok(applied),
+                Err(error) => Err(self.take_back(stores, &batch, error)),
+            }
+        })
+    }
+
+    /// The binding of a port.
+    pub fn binding(&self, port: &str) -> Result<Arc<Binding>, Error> {
+        self.look()?.bindings.get(port).cloned().ok_or_else(|| Error::NoSuchBinding(port.to_owned()))
+    }
+
+    /// Every binding, sorted by port.
+    pub fn bindings(&self) -> Result<Vec<Arc<Binding>>, Error> {
+        Ok(self.look()?.bindings.documents().cloned().collect())
+    }
+
+    // ---- the kernel ----
+
+    /// The ruleset a binding would have now, without touching anything.
+    pub fn ruleset(&self, binding: &Binding) -> Result<Ruleset, Error> {
+        let filters = self.look()?.filter_map();
+        instantiate(&filters, binding).map_err(|source| rules_error(binding, source))
+    }
+
+    /// How the kernel differs from what the bindings ask for.
+    pub fn diff(&self) -> Result<Vec<Difference>, Error> {
+        let stores = self.look()?;
+        Ok(self.backend.diff(&self.desired(&stores)?)?)
+    }
+
+    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
+    pub fn reload(&self) -> Result<Applied, Error> {
+        self.change(|stores| {
+            let batch = self.desired(stores)?;
+            self.apply(&batch)
+        })
+    }
+
+    // ---- inside ----
+
+    /// The stores as they are on disk now.
+    fn look(&self) -> Result<MutexGuard<'_, Stores>, Error> {
+        // A panic while the stores were held left them at most out of date, and they are read again here.
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.refresh()?;
+        Ok(stores)
+    }
+
+    /// Runs a change while no other thread or process makes one.
+    fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = lock(&self.config.state_dir)?;
+        stores.refresh()?;
+        let done = change(&mut stores)?;
+        stores.refresh()?;
+        Ok(done)
+    }
+
+    /// The rulesets that bindings ask for.
+    fn batch<'a>(
+        &self,
+        filters: &FilterMap,
+        bindings: impl Iterator<Item = &'a Binding>,
+    ) -> Result<Batch, Error> {
+        let mut batch = Batch::default();
+        for binding in bindings {
+            let ruleset = instantiate(filters, binding).map_err(|source| rules_error(binding, source))?;
+            batch.filter(binding.port.clone(), Arc::new(ruleset));
+        }
+        Ok(batch)
+    }
+
+    fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
+        self.batch(&stores.filter_map(), stores.bindings.documents().map(Arc::as_ref))
+    }
+
+    fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
+        if batch.ports.is_empty() {
+            return Ok(Applied::default());
+        }
+        Ok(self.backend.apply(batch)?)
+    }
+
+    /// Brings the ports of a batch back to what the stores say, because the change could not be stored.
+    fn take_back(&self, stores: &Stores, batch: &Batch, error: Error) -> Error {
+        let filters = stores.filter_map();
+        let mut old = Batch::default();
+        for port in batch.ports.keys() {
+            match stores.bindings.get(port.as_str()).map(|binding| instantiate(&filters, binding)) {
+                Some(Ok(ruleset)) => old.filter(port.clone(), Arc::new(ruleset)),
+                Some(Err(_)) => old.filter(port.clone(), Arc::new(Ruleset::drop_all())),
+                None => old.remove(port.clone()),
+            }
+        }
+        if let Err(failed) = self.backend.apply(&old) {
+            log::error!("taking back what could not be stored: {failed}");
+        }
+        error
+    }
+}
+
+impl Stores {
+    fn refresh(&mut self) -> Result<(), Error> {
+        self.filters.refresh()?;
+        self.bindings.refresh()
+    }
+
+    /// The filters that names refer to: those of the store, then the stock filters.
+    fn filter_map(&self) -> FilterMap {
+        let mut filters = stock_filters().clone();
+        filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
+        filters
+    }
+
+    /// The bindings whose ports need a filter.
+    fn users<'a>(&'a self, filters: &FilterMap, name: &FilterName) -> impl Iterator<Item = &'a Binding> {
+        let mut needed = BTreeMap::new();
+        for binding in self.bindings.documents() {
+            needed
+                .entry(binding.filter.clone())
+                .or_insert_with(|| reachable(filters, &binding.filter).contains(name));
+        }
+        let bindings = self.bindings.documents().map(Arc::as_ref);
+        bindings.filter(move |binding| needed.get(&binding.filter) == Some(&true))
+    }
+}
+
+fn rules_error(binding: &Binding, source: RulesError) -> Error {
+    Error::Rules { port: binding.port.clone(), filter: binding.filter.clone(), source: Box::new(source) }
+}
+
+/// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.
+fn settle_uuid(stores: &Stores, filter: &Filter, old: Option<Uuid>) -> Result<Uuid, Error> {
+    let Some(uuid) = filter.uuid else { return Ok(old.unwrap_or_else(Uuid::new_v4)) };
+    let conflict = |conflict| Err(Error::UuidConflict { name: filter.name.clone(), uuid, conflict });
+    match old {
+        Some(old) if old != uuid => return conflict(format!("the store has it with {old}")),
+        _ => (),
+    }
+    match stores.filters.documents().find(|other| other.uuid == Some(uuid) && other.name != filter.name) {
+        Some(other) => conflict(format!("that is the one of '{}'", other.name)),
+        None => Ok(uuid),
+    }
+}
+
+fn stored_filter(filter: &Filter) -> String {
+    format!("<!-- Written by nwfilter. To change it: nwfilterctl define FILE -->\n\n{}", write_filter(filter))
+}
+
+fn stored_binding(binding: &Binding) -> String {
+    format!("<!-- Written by nwfilter. It is gone when the port is. -->\n\n{}", write_binding_status(binding))
+}

@@ -1,0 +1,86 @@
+//! Why an operation of the driver was refused. Whatever the reason: nothing was changed.
+
+use std::path::PathBuf;
+
+use nwfilter_rules::{ApplyError, RulesError};
+use nwfilter_xml::{Diagnostics, FilterName, PortDev, Uuid};
+
+/// Why an operation was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The document is not valid.
+    #[error(transparent)]
+    Invalid(#[from] Diagnostics),
+    /// No filter has that name, neither in the store nor among the stock filters.
+    #[error("no filter is named '{0}'")]
+    NoSuchFilter(String),
+    /// The filter is one of those the library embeds, and the store has none of its name.
+    #[error("'{0}' is a stock filter: it is not in the store and cannot be undefined")]
+    StockFilter(FilterName),
+    /// Ports use the filter, directly or through others.
+    #[error("filter '{name}' is in use by {}", list(ports))]
+    FilterInUse {
+        /// The filter.
+        name: FilterName,
+        /// The ports.
+        ports: Vec<PortDev>,
+    },
+    /// A filter's UUID and name do not belong together.
+    #[error("filter '{name}' has the UUID {uuid}, but {conflict}")]
+    UuidConflict {
+        /// The filter in the document.
+        name: FilterName,
+        /// Its UUID in the document.
+        uuid: Uuid,
+        /// What it conflicts with.
+        conflict: String,
+    },
+    /// A filter would include itself.
+    #[error("filter '{name}' cannot be defined")]
+    IncludesItself {
+        /// The filter.
+        name: FilterName,
+        /// The circle.
+        source: Box<RulesError>,
+    },
+    /// The port has no binding.
+    #[error("port '{0}' has no binding")]
+    NoSuchBinding(String),
+    /// The port has a binding already.
+    #[error("port '{0}' has a binding already: delete it first")]
+    BindingExists(PortDev),
+    /// There is no such network interface.
+    #[error("there is no network interface '{0}' on this host")]
+    NoSuchPort(PortDev),
+    /// A filter does not make rules for a port.
+    #[error("port '{port}' cannot be filtered by '{filter}'")]
+    Rules {
+        /// The port.
+        port: PortDev,
+        /// The filter of its binding.
+        filter: FilterName,
+        /// Why not.
+        source: Box<RulesError>,
+    },
+    /// The kernel, or a tool that talks to it, refused.
+    #[error("the rules were not applied")]
+    Apply(#[from] ApplyError),
+    /// A file or directory could not be read or written.
+    #[error("{}", path.display())]
+    Store {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn list(ports: &[PortDev]) -> String {
+    const SHOWN: usize = 5;
+    let mut named: Vec<_> = ports.iter().take(SHOWN).map(ToString::to_string).collect();
+    if ports.len() > SHOWN {
+        named.push(format!("{} more", ports.len() - SHOWN));
+    }
+    named.join(", ")
+}

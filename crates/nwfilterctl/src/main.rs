@@ -1,0 +1,211 @@
+//! `nwfilterctl`: the verbs of `virsh nwfilter-*`, and more, over the driver library.
+
+mod check;
+mod output;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
+use nwfilter::{Applied, Config, Driver, Settings, Xtables};
+
+use crate::output::{print_bindings, print_differences, print_filters};
+
+/// Filters the traffic of guests as libvirt's nwfilter documents say.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    /// The filter store
+    #[arg(long, value_name = "DIR", global = true, default_value = "/etc/nwfilter")]
+    config_dir: PathBuf,
+    /// The binding store
+    #[arg(long, value_name = "DIR", global = true, default_value = "/run/nwfilter")]
+    state_dir: PathBuf,
+    /// What enforces the rules
+    #[arg(long, global = true, default_value = "xtables")]
+    backend: BackendName,
+    /// Refuse IP rules where bridge-nf-call-iptables is off, instead of switching it on
+    #[arg(long, global = true)]
+    keep_bridge_nf: bool,
+    /// Give no connection a conntrack helper
+    #[arg(long, global = true)]
+    no_helpers: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackendName {
+    Xtables,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Put a filter into the store, in place of one of its name; ports that use it are updated
+    Define { file: PathBuf },
+    /// Take a filter out of the store
+    Undefine { name: String },
+    /// List the filters of the store and the stock filters
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a filter in canonical form
+    Dumpxml { name: String },
+    /// Filter a port
+    BindingCreate { file: PathBuf },
+    /// Stop filtering a port
+    BindingDelete { port: String },
+    /// List the ports that are filtered
+    BindingList {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a port's binding in canonical form
+    BindingDumpxml { port: String },
+    /// Read documents and show every problem in them; directories are searched for *.xml
+    Check {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Count warnings (what libvirt ignores or replaces) as errors
+        #[arg(long)]
+        strict: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a filter or binding in canonical form, as virsh nwfilter-dumpxml does
+    Fmt { file: PathBuf },
+    /// Print the rules a binding means, without touching the kernel
+    Render {
+        /// The binding
+        #[arg(long, value_name = "FILE")]
+        binding: PathBuf,
+        /// The restore tools' input, or the typed ruleset
+        #[arg(long, default_value = "restore")]
+        format: RenderFormat,
+    },
+    /// Compare the kernel with what the bindings ask for; exit 1 if they differ
+    Diff {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the kernel to what the bindings ask for
+    Reload,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RenderFormat {
+    Restore,
+    Json,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format_timestamp(None)
+        .format_target(false)
+        .init();
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join("\n  because: "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.verb {
+        Verb::Check { files, strict, json } => return check::check(&files, strict, json),
+        Verb::Fmt { file } => return fmt(&file),
+        _ => (),
+    }
+    let settings =
+        Settings { enable_bridge_filtering: !cli.keep_bridge_nf, conntrack_helpers: !cli.no_helpers };
+    let BackendName::Xtables = cli.backend;
+    let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
+    let driver = Driver::open(config, Xtables::new(settings)).context("cannot open the stores")?;
+    match cli.verb {
+        Verb::Check { .. } | Verb::Fmt { .. } => (),
+        Verb::Define { file } => {
+            let (filter, applied) = driver.define_filter(&shown(&file), &read(&file)?)?;
+            warn(&applied);
+            let ports = applied.changed.len();
+            let updated = if ports > 0 { format!(", {ports} ports updated") } else { String::new() };
+            println!("Network filter {} defined from {}{updated}", filter.name, file.display());
+        }
+        Verb::Undefine { name } => {
+            driver.undefine_filter(&name)?;
+            println!("Network filter {name} undefined");
+        }
+        Verb::List { json } => print_filters(&driver, json)?,
+        Verb::Dumpxml { name } => print!("{}", write_filter(&*driver.filter(&name)?)),
+        Verb::BindingCreate { file } => {
+            let binding = read_binding(&shown(&file), &read(&file)?).into_result()?;
+            let port = binding.port.clone();
+            warn(&driver.create_binding(binding)?);
+            println!("Network filter binding on {port} created from {}", file.display());
+        }
+        Verb::BindingDelete { port } => {
+            driver.delete_binding(&port)?;
+            println!("Network filter binding on {port} deleted");
+        }
+        Verb::BindingList { json } => print_bindings(&driver, json)?,
+        Verb::BindingDumpxml { port } => print!("{}", write_binding(&*driver.binding(&port)?)),
+        Verb::Render { binding, format } => {
+            let binding = read_binding(&shown(&binding), &read(&binding)?).into_result()?;
+            let ruleset = driver.ruleset(&binding)?;
+            match format {
+                RenderFormat::Restore => print!("{}", nwfilter::restore_text(&binding.port, &ruleset)),
+                RenderFormat::Json => println!("{}", serde_json::to_string_pretty(&ruleset)?),
+            }
+        }
+        Verb::Diff { json } => {
+            let differences = driver.diff()?;
+            print_differences(&differences, json)?;
+            return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Reload => {
+            let applied = driver.reload()?;
+            warn(&applied);
+            println!("{} ports brought back, {} in all", applied.changed.len(), driver.bindings()?.len());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fmt(file: &Path) -> Result<ExitCode> {
+    let (text, document) = (read(file)?, shown(file));
+    let filter = read_filter(&document, &text);
+    let canonical = match filter.value {
+        Some(filter) => write_filter(&filter),
+        None => match read_binding(&document, &text).value {
+            Some(binding) => write_binding(&binding),
+            None => bail!(filter.diagnostics),
+        },
+    };
+    print!("{canonical}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn warn(applied: &Applied) {
+    for warning in &applied.warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+fn shown(file: &Path) -> String {
+    file.display().to_string()
+}
+
+fn read(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", file.display()))
+}

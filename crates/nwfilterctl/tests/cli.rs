@@ -1,0 +1,236 @@
+//! The command line as scripts use it: outputs, exit codes, and errors that name the place.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nwfilter_testlab::{Host, Need, Tap, skip_unless};
+use tempfile::TempDir;
+
+/// Stores of its own, and files to work with.
+struct Cli {
+    dir: TempDir,
+}
+
+impl Cli {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn with(&self, command: Command, args: &[&str]) -> Output {
+        let mut command = command;
+        command.current_dir(self.dir.path()).args(["--config-dir", "etc", "--state-dir", "run"]);
+        command.args(args).env_remove("RUST_LOG").output().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.with(Command::new(env!("CARGO_BIN_EXE_nwfilterctl")), args)
+    }
+
+    fn run_on(&self, host: &Host, args: &[&str]) -> Output {
+        self.with(host.command(env!("CARGO_BIN_EXE_nwfilterctl")), args)
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "stdout: {}", String::from_utf8_lossy(&output.stdout));
+    stderr(output)
+}
+
+const FILTER: &str = "<filter name='ssh'>
+  <filterref filter='clean-traffic'/>
+  <rule action='accept' direction='in'><tcp dstportstart='0x16'/></rule>
+</filter>
+";
+
+const BINDING: &str = "<filterbinding>
+  <owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+  <portdev name='tap0'/>
+  <mac address='52:54:00:7b:35:93'/>
+  <filterref filter='ssh'><parameter name='IP' value='10.0.0.2'/></filterref>
+</filterbinding>
+";
+
+#[test]
+fn filters_are_defined_listed_shown_and_undefined() {
+    let cli = Cli::new();
+    cli.file("ssh.xml", FILTER);
+    assert_eq!(stdout(&cli.run(&["define", "ssh.xml"])), "Network filter ssh defined from ssh.xml\n");
+    let shown = stdout(&cli.run(&["dumpxml", "ssh"]));
+    assert!(shown.starts_with("<filter name='ssh' chain='root'>\n  <uuid>"), "{shown}");
+    assert!(shown.contains("    <tcp dstportstart='0x16'/>\n"), "{shown}");
+    let listed = stdout(&cli.run(&["list"]));
+    assert!(listed.lines().any(|line| line.contains("store") && line.ends_with("ssh")), "{listed}");
+    assert!(listed.lines().any(|line| line.contains("stock") && line.ends_with("clean-traffic")), "{listed}");
+    let json: serde_json::Value = serde_json::from_str(&stdout(&cli.run(&["list", "--json"]))).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 25);
+    assert_eq!(stdout(&cli.run(&["undefine", "ssh"])), "Network filter ssh undefined\n");
+    assert_eq!(refused(&cli.run(&["dumpxml", "ssh"])), "error: no filter is named 'ssh'\n");
+    assert!(refused(&cli.run(&["undefine", "clean-traffic"])).contains("stock filter"));
+}
+
+#[test]
+fn a_port_is_bound_listed_shown_and_released() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _tap: Tap = host.tap("tap0").unwrap();
+    cli.file("ssh.xml", FILTER);
+    cli.file("b.xml", BINDING);
+    stdout(&cli.run_on(&host, &["define", "ssh.xml"]));
+    let created = stdout(&cli.run_on(&host, &["binding-create", "b.xml"]));
+    assert_eq!(created, "Network filter binding on tap0 created from b.xml\n");
+    assert!(refused(&cli.run_on(&host, &["binding-create", "b.xml"])).contains("has a binding already"));
+    assert!(stdout(&cli.run(&["binding-list"])).contains("tap0"));
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&cli.run(&["binding-list", "--json"]))).unwrap();
+    assert_eq!(json[0]["filter"], "ssh");
+    let shown = stdout(&cli.run(&["binding-dumpxml", "tap0"]));
+    assert!(shown.contains("<parameter name='MAC' value='52:54:00:7b:35:93'/>"), "{shown}");
+    assert_eq!(stdout(&cli.run_on(&host, &["diff"])), "0 differences\n");
+    let updated = stdout(&cli.run_on(
+        &host,
+        &["define", &cli.file("ssh2.xml", &FILTER.replace("0x16", "80")).display().to_string()],
+    ));
+    assert!(updated.trim_end().ends_with("1 ports updated"), "{updated}");
+    host.run(&["ebtables", "-t", "nat", "-F", "libvirt-I-tap0"]).unwrap();
+    assert_eq!(cli.run_on(&host, &["diff"]).status.code(), Some(1));
+    assert_eq!(stdout(&cli.run_on(&host, &["reload"])), "1 ports brought back, 1 in all\n");
+    stdout(&cli.run_on(&host, &["diff"]));
+    stdout(&cli.run_on(&host, &["binding-delete", "tap0"]));
+    assert!(host.saved().unwrap().port("tap0").is_empty());
+}
+
+#[test]
+fn bad_documents_are_refused_with_file_line_and_column() {
+    let cli = Cli::new();
+    for (text, expected) in [
+        ("<filter name='f'>\n  <rule></filter>", "bad.xml:2:"),
+        (
+            "<filter name='f'>\n  <rule action='acept' direction='in'/>\n</filter>",
+            "bad.xml:2:17: error: unknown action 'acept'",
+        ),
+        (
+            "<filter name='f'>\n  <rule action='accept'/>\n</filter>",
+            "bad.xml:2:3: error: <rule> has no attribute 'direction'",
+        ),
+        ("<filter/>", "bad.xml:1:1: error: <filter> has no attribute 'name'"),
+        ("<filter name='../x'/>", "bad.xml:1:15: error: '../x' cannot be a filter name"),
+        ("<filter name='a&#9;b'/>", "bad.xml:1:15: error: 'a\\tb' cannot be a filter name"),
+    ] {
+        cli.file("bad.xml", text);
+        let message = refused(&cli.run(&["define", "bad.xml"]));
+        assert!(message.starts_with("error: ") && message.contains(expected), "{message}");
+        refused(&cli.run(&["check", "bad.xml"]));
+    }
+    let without_mac = BINDING.replace("  <mac address='52:54:00:7b:35:93'/>\n", "");
+    cli.file("bad.xml", &without_mac);
+    let message = refused(&cli.run(&["binding-create", "bad.xml"]));
+    assert!(message.contains("bad.xml:1:1: error: the binding has no <mac address=…>"), "{message}");
+    assert!(refused(&cli.run(&["define", "nosuch.xml"])).contains("cannot read nosuch.xml"));
+    assert!(!cli.dir.path().join("etc").exists(), "nothing was changed");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let cli = Cli::new();
+    assert_eq!(cli.run(&["defin"]).status.code(), Some(2));
+    assert_eq!(cli.run(&["define"]).status.code(), Some(2));
+}
+
+#[test]
+fn check_finds_every_mistake_in_a_directory() {
+    let cli = Cli::new();
+    for number in 0..100 {
+        let text = match number {
+            7 => FILTER.replace("accept", "accpt"),
+            42 => FILTER.replace("0x16", "0x16x"),
+            99 => FILTER.replace("</rule>", ""),
+            _ => FILTER.to_owned(),
+        };
+        cli.file(&format!("filters/{number:03}.xml"), &text);
+    }
+    let message = refused(&cli.run(&["check", "filters"]));
+    for file in ["filters/007.xml:3:", "filters/042.xml:3:", "filters/099.xml:"] {
+        assert!(message.contains(file), "{message}");
+    }
+    let output = cli.run(&["check", "filters", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let files: std::collections::BTreeSet<_> =
+        json.as_array().unwrap().iter().map(|problem| problem["file"].as_str().unwrap()).collect();
+    assert_eq!(
+        files.into_iter().collect::<Vec<_>>(),
+        ["filters/007.xml", "filters/042.xml", "filters/099.xml"]
+    );
+    stdout(&cli.run(&["check", "filters/000.xml"]));
+}
+
+#[test]
+fn warnings_fail_a_strict_check_only() {
+    let cli = Cli::new();
+    cli.file("f.xml", &FILTER.replace("direction='in'", "direction='in' priority='9999'"));
+    stdout(&cli.run(&["check", "f.xml"]));
+    assert!(refused(&cli.run(&["check", "--strict", "f.xml"])).contains("priority is 500"));
+}
+
+#[test]
+fn fmt_prints_the_canonical_form_of_filters_and_bindings() {
+    let cli = Cli::new();
+    let filter = stdout(&cli.run(&["fmt", cli.file("f.xml", FILTER).to_str().unwrap()]));
+    assert_eq!(
+        filter,
+        "<filter name='ssh' chain='root'>
+  <filterref filter='clean-traffic'/>
+  <rule action='accept' direction='in' priority='500'>
+    <tcp dstportstart='0x16'/>
+  </rule>
+</filter>
+"
+    );
+    let binding = stdout(&cli.run(&["fmt", cli.file("b.xml", BINDING).to_str().unwrap()]));
+    assert!(
+        binding.contains("  <filterref filter='ssh'>\n    <parameter name='IP' value='10.0.0.2'/>\n"),
+        "{binding}"
+    );
+}
+
+#[test]
+fn render_shows_the_rules_without_a_kernel() {
+    let cli = Cli::new();
+    cli.file("ssh.xml", FILTER);
+    cli.file("b.xml", BINDING);
+    stdout(&cli.run(&["define", "ssh.xml"]));
+    let text = stdout(&cli.run(&["render", "--binding", "b.xml"]));
+    assert!(text.contains("-A FO-tap0 -p tcp -m tcp --dport 22 "), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&cli.run(&["render", "--binding", "b.xml", "--format", "json"])))
+            .unwrap();
+    assert!(json["ipv4"]["to_guest"][0]["origin"].as_str().unwrap().starts_with("ssh:"), "{json:#}");
+}
+
+#[test]
+fn the_seed_and_stock_fixtures_pass_a_strict_check() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xml-fixtures");
+    let cli = Cli::new();
+    for directory in ["seed", "stock"] {
+        stdout(&cli.run(&["check", "--strict", fixtures.join(directory).to_str().unwrap()]));
+    }
+}

@@ -1,0 +1,146 @@
+//! `cargo xtask demo`: the main job, on this machine, in namespaces that are gone afterwards.
+
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Uid;
+use nwfilter::xml::{Binding, read_binding};
+use nwfilter::{Config, Driver, Xtables, restore_text};
+use nwfilter_testlab::Host;
+use nwfilter_testlab::seed::{Check, SeedLab};
+
+use crate::packages::{DEMO, ensure_installed};
+
+const FILTER: (&str, &str) = ("ftp-by-port", include_str!("../../xml-fixtures/seed/ftp-by-port.xml"));
+
+/// What ends the demonstration early.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Runs the demonstration; exit code 0 only if everything was as the manual promises.
+pub(crate) fn run() -> Result<ExitCode> {
+    ensure!(
+        Uid::effective().is_root(),
+        "network namespaces need root: run `sudo -E env PATH=$PATH cargo xtask demo`"
+    );
+    ensure_installed(&[DEMO])?;
+    let signals: SigSet = SIGNALS.into_iter().collect();
+    // Blocked in every thread made from here on, so that they come to `wait` alone.
+    signals.thread_block().context("cannot block signals")?;
+    let files = tempfile::tempdir()?;
+    ensure!(
+        tempfile::env::override_temp_dir(files.path()).is_ok(),
+        "another part set the temporary directory"
+    );
+    let (sender, ended) = mpsc::channel();
+    let finished = sender.clone();
+    thread::spawn(move || finished.send(Some(demonstrate())));
+    thread::spawn(move || signals.wait().map(|_| sender.send(None)));
+    match ended.recv().context("the demonstration broke off")? {
+        Some(outcome) => outcome,
+        None => {
+            nwfilter_testlab::remove_all();
+            files.close()?;
+            println!("\ninterrupted; everything that was made is removed");
+            // 128 and the number of the signal, as shells have it.
+            Ok(ExitCode::from(130))
+        }
+    }
+}
+
+fn demonstrate() -> Result<ExitCode> {
+    let (name, filter) = FILTER;
+    println!("building a host: a bridge, a guest that serves FTP, HTTP and SSH, a client outside");
+    let lab = SeedLab::new()?;
+    let dir = tempfile::tempdir()?;
+    let config = Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+    let driver = Driver::open(config, Xtables::default())?;
+    println!("defining the filter '{name}' of the libvirt manual");
+    driver.define_filter(name, filter)?;
+    let bindings = SeedLab::PORTS.map(|port| read_binding(port, &lab.binding(port, name)).into_result());
+    let mut attach = Duration::MAX;
+    for binding in bindings {
+        let binding = binding?;
+        println!("attaching it to the port {} of the guest '{}'", binding.port, binding.owner.name);
+        let (took, applied) = lab.host().enter(|| {
+            let start = Instant::now();
+            driver.create_binding(binding).map(|applied| (start.elapsed(), applied))
+        })?;
+        applied.warnings.iter().for_each(|warning| println!("  warning: {warning}"));
+        println!("  {} transactions in {took:.1?}", applied.commits);
+        attach = attach.min(took);
+    }
+    println!("trying what gets through");
+    let checks = lab.checks(|check| println!("  {} … {}", check.what, check.seen))?;
+    println!("attaching the same rules with one process a rule, for comparison");
+    let binding = driver.binding(SeedLab::PORTS[0])?;
+    let (rules, slow) = one_process_a_rule(&restore_text(&binding.port, &driver.ruleset(&binding)?))?;
+    lab.host().enter(|| {
+        SeedLab::PORTS
+            .map(|port| driver.delete_binding(port).map(drop))
+            .into_iter()
+            .collect::<Result<(), _>>()
+    })?;
+    let trace = traces(lab.host(), &binding)?;
+    print_table(&checks);
+    let ratio = slow.as_secs_f64() / attach.as_secs_f64();
+    println!("attach time        {attach:.1?}");
+    println!("one process a rule {slow:.1?}   ({rules} processes, {ratio:.0} times as long)");
+    println!(
+        "left in the kernel after detaching: {}",
+        if trace { "something of the port" } else { "nothing of the ports" }
+    );
+    let broken = checks.iter().filter(|check| !check.holds()).count();
+    if broken == 0 && !trace {
+        println!("everything is as the manual promises");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{broken} of {} are not as the manual promises", checks.len());
+    Ok(ExitCode::FAILURE)
+}
+
+/// Whether a rule or chain of a port is left.
+fn traces(host: &Host, binding: &Binding) -> Result<bool> {
+    let port = binding.port.as_str();
+    let raw = host.run(&["iptables-save", "-t", "raw"])?;
+    Ok(!host.saved()?.port(port).is_empty() || raw.contains(&format!("CT-{port}")))
+}
+
+/// Makes the rules of a restore text in a namespace of their own, the way that needs no restore tool; how many
+/// processes that were and how long they took.
+fn one_process_a_rule(text: &str) -> Result<(usize, Duration)> {
+    let host = Host::new()?;
+    let mut commands: Vec<Vec<&str>> = Vec::new();
+    let (mut tool, mut table) = ("", "");
+    for line in text.lines() {
+        if let Some(restore) = line.strip_prefix("# ") {
+            tool = restore.split_once("-restore").map_or("", |(tool, _)| tool);
+        } else if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(chain) = line.strip_prefix(':') {
+            let chain = chain.split(' ').next().unwrap_or(chain);
+            commands.push(vec![tool, "-t", table, "-N", chain]);
+        } else if line.starts_with('-') {
+            commands.push([tool, "-t", table].into_iter().chain(line.split(' ')).collect());
+        }
+    }
+    let start = Instant::now();
+    for command in &commands {
+        host.run(command).with_context(|| command.join(" "))?;
+    }
+    Ok((commands.len(), start.elapsed()))
+}
+
+fn print_table(checks: &[Check]) {
+    let width = checks.iter().map(|check| check.what.len()).max().unwrap_or(0);
+    println!("\n{:width$}   expected   seen", "what was tried");
+    println!("{}", "-".repeat(width + 23));
+    for Check { what, expected, seen } in checks {
+        let mark = if expected == seen { "" } else { "   <- not as promised" };
+        println!("{what:width$}   {expected:8}   {seen:8}{mark}");
+    }
+    println!();
+}

@@ -1,0 +1,37 @@
+//! `cargo xtask test`: format, lints, and every test, with nothing skipped where all of them can run.
+
+use std::env;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use nix::unistd::Uid;
+
+use crate::packages::{DEMO, TEST, ensure_installed};
+
+/// Runs all checks; the tests come last, so that their summary does.
+pub(crate) fn run() -> Result<ExitCode> {
+    ensure_installed(&[DEMO, TEST])?;
+    let root = Uid::effective().is_root();
+    if !root {
+        println!("not root: tests that need namespaces say that they are skipped");
+    }
+    let checks: [&[&str]; 4] = [
+        &["fmt", "--all", "--check"],
+        &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        // Tests load the module and run the command line from where cargo puts them.
+        &["build", "--workspace", "--quiet"],
+        &["test", "--workspace", "--no-fail-fast"],
+    ];
+    for arguments in checks {
+        println!("cargo {}", arguments.join(" "));
+        let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+        if root {
+            cargo.env("NWFILTER_NO_SKIP", "1");
+        }
+        let status = cargo.args(arguments).status().context("cannot run cargo")?;
+        if !status.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
