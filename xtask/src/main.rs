@@ -1,9 +1,12 @@
 //! `cargo xtask`: the automation of this workspace. Each task installs what it needs.
 
+mod compare;
 mod demo;
+mod install_module;
 mod packages;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -21,17 +24,58 @@ struct Cli {
 enum Task {
     /// Filter a guest that serves FTP, and show what passes and what is dropped
     Demo,
+    /// Measure libvirtd and this driver on the same jobs, and write docs/performance.md
+    Compare {
+        /// How many ports
+        #[arg(long, default_value_t = 60)]
+        ports: usize,
+    },
+    /// Compare the rules of generated filter trees with those of a live libvirtd; show a failing tree as small as it gets
+    Conformance {
+        /// Which trees; the same number makes the same ones
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many
+        #[arg(long, default_value_t = 200)]
+        count: usize,
+    },
+    /// Put the driver module in the place of libvirt's, which is kept
+    InstallModule {
+        /// The driver directory, where it is not the distribution's
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Put libvirt's module back
+    UninstallModule {
+        /// The driver directory, where it is not the distribution's
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Check format and lints, and run every test
     Test,
 }
 
 fn main() -> ExitCode {
     let outcome: Result<ExitCode> = match Cli::parse().task {
+        Task::Compare { ports } => compare::run(ports),
+        Task::Conformance { seed, count } => conformance(seed, count),
         Task::Demo => demo::run(),
+        Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
+        Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
         Task::Test => test::run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Two daemons at a time: one costs a core most of the time.
+const ORACLES: usize = 2;
+
+fn conformance(seed: u64, count: usize) -> Result<ExitCode> {
+    packages::ensure_installed(&[packages::DEMO, packages::TEST])?;
+    let report = nwfilter_testlab::conformance::run(seed, count, ORACLES, |line| eprintln!("{line}"))?;
+    println!("{report}");
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

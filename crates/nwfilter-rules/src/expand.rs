@@ -126,12 +126,19 @@ impl<'a, F: Filters> Expansion<'a, F> {
 pub(crate) struct Fields<'a> {
     pub(crate) origin: &'a Origin,
     matches: Option<&'a Matches>,
+    /// A bit for each field that the rule asks for: lowering asks for all fields there are, and a rule has few.
+    present: u128,
     combination: &'a Combination<'a>,
 }
 
 impl Fields<'_> {
     /// The value of a field and whether it is negated; `None` if the rule does not ask for the field.
+    #[inline]
     pub(crate) fn get(&self, field: Field) -> Result<Option<(Literal, bool)>, RulesError> {
+        if self.present & bit(field) == 0 { Ok(None) } else { self.value(field) }
+    }
+
+    fn value(&self, field: Field) -> Result<Option<(Literal, bool)>, RulesError> {
         let Some(item) = self.matches.and_then(|matches| matches.get(field)) else { return Ok(None) };
         let literal = match &item.value {
             Value::Literal(literal) => literal.clone(),
@@ -155,6 +162,11 @@ impl Fields<'_> {
     }
 }
 
+fn bit(field: Field) -> u128 {
+    const { assert!((Field::Comment as u8) < 128) };
+    1 << field as u8
+}
+
 /// Calls `each` with every combination of values of the rule's variables.
 pub(crate) fn for_each_combination(
     scoped: &Scoped<'_>,
@@ -162,12 +174,11 @@ pub(crate) fn for_each_combination(
 ) -> Result<(), RulesError> {
     let variables = scoped.rule.variables();
     let mut combination = Combination::first(variables, &scoped.params, &scoped.origin)?;
+    let matches = scoped.rule.matches.as_ref();
+    let items = matches.iter().flat_map(|matches| &matches.items);
+    let present = items.fold(0, |present, item| present | bit(item.attribute.field));
     loop {
-        let fields = Fields {
-            origin: &scoped.origin,
-            matches: scoped.rule.matches.as_ref(),
-            combination: &combination,
-        };
+        let fields = Fields { origin: &scoped.origin, matches, present, combination: &combination };
         each(&fields)?;
         if !combination.advance() {
             return Ok(());
@@ -241,10 +252,16 @@ impl SideBuilder {
             return;
         }
         let (priority, position) = (scoped.chain_priority, scoped.position);
-        let new = ChainBuilder { priority, first_position: position, rules: Vec::new() };
-        let chain = self.chains.entry(scoped.chain.clone()).or_insert(new);
-        chain.priority = priority;
-        chain.first_position = chain.first_position.min(position);
+        match self.chains.get_mut(scoped.chain) {
+            Some(chain) => {
+                chain.priority = priority;
+                chain.first_position = chain.first_position.min(position);
+            }
+            None => {
+                let new = ChainBuilder { priority, first_position: position, rules: Vec::new() };
+                self.chains.insert(scoped.chain.clone(), new);
+            }
+        }
     }
 
     fn push(&mut self, scoped: &Scoped<'_>, rule: Rule) {

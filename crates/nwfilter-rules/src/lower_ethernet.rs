@@ -4,11 +4,14 @@ use nwfilter_xml::{Action, Field, Literal, MacAddr, Protocol, Rule as XmlRule};
 
 use crate::error::RulesError;
 use crate::expand::Fields;
-use crate::lower_ip::{address, port_range};
+use crate::lower_ip::{address, filled_port_range};
 use crate::ruleset::{Match, Rule, StpRange, Test, Verdict};
 
 /// Where bridges send spanning-tree frames (IEEE 802.1D, "bridge group address").
 const BRIDGE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
+
+/// No frame may have this VLAN number (IEEE 802.1Q).
+const RESERVED_VLAN: u32 = 4095;
 
 /// ICMPv6 as an IP protocol.
 const ICMPV6: u8 = 58;
@@ -116,6 +119,9 @@ impl Builder<'_, '_> {
     }
 
     fn vlan(&mut self) -> Result<(), RulesError> {
+        if self.optional_number(Field::VlanId)? == Some(RESERVED_VLAN) {
+            return Err(self.fields.inexpressible("VLAN 4095 is reserved and cannot be matched"));
+        }
         self.push(Test::EtherType(0x8100), false);
         self.number(Field::VlanId, |n| Test::VlanId(narrow(n)))?;
         self.number(Field::VlanEncap, |n| Test::VlanEncap(narrow(n)))
@@ -218,7 +224,7 @@ impl Builder<'_, '_> {
         for (start, end, test) in
             [(Field::SrcPortStart, Field::SrcPortEnd, src), (Field::DstPortStart, Field::DstPortEnd, dst)]
         {
-            let Some((from, to, negated)) = port_range(self.fields, start, end)? else { continue };
+            let Some((from, to, negated)) = filled_port_range(self.fields, start, end)? else { continue };
             if negated_protocol {
                 let why = "ports cannot be matched together with a negated protocol: \
                            write the protocol in an element of its own without match='no'";

@@ -84,7 +84,7 @@ impl Line {
         let has_icmp_type = match matches.protocol {
             Protocol::Icmp | Protocol::Icmpv6 => line.icmp()?,
             _ => {
-                line.transport()?;
+                line.transport(matches.protocol)?;
                 false
             }
         };
@@ -176,9 +176,6 @@ impl LineBuilder<'_, '_> {
                 self.push(address_test(addr, prefix), negated);
             } else if let Some((from, negated)) = ip(self.fields, from)? {
                 let to = ip(self.fields, to)?.map_or(from, |(to, _)| to);
-                if to < from {
-                    return Err(self.fields.inexpressible(format!("the range {from} to {to} is empty")));
-                }
                 self.push(range_test(from, to), negated);
             }
         }
@@ -192,18 +189,22 @@ impl LineBuilder<'_, '_> {
         Ok(())
     }
 
-    /// Flags, ports and options of TCP, ports of the others.
-    fn transport(&mut self) -> Result<(), RulesError> {
+    /// Flags, ports and options of TCP, ports of the others. Of UDP the kernel takes empty ranges too.
+    fn transport(&mut self, protocol: Protocol) -> Result<(), RulesError> {
         if let Some((Literal::TcpFlags { mask, set }, negated)) = self.fields.get(Field::TcpFlags)? {
             self.push(Test::TcpFlags { mask, set }, negated);
         }
         let src: fn(_, _) -> Test = |from, to| Test::SrcPort { from, to };
         let dst: fn(_, _) -> Test = |from, to| Test::DstPort { from, to };
         let (src, dst) = self.pair(src, dst);
+        let read_range = match protocol {
+            Protocol::Udp | Protocol::UdpOn6 => port_range,
+            _ => filled_port_range,
+        };
         for (start, end, test) in
             [(Field::SrcPortStart, Field::SrcPortEnd, src), (Field::DstPortStart, Field::DstPortEnd, dst)]
         {
-            if let Some((from, to, negated)) = port_range(self.fields, start, end)? {
+            if let Some((from, to, negated)) = read_range(self.fields, start, end)? {
                 self.push(test(from, to), negated);
             }
         }
@@ -272,12 +273,14 @@ pub(crate) fn address(
         _ => None,
     };
     if negated && prefix == Some(0) {
-        return Err(fields.inexpressible("not in the network of all addresses: this rule can match nothing"));
+        return Err(fields
+            .inexpressible("match='no' with a mask of 0 leaves no address: this rule could match nothing"));
     }
     Ok(Some((addr, prefix, negated)))
 }
 
-/// A port or a range of ports; an end without a start is nothing.
+/// A port or a range of ports; an end without a start is nothing. A range whose end is before its start matches no
+/// port.
 pub(crate) fn port_range(
     fields: &Fields<'_>,
     start: Field,
@@ -288,14 +291,25 @@ pub(crate) fn port_range(
         Some((Literal::U16(end), _)) => Some(end.value),
         _ => None,
     };
-    if let Some(end) = end
-        && start.value > end
-    {
-        let why = format!("the range of ports {} to {end} is empty", start.value);
-        return Err(fields.inexpressible(why));
-    }
     if negated && (start.value, end) == (0, Some(u16::MAX)) {
-        return Err(fields.inexpressible("none of all ports: this rule can match nothing"));
+        return Err(fields.inexpressible(
+            "match='no' with the ports 0 to 65535 leaves none: this rule could match nothing",
+        ));
     }
     Ok(Some((start.value, end, negated)))
+}
+
+/// Like [`port_range`], but refuses a range that matches no port: where the kernel does.
+pub(crate) fn filled_port_range(
+    fields: &Fields<'_>,
+    start: Field,
+    end: Field,
+) -> Result<Option<(u16, Option<u16>, bool)>, RulesError> {
+    let range = port_range(fields, start, end)?;
+    match range {
+        Some((from, Some(to), _)) if from > to => {
+            Err(fields.inexpressible(format!("the range of ports {from} to {to} is empty")))
+        }
+        _ => Ok(range),
+    }
 }

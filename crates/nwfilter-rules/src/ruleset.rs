@@ -174,6 +174,7 @@ pub enum Test {
     StpRange {
         field: StpRange,
         from: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
         to: Option<u32>,
     },
     StpRootAddress {
@@ -205,10 +206,12 @@ pub enum Test {
     /// An address, or a network where a prefix length is given.
     SrcIp {
         addr: IpAddr,
+        #[serde(skip_serializing_if = "Option::is_none")]
         prefix: Option<u8>,
     },
     DstIp {
         addr: IpAddr,
+        #[serde(skip_serializing_if = "Option::is_none")]
         prefix: Option<u8>,
     },
     SrcIpRange {
@@ -222,16 +225,19 @@ pub enum Test {
     IpProtocol(u8),
     SrcPort {
         from: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
         to: Option<u16>,
     },
     DstPort {
         from: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
         to: Option<u16>,
     },
     Dscp(u8),
     /// An ICMP or ICMPv6 type, and a code where one is asked for.
     Icmp {
         kind: u8,
+        #[serde(skip_serializing_if = "Option::is_none")]
         code: Option<u8>,
     },
     /// Ranges of ICMPv6 types and codes, on the Ethernet layer.

@@ -19,6 +19,25 @@ struct Together<'a> {
     at: usize,
 }
 
+impl Together<'_> {
+    fn skip_repeated(&mut self) {
+        let Self { lists, visited, .. } = self;
+        match &lists[..] {
+            _ if visited.len() < 2 => (),
+            [(_, values)] => {
+                let mut seen = HashSet::with_capacity(values.len());
+                visited.retain(|index| seen.insert(values.get(*index)));
+            }
+            lists => {
+                let mut seen = HashSet::new();
+                visited.retain(|index| {
+                    seen.insert(lists.iter().map(|(_, values)| values.get(*index)).collect::<Vec<_>>())
+                });
+            }
+        }
+    }
+}
+
 /// The variables of a rule at one combination of their values; starts at the first.
 pub(crate) struct Combination<'a> {
     iterators: Vec<Together<'a>>,
@@ -60,11 +79,7 @@ impl<'a> Combination<'a> {
                 }
             }
         }
-        for iterator in &mut iterators {
-            let Together { lists, visited, .. } = iterator;
-            let mut seen = HashSet::new();
-            visited.retain(|index| seen.insert(lists.iter().map(|(_, v)| v.get(*index)).collect::<Vec<_>>()));
-        }
+        iterators.iter_mut().for_each(Together::skip_repeated);
         Ok(Self { iterators })
     }
 

@@ -29,12 +29,16 @@
 //! }
 //! ```
 
+mod cases;
+pub mod conformance;
 pub mod frames;
+pub mod generate;
 mod guest;
 mod host;
 mod libvirtd;
 mod need;
 mod netns;
+mod pair;
 mod saved;
 pub mod seed;
 mod services;

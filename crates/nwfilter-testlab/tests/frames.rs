@@ -1,5 +1,7 @@
 //! The builders of frames, read by a parser that is not ours.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use anyhow::{Context, Result, bail};
 use etherparse::{IpNumber, NetHeaders, NetSlice, PacketHeaders, SlicedPacket, TransportSlice};
 use nwfilter_testlab::frames::{self, Arp, protocol, tcp_flags};

@@ -1,5 +1,7 @@
 //! Guests with an IP stack and the services in them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! A live libvirtd in a host.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 
 use anyhow::Result;

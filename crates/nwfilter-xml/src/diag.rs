@@ -35,8 +35,10 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
-    /// The line it is on.
+    /// The line it is on; of a very long one, the part around the place.
     pub line: String,
+    /// The column at which [`line`](Self::line) starts, 1 unless it is only a part.
+    pub line_from: u32,
 }
 
 /// All problems of one document, in document order.
@@ -46,6 +48,8 @@ pub struct Diagnostics {
     pub document: String,
     /// The problems.
     pub items: Vec<Diagnostic>,
+    /// How many more there are.
+    pub omitted: usize,
 }
 
 impl Diagnostics {
@@ -73,13 +77,16 @@ impl fmt::Display for Diagnostics {
                 write!(f, "\n  = help: {help}")?;
             }
         }
-        Ok(())
+        match self.omitted {
+            0 => Ok(()),
+            omitted => write!(f, "\n{}: {omitted} more problems are not shown", self.document),
+        }
     }
 }
 
 impl Diagnostic {
     fn write_excerpt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let column = (self.place.column as usize).saturating_sub(1);
+        let column = (self.place.column.saturating_sub(self.line_from)) as usize;
         let skipped = if column + 20 > SHOWN_WIDTH { column.saturating_sub(40) } else { 0 };
         // Tabs and control characters would move the caret or the terminal.
         let clean = |c: char| if c.is_control() { ' ' } else { c };
@@ -93,11 +100,17 @@ impl Diagnostic {
     }
 }
 
-/// Of `candidates` the one that `word` most likely was meant to be: at most a third of its characters differ.
+/// Of `candidates` the one that `word` most likely was meant to be: at most a third of its characters differ, or it
+/// is the beginning.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
-    let scored = candidates.into_iter().map(|c| (edit_distance(&word, &c.to_ascii_lowercase()), c));
     let limit = (word.len() / 3).max(1);
+    let distance = |candidate: &str| {
+        let candidate = candidate.to_ascii_lowercase();
+        let begins = word.len() > 2 && candidate.starts_with(&word);
+        if begins { limit } else { edit_distance(&word, &candidate) }
+    };
+    let scored = candidates.into_iter().map(|candidate| (distance(candidate), candidate));
     scored.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, c)| c)
 }
 

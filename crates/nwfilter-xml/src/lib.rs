@@ -1,7 +1,8 @@
 //! libvirt's nwfilter language as typed Rust values.
 //!
-//! This crate reads and writes `<filter>` and `<filterbinding>` documents. It accepts what libvirt accepts, says of
-//! every problem where it is and what was expected, and writes libvirt's canonical form byte for byte. It does no
+//! This crate reads and writes `<filter>` and `<filterbinding>` documents, and reads the `<interface>` elements of
+//! `<domain>` documents. It accepts what libvirt accepts, says of every problem where it is and what was expected, and
+//! writes libvirt's canonical form byte for byte. It does no
 //! I/O and knows nothing of what a rule means to the kernel; that is `nwfilter-rules`.
 //!
 //! ```
@@ -20,18 +21,28 @@
 
 mod binding;
 mod diag;
+mod domain;
+mod lint;
 mod model;
 mod names;
+mod nesting;
+mod problems;
 mod read;
+mod read_binding;
+mod read_domain;
+mod read_filter;
 pub mod schema;
 pub mod value;
 mod write;
 
 pub use binding::{Binding, Owner};
 pub use diag::{Diagnostic, Diagnostics, Severity};
+pub use domain::{Domain, Interface, METADATA_NAMESPACE, NoBinding};
 pub use model::{Action, Direction, Entry, Filter, Include, Item, Matches, Params, Place, Rule};
 pub use names::{ChainKind, ChainName, FilterName, MacAddr, PortDev, Priority, VarName};
-pub use read::{MAX_BYTES, Reading, read_binding, read_filter};
+pub use read::{
+    MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_VALUES, Reading, check, read_binding, read_domain, read_filter,
+};
 pub use schema::{Field, Layer, Protocol};
 pub use uuid::Uuid;
 pub use value::{Access, Kind, Literal, Value, VarRef};
@@ -48,6 +59,8 @@ pub struct Error {
 
 impl Error {
     pub(crate) fn name(what: &'static str, text: &str, why: &'static str) -> Self {
-        Self { what, text: text.to_owned(), why }
+        // What is wrong with a very long name shows at its start.
+        let text = text.chars().take(64).collect();
+        Self { what, text, why }
     }
 }

@@ -60,6 +60,9 @@ impl FromStr for FilterName {
             "." | ".." => Err(wrong("it is a directory")),
             _ if text.contains('/') => Err(wrong("it contains '/', and filters are stored under their name")),
             _ if text.chars().any(char::is_control) => Err(wrong("it contains a control character")),
+            _ if text.contains(['\u{fffe}', '\u{ffff}']) => {
+                Err(wrong("it contains what is no character in XML"))
+            }
             _ if text.len() > FILTER_NAME_MAX => Err(wrong("it is longer than 251 bytes")),
             _ => Ok(Self(text.to_owned())),
         }

@@ -15,74 +15,91 @@ pub enum Layer {
     Ipv6,
 }
 
-/// What an attribute matches on: the field of the packet, independent of the element it stands in.
-#[allow(missing_docs)] // The names are those of the fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Field {
-    SrcMac,
-    SrcMacMask,
-    DstMac,
-    DstMacMask,
-    EtherType,
-    VlanId,
-    VlanEncap,
-    StpType,
-    StpFlags,
-    StpRootPriority,
-    StpRootPriorityHi,
-    StpRootAddress,
-    StpRootAddressMask,
-    StpRootCost,
-    StpRootCostHi,
-    StpSenderPriority,
-    StpSenderPriorityHi,
-    StpSenderAddress,
-    StpSenderAddressMask,
-    StpPort,
-    StpPortHi,
-    StpAge,
-    StpAgeHi,
-    StpMaxAge,
-    StpMaxAgeHi,
-    StpHelloTime,
-    StpHelloTimeHi,
-    StpForwardDelay,
-    StpForwardDelayHi,
-    ArpHardwareType,
-    ArpProtocolType,
-    ArpOpcode,
-    ArpSrcMac,
-    ArpDstMac,
-    ArpSrcIp,
-    ArpSrcIpMask,
-    ArpDstIp,
-    ArpDstIpMask,
-    ArpGratuitous,
-    SrcIp,
-    SrcIpMask,
-    DstIp,
-    DstIpMask,
-    SrcIpFrom,
-    SrcIpTo,
-    DstIpFrom,
-    DstIpTo,
-    IpProtocol,
-    SrcPortStart,
-    SrcPortEnd,
-    DstPortStart,
-    DstPortEnd,
-    Dscp,
-    IcmpType,
-    IcmpTypeEnd,
-    IcmpCode,
-    IcmpCodeEnd,
-    ConnlimitAbove,
-    States,
-    IpSet,
-    IpSetFlags,
-    TcpOption,
-    TcpFlags,
-    Comment,
+/// Declares the fields, each with what it is, which is its documentation as well.
+macro_rules! fields {
+    ($($field:ident: $about:literal,)+) => {
+        /// What an attribute matches on: the field of the packet, independent of the element it stands in.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Field {
+            $(#[doc = $about] $field,)+
+        }
+
+        impl Field {
+            /// What it is, in a few words.
+            pub fn about(self) -> &'static str {
+                match self {
+                    $(Field::$field => $about,)+
+                }
+            }
+        }
+    };
+}
+
+fields! {
+    SrcMac: "source MAC address",
+    SrcMacMask: "bits of the source MAC address that count",
+    DstMac: "destination MAC address",
+    DstMacMask: "bits of the destination MAC address that count",
+    EtherType: "protocol of the Ethernet frame",
+    VlanId: "number of the VLAN",
+    VlanEncap: "protocol inside the VLAN tag",
+    StpType: "type of the bridge message",
+    StpFlags: "flags of the bridge message",
+    StpRootPriority: "priority of the root bridge",
+    StpRootPriorityHi: "end of the range of root priorities",
+    StpRootAddress: "MAC address of the root bridge",
+    StpRootAddressMask: "bits of the root bridge's address that count",
+    StpRootCost: "cost of the path to the root bridge",
+    StpRootCostHi: "end of the range of costs",
+    StpSenderPriority: "priority of the sending bridge",
+    StpSenderPriorityHi: "end of the range of sender priorities",
+    StpSenderAddress: "MAC address of the sending bridge",
+    StpSenderAddressMask: "bits of the sending bridge's address that count",
+    StpPort: "port of the sending bridge",
+    StpPortHi: "end of the range of bridge ports",
+    StpAge: "age of the message",
+    StpAgeHi: "end of the range of ages",
+    StpMaxAge: "greatest age of a message",
+    StpMaxAgeHi: "end of the range of greatest ages",
+    StpHelloTime: "time between two messages",
+    StpHelloTimeHi: "end of the range of times",
+    StpForwardDelay: "delay before a port forwards",
+    StpForwardDelayHi: "end of the range of delays",
+    ArpHardwareType: "hardware type of the ARP message",
+    ArpProtocolType: "protocol type of the ARP message",
+    ArpOpcode: "operation of the ARP message",
+    ArpSrcMac: "sender's MAC address in the ARP message",
+    ArpDstMac: "target's MAC address in the ARP message",
+    ArpSrcIp: "sender's IP address in the ARP message",
+    ArpSrcIpMask: "bits of the sender's IP address that count",
+    ArpDstIp: "target's IP address in the ARP message",
+    ArpDstIpMask: "bits of the target's IP address that count",
+    ArpGratuitous: "whether sender and target are the same",
+    SrcIp: "source IP address",
+    SrcIpMask: "bits of the source IP address that count",
+    DstIp: "destination IP address",
+    DstIpMask: "bits of the destination IP address that count",
+    SrcIpFrom: "start of a range of source IP addresses",
+    SrcIpTo: "end of the range of source IP addresses",
+    DstIpFrom: "start of a range of destination IP addresses",
+    DstIpTo: "end of the range of destination IP addresses",
+    IpProtocol: "protocol of the IP packet",
+    SrcPortStart: "source port, or the first of a range",
+    SrcPortEnd: "last source port of the range",
+    DstPortStart: "destination port, or the first of a range",
+    DstPortEnd: "last destination port of the range",
+    Dscp: "class of service of the IP packet",
+    IcmpType: "ICMP type, or the first of a range",
+    IcmpTypeEnd: "last ICMP type of the range",
+    IcmpCode: "ICMP code, or the first of a range",
+    IcmpCodeEnd: "last ICMP code of the range",
+    ConnlimitAbove: "more connections of one address than this",
+    States: "state of the packet's connection",
+    IpSet: "address, or address and port, in a set of the host",
+    IpSetFlags: "which addresses and ports are looked for in the set",
+    TcpOption: "number of a TCP option that is present",
+    TcpFlags: "TCP flags that are looked at, and those of them that are set",
+    Comment: "nothing: a note that stands beside the rule in the kernel",
 }
 
 /// One attribute of a protocol element.
@@ -96,14 +113,22 @@ pub struct Attribute {
     pub kind: Kind,
     /// The attribute that decides whether this one is negated, where it is not its own element's `match='no'`.
     pub sign_of: Option<Field>,
+    /// The attribute without which this one has no effect.
+    pub needs: Option<Field>,
 }
 
 const fn attribute(name: &'static str, field: Field, kind: Kind) -> Attribute {
-    Attribute { name, field, kind, sign_of: None }
+    Attribute { name, field, kind, sign_of: None, needs: None }
 }
 
-const fn signed(name: &'static str, field: Field, kind: Kind, sign_of: Field) -> Attribute {
-    Attribute { name, field, kind, sign_of: Some(sign_of) }
+/// The mask of an address, or the end of a range, with a sign of its own.
+const fn part(name: &'static str, field: Field, kind: Kind, of: Field) -> Attribute {
+    Attribute { name, field, kind, sign_of: None, needs: Some(of) }
+}
+
+/// The mask of an address, or the end of a range, negated as the address or the range's start is.
+const fn signed_part(name: &'static str, field: Field, kind: Kind, of: Field) -> Attribute {
+    Attribute { name, field, kind, sign_of: Some(of), needs: Some(of) }
 }
 
 /// One protocol element.
@@ -147,6 +172,30 @@ pub enum Protocol {
     SctpOn6,
     Icmpv6,
     AllOn6,
+}
+
+impl Field {
+    /// The field that holds the start of the range whose end this one holds.
+    pub fn range_start(self) -> Option<Self> {
+        let start = match self {
+            Field::StpRootPriorityHi => Field::StpRootPriority,
+            Field::StpRootCostHi => Field::StpRootCost,
+            Field::StpSenderPriorityHi => Field::StpSenderPriority,
+            Field::StpPortHi => Field::StpPort,
+            Field::StpAgeHi => Field::StpAge,
+            Field::StpMaxAgeHi => Field::StpMaxAge,
+            Field::StpHelloTimeHi => Field::StpHelloTime,
+            Field::StpForwardDelayHi => Field::StpForwardDelay,
+            Field::SrcIpTo => Field::SrcIpFrom,
+            Field::DstIpTo => Field::DstIpFrom,
+            Field::SrcPortEnd => Field::SrcPortStart,
+            Field::DstPortEnd => Field::DstPortStart,
+            Field::IcmpTypeEnd => Field::IcmpType,
+            Field::IcmpCodeEnd => Field::IcmpCode,
+            _ => return None,
+        };
+        Some(start)
+    }
 }
 
 impl Protocol {
@@ -203,8 +252,8 @@ macro_rules! attributes {
             while i < PARTS.len() {
                 let mut j = 0;
                 while j < PARTS[i].len() {
-                    let Attribute { name, field, kind, sign_of } = PARTS[i][j];
-                    joined[at] = Attribute { name, field, kind, sign_of };
+                    let Attribute { name, field, kind, sign_of, needs } = PARTS[i][j];
+                    joined[at] = Attribute { name, field, kind, sign_of, needs };
                     at += 1;
                     j += 1;
                 }
@@ -216,21 +265,20 @@ macro_rules! attributes {
     }};
 }
 
-const fn mac_pair(masks_follow_addresses: bool) -> [Attribute; 4] {
-    let (src, dst) =
-        if masks_follow_addresses { (Some(Field::SrcMac), Some(Field::DstMac)) } else { (None, None) };
-    [
-        attribute("srcmacaddr", Field::SrcMac, Kind::Mac),
-        Attribute { name: "srcmacmask", field: Field::SrcMacMask, kind: Kind::MacMask, sign_of: src },
-        attribute("dstmacaddr", Field::DstMac, Kind::Mac),
-        Attribute { name: "dstmacmask", field: Field::DstMacMask, kind: Kind::MacMask, sign_of: dst },
-    ]
-}
-
 /// MAC addresses of mac and vlan elements.
-const MACS_SIGNED: &[Attribute] = &mac_pair(true);
+const MACS_SIGNED: &[Attribute] = &[
+    attribute("srcmacaddr", Field::SrcMac, Kind::Mac),
+    signed_part("srcmacmask", Field::SrcMacMask, Kind::MacMask, Field::SrcMac),
+    attribute("dstmacaddr", Field::DstMac, Kind::Mac),
+    signed_part("dstmacmask", Field::DstMacMask, Kind::MacMask, Field::DstMac),
+];
 /// MAC addresses of the other Ethernet elements, whose masks keep the sign of their own element.
-const MACS: &[Attribute] = &mac_pair(false);
+const MACS: &[Attribute] = &[
+    attribute("srcmacaddr", Field::SrcMac, Kind::Mac),
+    part("srcmacmask", Field::SrcMacMask, Kind::MacMask, Field::SrcMac),
+    attribute("dstmacaddr", Field::DstMac, Kind::Mac),
+    part("dstmacmask", Field::DstMacMask, Kind::MacMask, Field::DstMac),
+];
 
 const COMMENT: &[Attribute] = &[attribute("comment", Field::Comment, Kind::Comment)];
 
@@ -241,29 +289,29 @@ const VLAN: &[Attribute] = &[
 
 const STP: &[Attribute] = &[
     attribute("srcmacaddr", Field::SrcMac, Kind::Mac),
-    signed("srcmacmask", Field::SrcMacMask, Kind::MacMask, Field::SrcMac),
+    signed_part("srcmacmask", Field::SrcMacMask, Kind::MacMask, Field::SrcMac),
     attribute("type", Field::StpType, Kind::U8),
     attribute("flags", Field::StpFlags, Kind::U8),
     attribute("root-priority", Field::StpRootPriority, Kind::U16),
-    signed("root-priority-hi", Field::StpRootPriorityHi, Kind::U16, Field::StpRootPriority),
+    signed_part("root-priority-hi", Field::StpRootPriorityHi, Kind::U16, Field::StpRootPriority),
     attribute("root-address", Field::StpRootAddress, Kind::Mac),
-    signed("root-address-mask", Field::StpRootAddressMask, Kind::MacMask, Field::StpRootAddress),
+    signed_part("root-address-mask", Field::StpRootAddressMask, Kind::MacMask, Field::StpRootAddress),
     attribute("root-cost", Field::StpRootCost, Kind::U32),
-    signed("root-cost-hi", Field::StpRootCostHi, Kind::U32, Field::StpRootCost),
+    signed_part("root-cost-hi", Field::StpRootCostHi, Kind::U32, Field::StpRootCost),
     attribute("sender-priority", Field::StpSenderPriority, Kind::U16),
-    signed("sender-priority-hi", Field::StpSenderPriorityHi, Kind::U16, Field::StpSenderPriority),
+    signed_part("sender-priority-hi", Field::StpSenderPriorityHi, Kind::U16, Field::StpSenderPriority),
     attribute("sender-address", Field::StpSenderAddress, Kind::Mac),
-    signed("sender-address-mask", Field::StpSenderAddressMask, Kind::MacMask, Field::StpSenderAddress),
+    signed_part("sender-address-mask", Field::StpSenderAddressMask, Kind::MacMask, Field::StpSenderAddress),
     attribute("port", Field::StpPort, Kind::U16),
-    signed("port-hi", Field::StpPortHi, Kind::U16, Field::StpPort),
+    signed_part("port-hi", Field::StpPortHi, Kind::U16, Field::StpPort),
     attribute("age", Field::StpAge, Kind::U16),
-    signed("age-hi", Field::StpAgeHi, Kind::U16, Field::StpAge),
+    signed_part("age-hi", Field::StpAgeHi, Kind::U16, Field::StpAge),
     attribute("max-age", Field::StpMaxAge, Kind::U16),
-    signed("max-age-hi", Field::StpMaxAgeHi, Kind::U16, Field::StpMaxAge),
+    signed_part("max-age-hi", Field::StpMaxAgeHi, Kind::U16, Field::StpMaxAge),
     attribute("hello-time", Field::StpHelloTime, Kind::U16),
-    signed("hello-time-hi", Field::StpHelloTimeHi, Kind::U16, Field::StpHelloTime),
+    signed_part("hello-time-hi", Field::StpHelloTimeHi, Kind::U16, Field::StpHelloTime),
     attribute("forward-delay", Field::StpForwardDelay, Kind::U16),
-    signed("forward-delay-hi", Field::StpForwardDelayHi, Kind::U16, Field::StpForwardDelay),
+    signed_part("forward-delay-hi", Field::StpForwardDelayHi, Kind::U16, Field::StpForwardDelay),
 ];
 
 const ARP: &[Attribute] = &[
@@ -273,27 +321,27 @@ const ARP: &[Attribute] = &[
     attribute("arpsrcmacaddr", Field::ArpSrcMac, Kind::Mac),
     attribute("arpdstmacaddr", Field::ArpDstMac, Kind::Mac),
     attribute("arpsrcipaddr", Field::ArpSrcIp, Kind::Ipv4),
-    attribute("arpsrcipmask", Field::ArpSrcIpMask, Kind::Ipv4Prefix),
+    part("arpsrcipmask", Field::ArpSrcIpMask, Kind::Ipv4Prefix, Field::ArpSrcIp),
     attribute("arpdstipaddr", Field::ArpDstIp, Kind::Ipv4),
-    attribute("arpdstipmask", Field::ArpDstIpMask, Kind::Ipv4Prefix),
+    part("arpdstipmask", Field::ArpDstIpMask, Kind::Ipv4Prefix, Field::ArpDstIp),
     attribute("gratuitous", Field::ArpGratuitous, Kind::Bool),
 ];
 
 const fn addresses(addr: Kind, mask: Kind) -> [Attribute; 4] {
     [
         attribute("srcipaddr", Field::SrcIp, addr),
-        signed("srcipmask", Field::SrcIpMask, mask, Field::SrcIp),
+        signed_part("srcipmask", Field::SrcIpMask, mask, Field::SrcIp),
         attribute("dstipaddr", Field::DstIp, addr),
-        signed("dstipmask", Field::DstIpMask, mask, Field::DstIp),
+        signed_part("dstipmask", Field::DstIpMask, mask, Field::DstIp),
     ]
 }
 
 const fn address_ranges(addr: Kind) -> [Attribute; 4] {
     [
         attribute("srcipfrom", Field::SrcIpFrom, addr),
-        signed("srcipto", Field::SrcIpTo, addr, Field::SrcIpFrom),
+        signed_part("srcipto", Field::SrcIpTo, addr, Field::SrcIpFrom),
         attribute("dstipfrom", Field::DstIpFrom, addr),
-        signed("dstipto", Field::DstIpTo, addr, Field::DstIpFrom),
+        signed_part("dstipto", Field::DstIpTo, addr, Field::DstIpFrom),
     ]
 }
 
@@ -308,25 +356,36 @@ const DSCP: &[Attribute] = &[attribute("dscp", Field::Dscp, Kind::Dscp)];
 /// Ports of ip and ipv6 elements.
 const PORTS: &[Attribute] = &[
     attribute("srcportstart", Field::SrcPortStart, Kind::U16),
-    attribute("srcportend", Field::SrcPortEnd, Kind::U16),
+    part("srcportend", Field::SrcPortEnd, Kind::U16, Field::SrcPortStart),
     attribute("dstportstart", Field::DstPortStart, Kind::U16),
-    attribute("dstportend", Field::DstPortEnd, Kind::U16),
+    part("dstportend", Field::DstPortEnd, Kind::U16, Field::DstPortStart),
 ];
 
 /// Ports of the transport protocols: all of them are negated as the source port is.
 const PORTS_SIGNED: &[Attribute] = &[
     attribute("srcportstart", Field::SrcPortStart, Kind::U16),
-    signed("srcportend", Field::SrcPortEnd, Kind::U16, Field::SrcPortStart),
-    signed("dstportstart", Field::DstPortStart, Kind::U16, Field::SrcPortStart),
-    signed("dstportend", Field::DstPortEnd, Kind::U16, Field::SrcPortStart),
+    signed_part("srcportend", Field::SrcPortEnd, Kind::U16, Field::SrcPortStart),
+    Attribute {
+        sign_of: Some(Field::SrcPortStart),
+        ..attribute("dstportstart", Field::DstPortStart, Kind::U16)
+    },
+    Attribute {
+        sign_of: Some(Field::SrcPortStart),
+        ..part("dstportend", Field::DstPortEnd, Kind::U16, Field::DstPortStart)
+    },
 ];
 
+/// ICMPv6 of ipv6 elements: each of the four counts alone.
 const ICMP_RANGES: &[Attribute] = &[
     attribute("type", Field::IcmpType, Kind::U8),
-    signed("typeend", Field::IcmpTypeEnd, Kind::U8, Field::IcmpType),
-    signed("code", Field::IcmpCode, Kind::U8, Field::IcmpType),
-    signed("codeend", Field::IcmpCodeEnd, Kind::U8, Field::IcmpType),
+    icmp_range("typeend", Field::IcmpTypeEnd),
+    icmp_range("code", Field::IcmpCode),
+    icmp_range("codeend", Field::IcmpCodeEnd),
 ];
+
+const fn icmp_range(name: &'static str, field: Field) -> Attribute {
+    Attribute { sign_of: Some(Field::IcmpType), ..attribute(name, field, Kind::U8) }
+}
 
 const SRC_MAC: &[Attribute] = &[attribute("srcmacaddr", Field::SrcMac, Kind::Mac)];
 
@@ -335,7 +394,7 @@ const CONNECTION: &[Attribute] = &[
     attribute("connlimit-above", Field::ConnlimitAbove, Kind::U16Decimal),
     attribute("state", Field::States, Kind::States),
     attribute("ipset", Field::IpSet, Kind::IpSet),
-    attribute("ipsetflags", Field::IpSetFlags, Kind::IpSetFlags),
+    part("ipsetflags", Field::IpSetFlags, Kind::IpSetFlags, Field::IpSet),
 ];
 
 const TCP_OPTION: &[Attribute] = &[attribute("option", Field::TcpOption, Kind::U8)];
@@ -343,7 +402,7 @@ const TCP_FLAGS: &[Attribute] = &[attribute("flags", Field::TcpFlags, Kind::TcpF
 
 const ICMP: &[Attribute] = &[
     attribute("type", Field::IcmpType, Kind::U8),
-    signed("code", Field::IcmpCode, Kind::U8, Field::IcmpType),
+    signed_part("code", Field::IcmpCode, Kind::U8, Field::IcmpType),
 ];
 
 const ARP_ATTRIBUTES: &[Attribute] = attributes!(MACS, ARP, COMMENT);
@@ -364,7 +423,7 @@ const fn spec(
 }
 
 /// Every protocol element, in the order of [`Protocol`]'s variants.
-pub const PROTOCOLS: &[ProtocolSpec] = &[
+pub static PROTOCOLS: &[ProtocolSpec] = &[
     spec(Protocol::Arp, "arp", Layer::Ethernet, ARP_ATTRIBUTES),
     spec(Protocol::Rarp, "rarp", Layer::Ethernet, ARP_ATTRIBUTES),
     spec(
@@ -449,14 +508,16 @@ mod tests {
     }
 
     #[test]
-    fn every_field_stands_once_in_an_element_and_signs_refer_to_fields_of_it() {
+    fn every_field_stands_once_in_an_element_and_refers_to_fields_of_it() {
         for spec in PROTOCOLS {
             for (index, attribute) in spec.attributes.iter().enumerate() {
                 let again =
                     |other: &Attribute| other.field == attribute.field || other.name == attribute.name;
                 assert!(!spec.attributes[..index].iter().any(again), "{} {}", spec.element, attribute.name);
-                let sign = attribute.sign_of.map(|field| spec.protocol.attribute(field));
-                assert_ne!(sign, Some(None), "{} {}", spec.element, attribute.name);
+                for other in [attribute.sign_of, attribute.needs].into_iter().flatten() {
+                    let found = spec.protocol.attribute(other);
+                    assert!(found.is_some(), "{} {}", spec.element, attribute.name);
+                }
             }
         }
     }

@@ -46,16 +46,13 @@ impl VarRef {
         if rest.is_empty() {
             return Ok(Self { name, access: Access::Iterator(0) });
         }
-        let inner =
-            rest.strip_prefix('[').ok_or("expected '[' or the end behind the variable's name")?.trim_start();
-        let (iterator, inner) = match inner.strip_prefix('@') {
+        let inner = rest.strip_prefix('[').ok_or("expected '[' or the end behind the variable's name")?;
+        let (iterator, inner) = match inner.trim_start().strip_prefix('@') {
             Some(number) => (true, number),
             None => (false, inner),
         };
-        let inner = inner.trim_start();
-        let digits = inner.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u32 = inner[..digits].parse().map_err(|_| "expected a number between the brackets")?;
-        if !inner[digits..].trim_start().starts_with(']') {
+        let (number, inner) = leading_uint(inner, 10).ok_or("expected a number between the brackets")?;
+        if !inner.trim_start().starts_with(']') {
             return Err("expected ']' behind the number".to_owned());
         }
         let access = match (iterator, u16::try_from(number)) {
@@ -294,8 +291,11 @@ const IP_PROTOCOLS: [(u16, &str); 9] = [
     (58, "icmpv6"),
 ];
 
+/// What C's `isspace` takes as white space.
+const C_SPACE: [char; 6] = [' ', '\t', '\n', '\r', '\x0b', '\x0c'];
+
 /// Bytes a comment keeps.
-const COMMENT_MAX: usize = 256;
+pub(crate) const COMMENT_MAX: usize = 256;
 
 impl Kind {
     /// What a value of this kind looks like, for messages and documentation.
@@ -341,17 +341,17 @@ impl Kind {
     /// Reads a literal of this kind; `None` if the text is none. What is accepted is what libvirt 9.0.0 accepts.
     pub fn parse(self, text: &str) -> Option<Literal> {
         match self {
-            Kind::Mac => text.parse().ok().map(Literal::Mac),
-            Kind::MacMask => text.parse().ok().filter(is_mac_mask).map(Literal::Mac),
+            Kind::Mac => parse_mac(text).map(Literal::Mac),
+            Kind::MacMask => parse_mac(text).filter(is_mac_mask).map(Literal::Mac),
             Kind::Ipv4 => parse_ipv4(text).map(Literal::Ipv4),
             Kind::Ipv6 => text.parse().ok().map(Literal::Ipv6),
             Kind::Ipv4Prefix => {
                 parse_prefix(text, 32, |t| parse_ipv4(t).map(|a| u128::from(a.to_bits()) << 96))
             }
             Kind::Ipv6Prefix => parse_prefix(text, 128, |t| t.parse().ok().map(Ipv6Addr::to_bits)),
-            Kind::U8 => self.small(text, 0, 0xff),
-            Kind::Dscp => self.small(text, 0, 63),
-            Kind::IpProtocol => self.small(text, 0, 0xff),
+            Kind::U8 => self.small(text, 0xff),
+            Kind::Dscp => self.small(text, 63),
+            Kind::IpProtocol => self.small(text, 0xff),
             Kind::U16 => self.number(text, 0, 0xffff),
             Kind::VlanId => self.number(text, 0, 4095),
             Kind::EtherType => self.number(text, 0x600, 0xffff),
@@ -385,46 +385,49 @@ impl Kind {
         }
     }
 
-    /// An 8-bit number in `min..=max`, or one of the kind's names (which count as written in hex).
-    fn small(self, text: &str, min: u8, max: u8) -> Option<Literal> {
-        let number = parse_dec_or_hex(text, u32::from(u8::MAX)).or_else(|| self.named(text, true))?;
-        let value = u8::try_from(number.value).ok().filter(|v| (min..=max).contains(v))?;
-        Some(Literal::U8(Number { value, hex: number.hex }))
+    /// An 8-bit number up to `max`, or one of the kind's names.
+    fn small(self, text: &str, max: u8) -> Option<Literal> {
+        let Number { value, hex } = self.number_or_name(text, u32::from(u8::MAX))?;
+        let value = u8::try_from(value).ok().filter(|v| *v <= max)?;
+        Some(Literal::U8(Number { value, hex }))
     }
 
-    /// A 16-bit number in `min..=max`, or one of the kind's names (which count as written in decimal).
+    /// A 16-bit number in `min..=max`, or one of the kind's names.
     fn number(self, text: &str, min: u16, max: u16) -> Option<Literal> {
-        let number = parse_dec_or_hex(text, u32::from(u16::MAX)).or_else(|| self.named(text, false))?;
-        let value = u16::try_from(number.value).ok().filter(|v| (min..=max).contains(v))?;
-        Some(Literal::U16(Number { value, hex: number.hex }))
+        let Number { value, hex } = self.number_or_name(text, u32::from(u16::MAX))?;
+        let value = u16::try_from(value).ok().filter(|v| (min..=max).contains(v))?;
+        Some(Literal::U16(Number { value, hex }))
     }
 
-    fn named(self, text: &str, hex: bool) -> Option<Number<u32>> {
-        let (value, _) = self.names().iter().find(|(_, name)| name.eq_ignore_ascii_case(text))?;
-        Some(Number { value: u32::from(*value), hex })
+    /// The base is kept only where it is written again: not where a name takes the number's place, and never for
+    /// ARP operations.
+    fn number_or_name(self, text: &str, max: u32) -> Option<Number<u32>> {
+        let named = || {
+            let (value, _) = self.names().iter().find(|(_, name)| name.eq_ignore_ascii_case(text))?;
+            Some(Number { value: u32::from(*value), hex: false })
+        };
+        let Number { value, hex } = parse_dec_or_hex(text, max).or_else(named)?;
+        let forgotten = self == Kind::ArpOpcode || self.name_of(value).is_some();
+        Some(Number { value, hex: hex && !forgotten })
+    }
+
+    /// The name that is written in place of a number.
+    fn name_of(self, number: u32) -> Option<&'static str> {
+        self.names().iter().find(|(value, _)| u32::from(*value) == number).map(|(_, name)| *name)
     }
 
     /// Writes a literal in libvirt's canonical form, without XML escapes.
     pub fn write(self, literal: &Literal, out: &mut String) {
         use fmt::Write;
-        let name =
-            |number: u16| self.names().iter().find(|(value, _)| *value == number).map(|(_, name)| *name);
         // Writing to a String cannot fail.
         let _ = match literal {
             Literal::Mac(mac) => write!(out, "{mac}"),
             Literal::Ipv4(addr) => write!(out, "{addr}"),
             Literal::Ipv6(addr) => write_ipv6(out, *addr),
             Literal::Prefix(bits) => write!(out, "{bits}"),
-            Literal::U8(n) => match name(u16::from(n.value)) {
-                Some(name) => out.write_str(name),
-                None => write_number(out, u32::from(n.value), n.hex),
-            },
-            Literal::U16(n) => match name(n.value) {
-                Some(name) => out.write_str(name),
-                // libvirt never writes operations in hex.
-                None => write_number(out, u32::from(n.value), n.hex && self != Kind::ArpOpcode),
-            },
-            Literal::U32(n) => write_number(out, n.value, n.hex),
+            Literal::U8(n) => self.write_number(out, u32::from(n.value), n.hex),
+            Literal::U16(n) => self.write_number(out, u32::from(n.value), n.hex),
+            Literal::U32(n) => self.write_number(out, n.value, n.hex),
             Literal::Bool(value) => write!(out, "{value}"),
             Literal::States(states) => write!(out, "{states}"),
             Literal::TcpFlags { mask, set } => write!(out, "{mask}/{set}"),
@@ -435,11 +438,15 @@ impl Kind {
             }
         };
     }
-}
 
-fn write_number(out: &mut String, value: u32, hex: bool) -> fmt::Result {
-    use fmt::Write;
-    if hex { write!(out, "0x{value:x}") } else { write!(out, "{value}") }
+    fn write_number(self, out: &mut String, value: u32, hex: bool) -> fmt::Result {
+        use fmt::Write;
+        match self.name_of(value) {
+            Some(name) => out.write_str(name),
+            None if hex => write!(out, "0x{value:x}"),
+            None => write!(out, "{value}"),
+        }
+    }
 }
 
 /// Writes an IPv6 address as glibc's `inet_ntop` does, which libvirt uses: as Rust does, but with the last 32
@@ -454,6 +461,12 @@ fn write_ipv6(out: &mut String, addr: Ipv6Addr) -> fmt::Result {
     }
 }
 
+/// A MAC address, which ends at the first white space.
+pub(crate) fn parse_mac(text: &str) -> Option<MacAddr> {
+    let end = text.find(C_SPACE).unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
 fn is_mac_mask(mask: &MacAddr) -> bool {
     let bits = mask.0.iter().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     let bits = bits << 16;
@@ -462,7 +475,13 @@ fn is_mac_mask(mask: &MacAddr) -> bool {
 
 /// A number as C's `strtoul` reads it: leading white space, a sign, and in base 16 a `0x`; nothing may follow.
 fn parse_uint(text: &str, base: u32) -> Option<u32> {
-    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    leading_uint(text, base).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value)
+}
+
+/// The number at the start of a text, as C's `strtoul` reads it, and what follows it. A negative number counts
+/// down from 2³².
+fn leading_uint(text: &str, base: u32) -> Option<(u32, &str)> {
+    let text = text.trim_start_matches(C_SPACE);
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -471,11 +490,9 @@ fn parse_uint(text: &str, base: u32) -> Option<u32> {
         16 => digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")).unwrap_or(digits),
         _ => digits,
     };
-    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(base)) {
-        return None;
-    }
-    let value = u32::from_str_radix(digits, base).ok()?;
-    Some(if negative { value.wrapping_neg() } else { value })
+    let end = digits.find(|c: char| !c.is_digit(base)).unwrap_or(digits.len());
+    let value = u32::from_str_radix(&digits[..end], base).ok().filter(|_| end > 0)?;
+    Some((if negative { value.wrapping_neg() } else { value }, &digits[end..]))
 }
 
 /// Decimal if it can be, else hex, with or without `0x`.
@@ -485,11 +502,14 @@ fn parse_dec_or_hex(text: &str, max: u32) -> Option<Number<u32>> {
     decimal.or_else(hex)
 }
 
-/// An IPv4 address as C's `inet_aton` reads it: one to four parts, decimal, octal (`0`) or hex (`0x`), of which the
-/// last fills the remaining bytes.
+/// An IPv4 address as C's `getaddrinfo` reads it: one to four parts, decimal, octal (`0`) or hex (`0x`), of which
+/// the last fills the remaining bytes; or an IPv6 address that stands for an IPv4 one (`::ffff:10.0.0.1`).
 fn parse_ipv4(text: &str) -> Option<Ipv4Addr> {
     if let Ok(addr) = text.parse() {
         return Some(addr);
+    }
+    if text.contains(':') {
+        return text.parse().ok().and_then(|addr: Ipv6Addr| addr.to_ipv4_mapped());
     }
     let parts: Vec<u32> = text.split('.').map(parse_c_integer).collect::<Option<_>>()?;
     let (last, leading) = parts.split_last()?;
@@ -531,7 +551,7 @@ fn parse_bits(text: &str, names: &[(u8, &str)]) -> Option<u8> {
     let mut bits = 0;
     let mut rest = text;
     loop {
-        rest = rest.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c', ',']);
+        rest = rest.trim_start_matches(|c| c == ',' || C_SPACE.contains(&c));
         if rest.is_empty() {
             return Some(bits);
         }

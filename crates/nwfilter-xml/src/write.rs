@@ -9,14 +9,14 @@ use crate::value::{Literal, Value};
 /// A filter in canonical form, ending in a newline; without a uuid line where it has no UUID.
 pub fn write_filter(filter: &Filter) -> String {
     let mut out = String::new();
-    let priority = match filter.priority.get() {
-        0 => String::new(),
-        number => format!(" priority='{number}'"),
-    };
+    let Filter { chain, priority, .. } = filter;
+    // libvirt leaves out any 0, and so forgets one that is not the default of its chain.
+    let left_out = priority.get() == 0 && chain.default_priority() == *priority;
+    let priority = if left_out { String::new() } else { format!(" priority='{priority}'") };
     line(
         &mut out,
         0,
-        format_args!("<filter name='{}' chain='{}'{priority}>", escaped(filter.name.as_str()), filter.chain),
+        format_args!("<filter name='{}' chain='{}'{priority}>", escaped(filter.name.as_str()), chain),
     );
     if let Some(uuid) = filter.uuid {
         line(&mut out, 2, format_args!("<uuid>{uuid}</uuid>"));

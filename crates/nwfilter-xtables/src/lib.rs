@@ -9,6 +9,7 @@
 //! `libvirt-in-post` and `libvirt-host-in`. Conntrack helpers, which libvirt does not have, are in the raw table:
 //! `CT-PORT`, reached from `nwfilter-ct`.
 
+mod canonical;
 mod host;
 mod plan;
 mod render;
@@ -16,7 +17,7 @@ mod saved;
 mod tool;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::sync::Arc;
 
 use nwfilter_rules::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset,
@@ -157,17 +158,20 @@ fn save_all() -> Result<BTreeMap<Tool, Saved>, ApplyError> {
 
 fn plans(rendered: &Rendered<'_>) -> Result<Vec<Plan>, ApplyError> {
     let saved = save_all()?;
-    let plans = TableId::ALL.into_iter().map(|table| {
-        let wanted: Wanted<'_> = rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect();
-        Plan::new(table, saved[&table.tool()].table(table.name()), &wanted)
-    });
+    let plans = TableId::ALL
+        .into_iter()
+        .map(|table| Plan::new(table, saved[&table.tool()].table(table.name()), &wanted(rendered, table)));
     Ok(plans.filter(|plan| !plan.is_empty()).collect())
+}
+
+/// What the ports must have in one table.
+fn wanted<'a>(rendered: &'a Rendered<'_>, table: TableId) -> Wanted<'a> {
+    rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect()
 }
 
 /// Commits the plans tool by tool; takes back what was committed when one is refused.
 fn commit(plans: &[Plan]) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
-    let mut committed: Vec<Tool> = Vec::new();
     for tool in Tool::ALL {
         let of_tool = || plans.iter().filter(move |plan| plan.tool() == tool);
         if of_tool().next().is_none() {
@@ -176,12 +180,9 @@ fn commit(plans: &[Plan]) -> Result<Applied, ApplyError> {
         let mut script = Script::default();
         of_tool().for_each(|plan| plan.write(&mut script));
         if let Err(error) = commit_script(tool, &script) {
-            // A tool with two tables may have committed the first of them.
-            let undone = committed.iter().rev().chain([&tool]);
-            undone.for_each(|tool| take_back(*tool, plans));
+            take_back(plans);
             return Err(error);
         }
-        committed.push(tool);
         applied.commits += of_tool().count();
         applied.changed.extend(of_tool().flat_map(|plan| plan.changed.iter().cloned()));
     }
@@ -203,37 +204,54 @@ fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
     }
 }
 
-/// Brings a tool's tables back to where they were before the plans.
-fn take_back(tool: Tool, plans: &[Plan]) {
-    for plan in plans.iter().filter(|plan| plan.tool() == tool) {
-        let mut script = Script::default();
-        plan.inverse().write(&mut script);
-        match tool::restore(tool, &script.text) {
-            Ok(Ok(())) => (),
-            // A table that was not committed has nothing to take back, and its tool says so.
-            Ok(Err(refusal)) => log::debug!("taking back {}: {}", tool.name(), refusal.message),
-            Err(error) => log::error!("taking back {}: {error}", tool.name()),
+/// Brings the tables back to where they were before the plans. Which plans were committed is asked of the tables: of
+/// a tool's two tables the first may have been, and a tool that did not answer may have done its work.
+fn take_back(plans: &[Plan]) {
+    for plan in plans.iter().rev() {
+        let tool = plan.tool();
+        let result = tool::save(tool).and_then(|text| {
+            if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
+                return Ok(());
+            }
+            let mut script = Script::default();
+            plan.inverse().write(&mut script);
+            commit_script(tool, &script)
+        });
+        if let Err(error) = result {
+            log::error!(
+                "taking back the change of table {} of {}: {error}",
+                plan.table().name(),
+                tool.name()
+            );
         }
     }
 }
 
-/// The restore texts that would bring a ruleset to a port that has none, tool by tool, for people to read.
-pub fn restore_text(port: &PortDev, ruleset: &Ruleset) -> String {
-    let rendered = render::render(port, ruleset);
-    let mut text = String::new();
-    for tool in Tool::ALL {
+/// The restore texts that would bring rulesets to ports that have none: for each tool that has something to do its
+/// name, such as `iptables`, and the input of its `-restore --noflush`.
+pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
+    let ports = batch.ports.iter().filter_map(|(port, desired)| match desired {
+        Desired::Filtered(ruleset) => Some((port, render::render(port, ruleset))),
+        Desired::Gone => None,
+    });
+    let rendered: Rendered<'_> = ports.collect();
+    let text_of = |tool: Tool| {
         let mut script = Script::default();
         for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
-            let wanted: Wanted<'_> = BTreeMap::from([(port, rendered.get(&table))]);
-            let plan = Plan::new(table, &BTreeMap::new(), &wanted);
+            let plan = Plan::new(table, &BTreeMap::new(), &wanted(&rendered, table));
             if !plan.is_empty() {
                 plan.write(&mut script);
             }
         }
-        if !script.text.is_empty() {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "# {}-restore --noflush\n{}", tool.name(), script.text);
-        }
-    }
-    text
+        (tool.name(), script.text)
+    };
+    Tool::ALL.into_iter().map(text_of).filter(|(_, text)| !text.is_empty()).collect()
+}
+
+/// The restore texts for one port, tool by tool, for people to read.
+pub fn restore_text(port: &PortDev, ruleset: &Ruleset) -> String {
+    let mut batch = Batch::default();
+    batch.filter(port.clone(), Arc::new(ruleset.clone()));
+    let sections = restore_texts(&batch).into_iter();
+    sections.map(|(tool, text)| format!("# {tool}-restore --noflush\n{text}")).collect()
 }

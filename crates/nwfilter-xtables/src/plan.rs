@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use nwfilter_rules::{Difference, DifferenceKind, Origin};
 use nwfilter_xml::PortDev;
 
+use crate::canonical::{canonical, same};
 use crate::render::{FROM_GUEST, FROM_GUEST_POST, HELPERS, PortTable, TO_GUEST, TO_HOST};
-use crate::saved::{SavedTable, canonical};
+use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
 /// The base chains of a table, and the built-in chain that must start with a jump to each.
@@ -24,19 +25,21 @@ fn hooks(table: TableId) -> &'static [(&'static str, &'static [&'static str])] {
     }
 }
 
-/// A change to a chain that other rules live in too.
+/// A change to a chain that other rules live in too. Positions are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Edit {
     Append { chain: String, rule: String },
     Insert { chain: String, position: usize, rule: String },
-    Delete { chain: String, rule: String },
+    Delete { chain: String, position: usize, rule: String },
 }
 
 impl Edit {
     fn inverse(&self) -> Edit {
         match self.clone() {
-            Edit::Append { chain, rule } | Edit::Insert { chain, rule, .. } => Edit::Delete { chain, rule },
-            Edit::Delete { chain, rule } => Edit::Append { chain, rule },
+            // Nothing needs the position of a rule that goes: it is found by its text.
+            Edit::Append { chain, rule } => Edit::Delete { chain, position: 0, rule },
+            Edit::Insert { chain, position, rule } => Edit::Delete { chain, position, rule },
+            Edit::Delete { chain, position, rule } => Edit::Insert { chain, position, rule },
         }
     }
 
@@ -44,7 +47,15 @@ impl Edit {
         match self {
             Edit::Append { chain, rule } => format!("-A {chain} {rule}"),
             Edit::Insert { chain, position, rule } => format!("-I {chain} {position} {rule}"),
-            Edit::Delete { chain, rule } => format!("-D {chain} {rule}"),
+            Edit::Delete { chain, rule, .. } => format!("-D {chain} {rule}"),
+        }
+    }
+
+    fn chain_and_rule(&self) -> (&str, &str) {
+        match self {
+            Edit::Append { chain, rule }
+            | Edit::Insert { chain, rule, .. }
+            | Edit::Delete { chain, rule, .. } => (chain, rule),
         }
     }
 }
@@ -70,7 +81,10 @@ struct ChainChange {
 pub(crate) struct Plan {
     table: TableId,
     chains: BTreeMap<String, ChainChange>,
+    /// Deletions of a chain are in the order of their positions.
     edits: Vec<Edit>,
+    /// The chain of the first edit as it is before, in a plan of nothing but edits.
+    edited: Vec<String>,
     /// The ports that change.
     pub(crate) changed: BTreeSet<PortDev>,
 }
@@ -81,12 +95,21 @@ pub(crate) type Wanted<'a> = BTreeMap<&'a PortDev, Option<&'a PortTable>>;
 impl Plan {
     /// The changes that bring `saved` to what is wanted.
     pub(crate) fn new(table: TableId, saved: &SavedTable, wanted: &Wanted<'_>) -> Self {
-        let mut plan = Self { table, chains: BTreeMap::new(), edits: Vec::new(), changed: BTreeSet::new() };
+        let mut plan = Self {
+            table,
+            chains: BTreeMap::new(),
+            edits: Vec::new(),
+            edited: Vec::new(),
+            changed: BTreeSet::new(),
+        };
         for (port, wanted) in wanted {
             plan.port(saved, port, *wanted);
         }
         if wanted.values().any(|wanted| wanted.is_some_and(|wanted| !wanted.dispatch.is_empty())) {
             plan.base_chains(saved);
+        }
+        if let Some(edit) = plan.edits.first().filter(|_| plan.chains.is_empty()) {
+            plan.edited = saved.get(edit.chain_and_rule().0).cloned().unwrap_or_default();
         }
         plan
     }
@@ -94,6 +117,11 @@ impl Plan {
     /// The tool that commits it.
     pub(crate) fn tool(&self) -> Tool {
         self.table.tool()
+    }
+
+    /// The table it changes.
+    pub(crate) fn table(&self) -> TableId {
+        self.table
     }
 
     /// Whether there is nothing to do.
@@ -108,14 +136,11 @@ impl Plan {
         let before = (self.chains.len(), self.edits.len());
         for (name, lines) in &wanted.chains {
             let held = saved.get(name);
-            let same = held.is_some_and(|held| {
+            let unchanged = held.is_some_and(|held| {
                 held.len() == lines.len()
-                    && held
-                        .iter()
-                        .zip(lines)
-                        .all(|(held, line)| canonical(tool, held) == canonical(tool, &line.text))
+                    && held.iter().zip(lines).all(|(held, line)| same(tool, held, &line.text))
             });
-            if !same {
+            if !unchanged {
                 let after = Some(lines.iter().map(|line| line.text.clone()).collect());
                 let blame =
                     lines.iter().map(|line| Blame { port: port.clone(), origin: line.origin.clone() });
@@ -135,22 +160,30 @@ impl Plan {
         }
     }
 
-    /// Makes each wanted dispatch rule stand once, and takes away the port's others.
+    /// Makes each wanted dispatch rule stand once, and takes away the port's others. Of a repeated rule the last stays:
+    /// a deletion by text takes the first.
     fn dispatch(&mut self, saved: &SavedTable, port: &PortDev, wanted: &PortTable) {
         let tool = self.table.tool();
         let mut missing: Vec<_> = wanted.dispatch.iter().collect();
         for chain in dispatch_chains(self.table) {
-            for held in
-                saved.get(*chain).into_iter().flatten().filter(|rule| dispatches(self.table, rule, port))
-            {
-                let matching = missing.iter().position(|(in_chain, rule)| {
-                    in_chain == chain && canonical(tool, rule) == canonical(tool, held)
-                });
-                match matching {
-                    Some(index) => drop(missing.remove(index)),
-                    None => self.edits.push(Edit::Delete { chain: (*chain).to_owned(), rule: held.clone() }),
+            let held = saved.get(*chain).map_or(&[][..], Vec::as_slice);
+            let mut deletions = Vec::new();
+            for (index, rule) in held.iter().enumerate().rev() {
+                if !dispatches(self.table, rule, port) {
+                    continue;
+                }
+                let wanted =
+                    missing.iter().position(|(place, wanted)| place == chain && same(tool, wanted, rule));
+                match wanted {
+                    Some(wanted) => drop(missing.remove(wanted)),
+                    None => deletions.push(Edit::Delete {
+                        chain: (*chain).to_owned(),
+                        position: index + 1,
+                        rule: rule.clone(),
+                    }),
                 }
             }
+            self.edits.extend(deletions.into_iter().rev());
         }
         let append =
             |(chain, rule): &(&str, String)| Edit::Append { chain: (*chain).to_owned(), rule: rule.clone() };
@@ -174,13 +207,29 @@ impl Plan {
             if in_place && !repeated {
                 continue;
             }
-            for rule in held.iter().filter(|rule| jumps.contains(rule)) {
-                self.edits.push(Edit::Delete { chain: (*hook).to_owned(), rule: rule.clone() });
+            for (index, rule) in held.iter().enumerate().filter(|(_, rule)| jumps.contains(rule)) {
+                let (chain, rule) = ((*hook).to_owned(), rule.clone());
+                self.edits.push(Edit::Delete { chain, position: index + 1, rule });
             }
             for (index, rule) in jumps.into_iter().enumerate() {
                 self.edits.push(Edit::Insert { chain: (*hook).to_owned(), position: index + 1, rule });
             }
         }
+    }
+
+    /// Whether a table shows that the plan was committed. A commit is all or nothing, so one change tells.
+    pub(crate) fn is_committed(&self, saved: &SavedTable) -> bool {
+        let tool = self.table.tool();
+        if let Some((name, change)) = self.chains.iter().next() {
+            return match (saved.get(name), &change.after) {
+                (Some(held), Some(after)) => {
+                    held.len() == after.len() && held.iter().zip(after).all(|(a, b)| same(tool, a, b))
+                }
+                (held, after) => held.is_some() == after.is_some(),
+            };
+        }
+        let edit = self.edits.first();
+        edit.is_some_and(|edit| saved.get(edit.chain_and_rule().0) != Some(&self.edited))
     }
 
     /// The plan that takes everything back.
@@ -189,8 +238,14 @@ impl Plan {
             let ChainChange { before, after, .. } = change.clone();
             (name.clone(), ChainChange { before: after, after: before, blame: Vec::new() })
         });
-        let edits = self.edits.iter().rev().map(Edit::inverse).collect();
-        Plan { table: self.table, chains: chains.collect(), edits, changed: self.changed.clone() }
+        // Rules come back in the order of their positions, so that each finds its place.
+        let mut edits: Vec<_> = self.edits.iter().map(Edit::inverse).collect();
+        edits.sort_by_key(|edit| match edit {
+            Edit::Insert { position, .. } => *position,
+            _ => 0,
+        });
+        let (edited, changed) = (Vec::new(), self.changed.clone());
+        Plan { table: self.table, chains: chains.collect(), edits, edited, changed }
     }
 
     /// Adds the table's part of a restore text to `script`.
@@ -201,15 +256,27 @@ impl Plan {
         for name in self.chains.keys() {
             script.line(format!(":{name} {policy}"));
         }
-        let deletes = self.edits.iter().filter(|edit| matches!(edit, Edit::Delete { .. }));
+        // A chain declared above is empty already.
+        let deletes = self.edits.iter().filter(|edit| match edit {
+            Edit::Delete { chain, .. } => !self.chains.contains_key(chain),
+            _ => false,
+        });
         deletes.for_each(|edit| script.line(edit.text()));
         for (name, change) in &self.chains {
             for (index, rule) in change.after.iter().flatten().enumerate() {
                 script.blamed(format!("-A {name} {rule}"), change.blame.get(index));
             }
         }
-        let others = self.edits.iter().filter(|edit| !matches!(edit, Edit::Delete { .. }));
-        others.for_each(|edit| script.line(edit.text()));
+        // In ascending order each inserted rule stands at its position when all are in.
+        let mut inserts: Vec<_> =
+            self.edits.iter().filter(|edit| matches!(edit, Edit::Insert { .. })).collect();
+        inserts.sort_by_key(|edit| match edit {
+            Edit::Insert { chain, position, .. } => (chain, *position),
+            Edit::Append { chain, .. } | Edit::Delete { chain, .. } => (chain, usize::MAX),
+        });
+        inserts.into_iter().for_each(|edit| script.line(edit.text()));
+        let appends = self.edits.iter().filter(|edit| matches!(edit, Edit::Append { .. }));
+        appends.for_each(|edit| script.line(edit.text()));
         for name in self.chains.iter().filter(|(_, change)| change.after.is_none()).map(|(name, _)| name) {
             script.line(format!("-X {name}"));
         }
@@ -244,7 +311,7 @@ impl Plan {
         }
         for edit in &self.edits {
             let (kind, chain, rule) = match edit {
-                Edit::Delete { chain, rule } => (DifferenceKind::Foreign, chain, rule),
+                Edit::Delete { chain, rule, .. } => (DifferenceKind::Foreign, chain, rule),
                 Edit::Append { chain, rule } | Edit::Insert { chain, rule, .. } => {
                     (DifferenceKind::Missing, chain, rule)
                 }
@@ -394,4 +461,206 @@ fn uncommon(a: &[String], b: &[String]) -> (Vec<usize>, Vec<usize>) {
         }
     }
     (only_a, only_b)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::render::{Chains, Line};
+    use crate::saved::Saved;
+
+    const TABLES: [TableId; 3] = [TableId::EbtablesNat, TableId::IptablesFilter, TableId::IptablesRaw];
+
+    /// What a restore tool does with a text: all of it, or nothing where a line is wrong.
+    fn restored(before: &SavedTable, script: &Script) -> Result<SavedTable, String> {
+        let mut table = before.clone();
+        let mut declared = BTreeSet::new();
+        for line in script.text.lines() {
+            let (command, rest) = line.split_at(2.min(line.len()));
+            let (chain, rule) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
+            let missing = || format!("no chain {chain}: {line}");
+            match command {
+                _ if line.starts_with('*') || line == "COMMIT" => (),
+                _ if line.starts_with(':') => {
+                    let name = line[1..].split(' ').next().unwrap_or_default();
+                    table.insert(name.to_owned(), Vec::new());
+                    declared.insert(name.to_owned());
+                }
+                "-A" => table.get_mut(chain).ok_or_else(missing)?.push(rule.to_owned()),
+                "-I" => {
+                    let (position, rule) = rule.split_once(' ').ok_or("no position")?;
+                    let rules = table.get_mut(chain).ok_or_else(missing)?;
+                    let index = position.parse::<usize>().map_err(|e| e.to_string())? - 1;
+                    if index > rules.len() {
+                        return Err(format!("beyond the end: {line}"));
+                    }
+                    rules.insert(index, rule.to_owned());
+                }
+                "-D" => {
+                    let rules = table.get_mut(chain).ok_or_else(missing)?;
+                    let at = rules.iter().position(|held| held == rule).ok_or(format!("no rule: {line}"))?;
+                    rules.remove(at);
+                }
+                "-X" => {
+                    let jumped_to = table.values().flatten().any(|held| held.ends_with(&format!(" {chain}")));
+                    if jumped_to || !table.remove(chain).ok_or_else(missing)?.is_empty() {
+                        return Err(format!("in use: {line}"));
+                    }
+                }
+                _ => return Err(format!("unknown: {line}")),
+            }
+        }
+        Ok(table)
+    }
+
+    fn committed(plan: &Plan, before: &SavedTable) -> SavedTable {
+        let mut script = Script::default();
+        plan.write(&mut script);
+        restored(before, &script).unwrap_or_else(|error| panic!("{error}\n{}\n{before:#?}", script.text))
+    }
+
+    /// What a port wants, made of a few numbers.
+    fn port_table(table: TableId, port: &PortDev, rules: &[u8]) -> PortTable {
+        let line = |number: &u8| Line {
+            text: format!("-s 10.0.0.{number}/32 -j DROP"),
+            origin: Origin { filter: None, line: u32::from(*number) },
+        };
+        let lines: Vec<_> = rules.iter().map(line).collect();
+        let jump =
+            |chain: &str| Line { text: format!("-j {chain}"), origin: Origin { filter: None, line: 0 } };
+        match table {
+            TableId::EbtablesNat => {
+                let (root, sub) = (format!("libvirt-I-{port}"), format!("I-{port}-arp"));
+                PortTable {
+                    dispatch: vec![("PREROUTING", format!("-i {port} -j {root}"))],
+                    chains: Chains::from([(root, vec![jump(&sub)]), (sub, lines)]),
+                }
+            }
+            TableId::IptablesFilter | TableId::Ip6tablesFilter => PortTable {
+                dispatch: vec![
+                    (FROM_GUEST, format!("-m physdev --physdev-in {port} -g FI-{port}")),
+                    (FROM_GUEST_POST, format!("-m physdev --physdev-in {port} -j ACCEPT")),
+                ],
+                chains: Chains::from([(format!("FI-{port}"), lines)]),
+            },
+            TableId::IptablesRaw | TableId::Ip6tablesRaw => PortTable {
+                dispatch: vec![(HELPERS, format!("-j CT-{port}"))],
+                chains: Chains::from([(format!("CT-{port}"), lines)]),
+            },
+        }
+    }
+
+    /// Ports by number, each with the rules it wants; `None` if it shall go.
+    type Wishes = BTreeMap<u8, Option<Vec<u8>>>;
+
+    fn wishes() -> impl Strategy<Value = Wishes> {
+        btree_map(0u8..4, proptest::option::of(vec(0u8..4, 0..4)), 0..4)
+    }
+
+    fn plan(table: TableId, saved: &SavedTable, wishes: &Wishes) -> Plan {
+        let ports: BTreeMap<PortDev, Option<PortTable>> = wishes
+            .iter()
+            .map(|(number, rules)| {
+                let port: PortDev = format!("vnet{number}").parse().unwrap();
+                let wanted = rules.as_ref().map(|rules| port_table(table, &port, rules));
+                (port, wanted)
+            })
+            .collect();
+        Plan::new(table, saved, &ports.iter().map(|(port, wanted)| (port, wanted.as_ref())).collect())
+    }
+
+    /// A table of others, who have rules in the built-in chains.
+    fn foreign(table: TableId) -> SavedTable {
+        let hooks = match table {
+            TableId::EbtablesNat => ["PREROUTING", "POSTROUTING"],
+            TableId::IptablesFilter | TableId::Ip6tablesFilter => ["FORWARD", "INPUT"],
+            TableId::IptablesRaw | TableId::Ip6tablesRaw => ["PREROUTING", "OUTPUT"],
+        };
+        let mut saved: SavedTable =
+            hooks.iter().map(|hook| ((*hook).to_owned(), vec!["-j theirs".to_owned()])).collect();
+        saved.insert("theirs".to_owned(), vec!["-i vnet0 -j ACCEPT".to_owned()]);
+        saved
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_brings_a_table_to_what_is_wanted_and_its_inverse_brings_it_back(
+            (table, first, second, disorder) in (prop::sample::select(&TABLES[..]), wishes(), wishes(), 0usize..3)
+        ) {
+            let mut before = committed(&plan(table, &foreign(table), &first), &foreign(table));
+            // Others put a rule before our jumps, or somebody repeats a rule of ours.
+            match disorder {
+                1 => before.values_mut().for_each(|rules| rules.insert(0, "-j theirs".to_owned())),
+                2 => before.values_mut().for_each(|rules| rules.extend(rules.first().cloned())),
+                _ => (),
+            }
+            let change = plan(table, &before, &second);
+            prop_assert!(change.is_empty() || !change.is_committed(&before));
+            let after = committed(&change, &before);
+            prop_assert!(change.is_empty() || change.is_committed(&after));
+            prop_assert!(plan(table, &after, &second).is_empty(), "{after:#?}");
+            prop_assert_eq!(&after["theirs"], &before["theirs"]);
+            prop_assert_eq!(committed(&change.inverse(), &after), before);
+        }
+
+        #[test]
+        fn a_port_that_goes_leaves_nothing(
+            (table, wanted) in (prop::sample::select(&TABLES[..]), wishes())
+        ) {
+            let there = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+            let gone = wanted.keys().map(|port| (*port, None)).collect();
+            let after = committed(&plan(table, &there, &gone), &there);
+            prop_assert!(ports(table, &after).is_empty());
+            prop_assert!(!after.values().flatten().any(|rule| rule.contains("vnet") && !rule.starts_with("-i vnet0 -j A")));
+        }
+    }
+
+    #[test]
+    fn rules_and_chains_of_others_are_never_touched() {
+        for table in TABLES {
+            let wanted = Wishes::from([(0, Some(vec![1, 2]))]);
+            let plan = plan(table, &foreign(table), &wanted);
+            let mut script = Script::default();
+            plan.write(&mut script);
+            assert!(!script.text.contains("theirs"), "{}", script.text);
+        }
+    }
+
+    #[test]
+    fn a_sub_chain_is_found_by_the_jump_to_it_not_by_its_name() {
+        let saved = Saved::parse(
+            "*nat\n:libvirt-I-a ACCEPT\n:libvirt-I-a-b ACCEPT\n:I-a-b-arp ACCEPT\n:I-a-b-c ACCEPT\n\
+             -A libvirt-I-a -j I-a-b-c\n-A libvirt-I-a-b -j I-a-b-arp\n",
+        );
+        let port: PortDev = "a".parse().unwrap();
+        let owned = owned_chains(TableId::EbtablesNat, saved.table("nat"), &port);
+        assert_eq!(owned, BTreeSet::from(["I-a-b-c".to_owned(), "libvirt-I-a".to_owned()]));
+    }
+
+    #[test]
+    fn differences_name_port_chain_rule_and_origin() {
+        let mut saved = committed(
+            &plan(
+                TableId::IptablesFilter,
+                &foreign(TableId::IptablesFilter),
+                &Wishes::from([(0, Some(vec![1, 2, 3]))]),
+            ),
+            &foreign(TableId::IptablesFilter),
+        );
+        saved.get_mut("FI-vnet0").unwrap()[1] = "-j ACCEPT".to_owned();
+        saved.get_mut(FROM_GUEST_POST).unwrap().clear();
+        let plan = plan(TableId::IptablesFilter, &saved, &Wishes::from([(0, Some(vec![1, 2, 3]))]));
+        let shown: Vec<_> = plan.differences().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "+ vnet0 iptables: FI-vnet0 -j ACCEPT",
+                "- vnet0 iptables: FI-vnet0 -s 10.0.0.2/32 -j DROP  (nwfilter)",
+                "- vnet0 iptables: libvirt-in-post -m physdev --physdev-in vnet0 -j ACCEPT",
+            ]
+        );
+    }
 }

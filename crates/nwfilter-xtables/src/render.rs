@@ -134,7 +134,8 @@ fn ethernet_match(out: &mut String, m: &Match, ipv6: bool) {
         Test::SrcMac { addr, mask } => write!(out, "-s {not}{} ", masked(addr, mask.as_ref())),
         Test::DstMac { addr, mask } => write!(out, "-d {not}{} ", masked(addr, mask.as_ref())),
         Test::VlanId(id) => write!(out, "--vlan-id {not}{id} "),
-        Test::VlanEncap(number) => write!(out, "--vlan-encap {not}{number} "),
+        // Read as hexadecimal, whether it starts with 0x or not.
+        Test::VlanEncap(number) => write!(out, "--vlan-encap {not}0x{number:04x} "),
         Test::StpType(number) => write!(out, "--stp-type {not}{number} "),
         Test::StpFlags(number) => write!(out, "--stp-flags {not}{number} "),
         Test::StpRange { field, from, to } => {
@@ -250,12 +251,7 @@ fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
 
 fn ip_line(rule: &Rule, family: Family) -> Line {
     let mut matches: Vec<&Match> = rule.matches.iter().collect();
-    matches.sort_by_key(|m| match m.test {
-        Test::SrcIp { .. } => 0,
-        Test::DstIp { .. } => 1,
-        Test::IpProtocol(_) => 2,
-        _ => 3,
-    });
+    matches.sort_by_key(|m| ip_rank(&m.test));
     let protocol = rule.matches.iter().find_map(|m| match m.test {
         Test::IpProtocol(number) => Some(number),
         _ => None,
@@ -275,6 +271,21 @@ fn ip_line(rule: &Rule, family: Family) -> Line {
         (Verdict::Continue, _) => "",
     });
     Line { text: text.trim_end().to_owned(), origin: rule.origin.clone() }
+}
+
+/// The order in which `iptables-save` writes matches; what has no place of its own keeps the order it has.
+fn ip_rank(test: &Test) -> u8 {
+    match test {
+        Test::SrcIp { .. } => 0,
+        Test::DstIp { .. } => 1,
+        Test::IpProtocol(_) => 2,
+        Test::SrcMac { .. } | Test::SrcIpRange { .. } | Test::DstIpRange { .. } | Test::Dscp(_) => 3,
+        Test::SrcPort { .. } => 4,
+        Test::DstPort { .. } => 5,
+        Test::TcpOption(_) => 6,
+        Test::TcpFlags { .. } => 7,
+        _ => 8,
+    }
 }
 
 struct IpWriter {
@@ -336,7 +347,7 @@ impl IpWriter {
                 let width = if family == Family::Ipv4 { 32 } else { 128 };
                 write!(out, "-m connlimit {option} {limit} --connlimit-mask {width} --connlimit-saddr ")
             }
-            Test::Comment(text) => write!(out, "-m comment --comment {} ", quoted(text)),
+            Test::Comment(text) => write!(out, "-m comment --comment {} ", quoted(comment(text))),
             // The IP layer has no such matches; nwfilter-rules makes none.
             _ => Ok(()),
         };
@@ -369,7 +380,6 @@ fn tcp_flags(flags: TcpFlagSet) -> String {
 fn protocol_name(number: u8) -> String {
     let name = match number {
         1 => "icmp",
-        2 => "igmp",
         6 => "tcp",
         17 => "udp",
         50 => "esp",
@@ -392,8 +402,15 @@ fn with_prefix(addr: IpAddr, prefix: Option<u8>) -> String {
     }
 }
 
+/// A comment as the kernel keeps it: at most 255 bytes.
+fn comment(text: &str) -> &str {
+    const LONGEST: usize = 255;
+    let end = (0..=text.len().min(LONGEST)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// A word as the restore tools read it and the save tools write it: in quotes unless it is plain. A line break would
-/// end the rule, so control characters become blanks.
+/// end the rule, so it becomes a blank.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !text.is_empty() && text.chars().all(plain) {
@@ -404,7 +421,7 @@ fn quoted(text: &str) -> String {
         if matches!(c, '"' | '\\' | '\'') {
             out.push('\\');
         }
-        out.push(if c.is_control() { ' ' } else { c });
+        out.push(if c == '\n' { ' ' } else { c });
     }
     out.push('"');
     out

@@ -1,9 +1,17 @@
 //! The save and restore tools: finding them, running them, understanding what they say.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nwfilter_rules::ApplyError;
+
+/// How long a tool may take. A thousand ports take less than a second; one that waits for a lock forever must not
+/// make us wait forever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A family of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +78,7 @@ impl TableId {
 
 /// What `TOOL-save` says.
 pub(crate) fn save(tool: Tool) -> Result<String, ApplyError> {
+    require(tool)?;
     let program = format!("{}-save", tool.name());
     let output = run(&program, &[], None)?;
     if !output.status.success() {
@@ -101,11 +110,18 @@ pub(crate) fn restore(tool: Tool, text: &str) -> Result<Result<(), Refusal>, App
 
 /// Runs a program with nothing but its arguments and its input.
 pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<Output, ApplyError> {
+    run_for(PATIENCE, program, args, input)
+}
+
+fn run_for(
+    patience: Duration,
+    program: &str,
+    args: &[&str],
+    input: Option<&str>,
+) -> Result<Output, ApplyError> {
     let cannot = |error: std::io::Error| {
         let why = match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                "not found: install it (packages iptables and ebtables)".to_owned()
-            }
+            ErrorKind::NotFound => "not found: install it (packages iptables and ebtables)".to_owned(),
             _ => error.to_string(),
         };
         ApplyError::Tool { tool: program.to_owned(), why }
@@ -118,44 +134,180 @@ pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<O
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
-    // The tools read all of their input before they write anything but a line of error, so this cannot block.
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        match stdin.write_all(input.as_bytes()) {
-            // A tool that refuses a line stops reading; what it says about it comes below.
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(cannot(error)),
-            _ => drop(stdin),
+    let deadline = Instant::now() + patience;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    // All three pipes are served at once: a tool may write before it has read everything.
+    thread::scope(|scope| {
+        let (ended, end) = mpsc::channel();
+        let read = |pipe: Option<Box<dyn Read + Send>>| {
+            let ended = ended.clone();
+            scope.spawn(move || {
+                let mut text = Vec::new();
+                let result = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut text));
+                drop(ended);
+                result.map(|_| text)
+            })
+        };
+        let stdout = read(stdout.map(|pipe| Box::new(pipe) as _));
+        let stderr = read(stderr.map(|pipe| Box::new(pipe) as _));
+        drop(ended);
+        scope.spawn(move || {
+            if let (Some(mut stdin), Some(input)) = (stdin, input) {
+                // A tool that refuses a line stops reading; what it says about it is on stderr.
+                let _ = stdin.write_all(input.as_bytes());
+            }
+        });
+        // Both readers drop their ends when the tool closes its own.
+        let closed: Result<(), _> = end.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        let status = match closed {
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            _ => wait_until(deadline, &mut child).map_err(cannot)?,
+        };
+        let Some(status) = status else {
+            child.kill().and_then(|()| child.wait()).map_err(cannot)?;
+            let why = format!("no answer within {} s, so it was killed", patience.as_secs());
+            return Err(ApplyError::Tool { tool: program.to_owned(), why });
+        };
+        let text = |reader: thread::ScopedJoinHandle<'_, std::io::Result<Vec<u8>>>| {
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(cannot)
+        };
+        Ok(Output { status, stdout: text(stdout)?, stderr: text(stderr)? })
+    })
+}
+
+/// How a child ended; `None` if it still runs at the deadline.
+fn wait_until(deadline: Instant, child: &mut Child) -> std::io::Result<Option<ExitStatus>> {
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() >= deadline {
+            return Ok(status);
         }
+        thread::sleep(Duration::from_micros(200));
     }
-    child.wait_with_output().map_err(cannot)
 }
 
 fn failure(program: String, output: &Output) -> ApplyError {
     ApplyError::Tool { tool: program, why: essence(&String::from_utf8_lossy(&output.stderr)) }
 }
 
-/// The line a tool's message is about: "Error occurred at line: 3", "line 3 failed", "line 3: RULE_APPEND failed".
+/// The line a tool's message is about: "Error occurred at line: 3", "line 3 failed", "line 3: RULE_APPEND failed". Of
+/// several, the first: what follows was refused because of it.
 fn refused_line(message: &str) -> Option<usize> {
-    message.lines().find_map(|line| {
-        let after = &line[line.find("line")? + "line".len()..];
-        let digits = after.trim_start_matches([':', ' ']);
-        let end = digits.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(digits.len());
-        digits[..end].parse().ok()
-    })
+    message.lines().find_map(|line| line_number(line).map(|(number, _)| number))
 }
 
-/// A tool's message without its name, the advice to read its help, and line numbers of a text nobody sees.
+/// The number behind the word "line" and what follows it.
+fn line_number(text: &str) -> Option<(usize, &str)> {
+    let after = &text[text.find("line")? + "line".len()..];
+    let digits = after.trim_start_matches([':', ' ']);
+    let end = digits.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(digits.len());
+    Some((digits[..end].parse().ok()?, &digits[end..]))
+}
+
+/// A tool's message without its name, the advice to read its help, and line numbers of a text nobody sees. Where it
+/// names several lines that the kernel refused, only what it says of the first is kept.
 fn essence(message: &str) -> String {
-    const NOISE: [&str; 3] = ["Try `", "Error occurred at line", "# Warning"];
-    let lines = message.lines().map(str::trim);
-    let lines = lines.filter(|line| !NOISE.iter().any(|noise| line.starts_with(noise)));
-    let stripped =
-        lines.map(|line| match line.split_once("(nf_tables): ").or_else(|| line.split_once("(legacy): ")) {
+    const NOISE: [&str; 4] = ["Try `", "Error occurred at line", "# Warning", "Warning: "];
+    let mut said = Vec::new();
+    let mut of_line = None;
+    for line in
+        message.lines().map(str::trim).filter(|line| !NOISE.iter().any(|noise| line.starts_with(noise)))
+    {
+        let line = match line.split_once("(nf_tables): ").or_else(|| line.split_once("(legacy): ")) {
             Some((_, said)) => said.trim(),
             None if line.ends_with("(nf_tables):") || line.ends_with("(legacy):") => "",
             None => line,
-        });
-    let said: Vec<_> = stripped.filter(|line| !line.is_empty()).collect();
+        };
+        let line = match line_number(line).filter(|_| line.starts_with("line ")) {
+            Some((number, rest)) if of_line.is_none_or(|first| first == number) => {
+                of_line = Some(number);
+                // "RULE_APPEND failed (Invalid argument): rule in chain FI-vnet0": the chain is told with the rule.
+                let rest = rest.trim_start_matches([':', ' ']);
+                rest.split_once("): ").map_or(rest, |(failed, _)| &rest[..=failed.len()])
+            }
+            Some(_) => "",
+            None => line,
+        };
+        if !line.is_empty() && !said.contains(&line) {
+            said.push(line);
+        }
+    }
     if said.is_empty() { "it failed without a reason".to_owned() } else { said.join("; ") }
+}
+
+// ---- versions ----
+
+/// What a tool says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    number: [u16; 3],
+    variant: Variant,
+}
+
+/// Which part of the kernel a tool talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Variant {
+    NfTables,
+    Legacy,
+}
+
+/// The first version whose restore tools take a part of a table (`--noflush`) as one transaction in both variants.
+const OLDEST: [u16; 3] = [1, 8, 0];
+
+/// Refuses a tool that is missing or too old. Asked once for each tool of a process.
+fn require(tool: Tool) -> Result<(), ApplyError> {
+    static FOUND: [OnceLock<Version>; 3] = [const { OnceLock::new() }; 3];
+    let found = &FOUND[tool as usize];
+    if found.get().is_none() {
+        let said = run(tool.name(), &["--version"], None)?;
+        let version = check_version(tool, &String::from_utf8_lossy(&said.stdout))?;
+        log::debug!("{} {version}", tool.name());
+        // Another thread may have asked at the same time, and heard the same.
+        let _ = found.set(version);
+    }
+    Ok(())
+}
+
+fn check_version(tool: Tool, said: &str) -> Result<Version, ApplyError> {
+    let refused = |why: String| Err(ApplyError::Tool { tool: tool.name().to_owned(), why });
+    let Some(version) = Version::parse(said) else {
+        return refused(format!("its version cannot be told from '{}'", said.trim()));
+    };
+    if version.variant == Variant::Legacy && tool == Tool::Ebtables {
+        return refused(format!(
+            "this is the legacy variant ({version}), and the nf_tables one is needed: \
+             update-alternatives --set ebtables /usr/sbin/ebtables-nft"
+        ));
+    }
+    if version.number < OLDEST {
+        let [major, minor, _] = OLDEST;
+        return refused(format!("version {version} is too old: {major}.{minor} or newer is needed"));
+    }
+    Ok(version)
+}
+
+impl Version {
+    /// Reads "iptables v1.8.9 (nf_tables)" and "ebtables 1.8.9 (nf_tables)". What names no variant is from before
+    /// there were two.
+    fn parse(said: &str) -> Option<Self> {
+        let number = said.split_ascii_whitespace().nth(1)?;
+        let mut parts = number.strip_prefix('v').unwrap_or(number).split('.').map(str::parse);
+        let mut part = || parts.next().map_or(Some(0), Result::ok);
+        let number = [part()?, part()?, part()?];
+        let variant = if said.contains("(nf_tables)") { Variant::NfTables } else { Variant::Legacy };
+        Some(Self { number, variant })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [major, minor, patch] = self.number;
+        let variant = match self.variant {
+            Variant::NfTables => "nf_tables",
+            Variant::Legacy => "legacy",
+        };
+        write!(f, "{major}.{minor}.{patch} ({variant})")
+    }
 }
 
 #[cfg(test)]
@@ -185,5 +337,55 @@ mod tests {
         let message = "iptables-restore v1.8.9 (nf_tables): Set x doesn't exist.\n\nError occurred at line: 3\n\
                        Try `iptables-restore -h' or 'iptables-restore --help' for more information.\n";
         assert_eq!(essence(message), "Set x doesn't exist.");
+    }
+
+    #[test]
+    fn of_a_refused_commit_only_the_first_rule_is_told() {
+        let message = "iptables-restore v1.8.9 (nf_tables): \n\
+                       line 4: RULE_APPEND failed (Invalid argument): rule in chain FI-vnet0\n\
+                       line 5: RULE_APPEND failed (No such file or directory): rule in chain FO-vnet0\n";
+        assert_eq!(refused_line(message), Some(4));
+        assert_eq!(essence(message), "RULE_APPEND failed (Invalid argument)");
+    }
+
+    #[test]
+    fn a_tool_that_does_not_answer_is_killed() {
+        let error = run_for(Duration::from_millis(50), "sleep", &["60"], None).unwrap_err();
+        assert!(error.to_string().starts_with("sleep: no answer within"), "{error}");
+    }
+
+    #[test]
+    fn a_tool_that_writes_while_it_reads_is_served() {
+        let input = "0123456789abcdef".repeat(100_000);
+        let output = run("cat", &[], Some(&input)).unwrap();
+        assert_eq!(output.stdout.len(), input.len());
+    }
+
+    #[test]
+    fn a_missing_tool_is_said_to_be_missing() {
+        let error = run("no-such-tool-save", &[], None).unwrap_err();
+        assert!(error.to_string().contains("not found: install it"), "{error}");
+    }
+
+    #[test]
+    fn a_tool_that_is_too_old_or_of_the_wrong_variant_is_refused_with_advice() {
+        for (tool, said, expected) in [
+            (Tool::Iptables, "iptables v1.8.9 (nf_tables)\n", Ok("1.8.9 (nf_tables)")),
+            (Tool::Ip6tables, "ip6tables v1.8.10 (legacy)\n", Ok("1.8.10 (legacy)")),
+            (Tool::Ebtables, "ebtables 1.8.9 (nf_tables)\n", Ok("1.8.9 (nf_tables)")),
+            (Tool::Iptables, "iptables v1.6.2\n", Err("1.6.2 (legacy) is too old: 1.8 or newer")),
+            (
+                Tool::Ebtables,
+                "ebtables v2.0.11 (legacy) (December 2011)\n",
+                Err("--set ebtables /usr/sbin/ebtables-nft"),
+            ),
+            (Tool::Iptables, "", Err("cannot be told")),
+        ] {
+            match (check_version(tool, said), expected) {
+                (Ok(version), Ok(expected)) => assert_eq!(version.to_string(), expected),
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, _) => panic!("{said}: {found:?}"),
+            }
+        }
     }
 }

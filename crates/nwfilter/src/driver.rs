@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter_rules::{
-    Applied, Backend, Batch, Difference, RulesError, Ruleset, includes_itself, instantiate, reachable,
-};
+use nwfilter_rules::{Applied, Backend, Batch, Difference, RulesError, Ruleset, includes_itself, reachable};
 use nwfilter_xml::{
     Binding, Filter, FilterName, Uuid, VarName, read_binding, read_filter, write_binding_status, write_filter,
 };
 
 use crate::Error;
 use crate::files::{Directory, lock};
+use crate::learn::known::Known;
+use crate::learn::now;
+use crate::learn::service::{Background, NeedCache};
+use crate::learn::wanted::wanted;
 use crate::stock::stock_filters;
 
 /// Where a driver keeps its filters and bindings.
@@ -58,27 +60,47 @@ impl Default for Config {
 /// ```
 pub struct Driver {
     config: Config,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     stores: Mutex<Stores>,
+    pub(crate) learner: Background,
 }
 
-struct Stores {
+pub(crate) struct Stores {
     filters: Directory<Filter>,
-    bindings: Directory<Binding>,
+    pub(crate) bindings: Directory<Binding>,
+    /// The addresses of guests that their bindings do not give.
+    pub(crate) known: Known,
+    pub(crate) need_cache: NeedCache,
 }
 
 /// Filters by name, stock filters included.
-type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
+pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
 
 impl Driver {
     /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
     pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
+        Self::over(config, Arc::new(backend), Background::default())
+    }
+
+    /// Another driver over the same stores and backend, which leaves learning to others.
+    pub(crate) fn over_same_stores(&self) -> Result<Self, Error> {
+        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere())
+    }
+
+    fn over(config: Config, backend: Arc<dyn Backend>, learner: Background) -> Result<Self, Error> {
         let mut stores = Stores {
             filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
             bindings: Directory::new(&config.state_dir, read_binding, |binding| binding.port.to_string()),
+            known: Known::new(&config.state_dir),
+            need_cache: NeedCache::default(),
         };
         stores.refresh()?;
-        Ok(Self { config, backend: Box::new(backend), stores: Mutex::new(stores) })
+        Ok(Self { config, backend, stores: Mutex::new(stores), learner })
+    }
+
+    /// Where the filters and the bindings are.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     // ---- filters ----
@@ -103,7 +125,7 @@ impl Driver {
                 });
             }
             filters.insert(filter.name.clone(), filter.clone());
-            let batch = self.batch(&filters, stores.users(&filters, &filter.name))?;
+            let batch = self.batch(&filters, &stores.known, stores.users(&filters, &filter.name))?;
             let file = stores.filters.prepare(filter.name.as_str(), &stored_filter(&filter))?;
             let applied = self.apply(&batch)?;
             match file.publish() {
@@ -142,6 +164,11 @@ impl Driver {
         Ok(self.look()?.filter_map().into_values().collect())
     }
 
+    /// The filters of the store, sorted by name.
+    pub fn stored_filters(&self) -> Result<Vec<Arc<Filter>>, Error> {
+        Ok(self.look()?.filters.documents().cloned().collect())
+    }
+
     /// Whether the store has a filter of that name; a stock filter alone is none.
     pub fn is_stored(&self, name: &str) -> Result<bool, Error> {
         Ok(self.look()?.filters.get(name).is_some())
@@ -150,38 +177,55 @@ impl Driver {
     // ---- bindings ----
 
     /// Filters a port. Its network interface must exist, and it must have no binding.
-    pub fn create_binding(&self, mut binding: Binding) -> Result<Applied, Error> {
-        self.change(|stores| {
-            let port = binding.port.clone();
-            if stores.bindings.get(port.as_str()).is_some() {
-                return Err(Error::BindingExists(port));
-            }
-            if nix::net::if_::if_nametoindex(port.as_str()).is_err() {
-                return Err(Error::NoSuchPort(port));
-            }
-            if binding.params.get(VarName::MAC).is_none()
-                && let Ok(name) = VarName::MAC.parse()
-            {
-                binding.params.push(name, &binding.mac.to_string());
-            }
-            let batch = self.batch(&stores.filter_map(), [&binding].into_iter())?;
-            let file = stores.bindings.prepare(port.as_str(), &stored_binding(&binding))?;
-            let applied = self.apply(&batch)?;
-            match file.publish() {
-                Ok(()) => Ok(applied),
-                Err(error) => Err(self.take_back(stores, &batch, error)),
-            }
+    pub fn create_binding(&self, binding: Binding) -> Result<Applied, Error> {
+        self.change(|stores| match stores.bindings.get(binding.port.as_str()) {
+            Some(_) => Err(Error::BindingExists(binding.port)),
+            None => self.bind(stores, binding),
         })
+    }
+
+    /// Filters a port, whatever it had before: one ruleset takes the place of the other in a single transaction a
+    /// table. Its network interface must exist. If the port has this very binding already, only what the kernel lost
+    /// of it is written.
+    pub fn replace_binding(&self, binding: Binding) -> Result<Applied, Error> {
+        self.change(|stores| self.bind(stores, binding))
+    }
+
+    fn bind(&self, stores: &mut Stores, mut binding: Binding) -> Result<Applied, Error> {
+        let port = binding.port.clone();
+        if nix::net::if_::if_nametoindex(port.as_str()).is_err() {
+            return Err(Error::NoSuchPort(port));
+        }
+        if binding.params.get(VarName::MAC).is_none()
+            && let Ok(name) = VarName::MAC.parse()
+        {
+            binding.params.push(name, &binding.mac.to_string());
+        }
+        match stores.bindings.get(port.as_str()) {
+            Some(old) if **old == binding => {
+                let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
+                return self.apply(&batch);
+            }
+            _ => stores.known.forget(&port)?,
+        }
+        let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
+        let file = stores.bindings.prepare(port.as_str(), &stored_binding(&binding))?;
+        let applied = self.apply(&batch)?;
+        match file.publish() {
+            Ok(()) => Ok(applied),
+            Err(error) => Err(self.take_back(stores, &batch, error)),
+        }
     }
 
     /// Stops filtering a port; no trace of it is left in the kernel.
     pub fn delete_binding(&self, port: &str) -> Result<Applied, Error> {
         self.change(|stores| {
             let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
+            let port_dev = binding.port.clone();
             let mut batch = Batch::default();
-            batch.remove(binding.port.clone());
+            batch.remove(port_dev.clone());
             let applied = self.apply(&batch)?;
-            match stores.bindings.remove(port) {
+            match stores.bindings.remove(port).and_then(|()| stores.known.forget(&port_dev)) {
                 Ok(()) => Ok(applied),
                 Err(error) => Err(self.take_back(stores, &batch, error)),
             }
@@ -200,10 +244,11 @@ impl Driver {
 
     // ---- the kernel ----
 
-    /// The ruleset a binding would have now, without touching anything.
+    /// The ruleset a binding would have now, without touching anything: a provisional one where it lacks an address
+    /// that would be learned.
     pub fn ruleset(&self, binding: &Binding) -> Result<Ruleset, Error> {
-        let filters = self.look()?.filter_map();
-        instantiate(&filters, binding).map_err(|source| rules_error(binding, source))
+        let stores = self.look()?;
+        Ok(wanted(&stores.filter_map(), binding, &stores.known, now())?.ruleset)
     }
 
     /// How the kernel differs from what the bindings ask for.
@@ -223,7 +268,7 @@ impl Driver {
     // ---- inside ----
 
     /// The stores as they are on disk now.
-    fn look(&self) -> Result<MutexGuard<'_, Stores>, Error> {
+    pub(crate) fn look(&self) -> Result<MutexGuard<'_, Stores>, Error> {
         // A panic while the stores were held left them at most out of date, and they are read again here.
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.refresh()?;
@@ -231,12 +276,14 @@ impl Driver {
     }
 
     /// Runs a change while no other thread or process makes one.
-    fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        let _lock = lock(&self.config.state_dir)?;
+        let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
         let done = change(&mut stores)?;
         stores.refresh()?;
+        drop(lock);
+        self.learner.listen_if_needed(self, &mut stores);
         Ok(done)
     }
 
@@ -244,21 +291,23 @@ impl Driver {
     fn batch<'a>(
         &self,
         filters: &FilterMap,
+        known: &Known,
         bindings: impl Iterator<Item = &'a Binding>,
     ) -> Result<Batch, Error> {
+        let now = now();
         let mut batch = Batch::default();
         for binding in bindings {
-            let ruleset = instantiate(filters, binding).map_err(|source| rules_error(binding, source))?;
+            let ruleset = wanted(filters, binding, known, now)?.ruleset;
             batch.filter(binding.port.clone(), Arc::new(ruleset));
         }
         Ok(batch)
     }
 
     fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
-        self.batch(&stores.filter_map(), stores.bindings.documents().map(Arc::as_ref))
+        self.batch(&stores.filter_map(), &stores.known, stores.bindings.documents().map(Arc::as_ref))
     }
 
-    fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
+    pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
         if batch.ports.is_empty() {
             return Ok(Applied::default());
         }
@@ -270,8 +319,9 @@ impl Driver {
         let filters = stores.filter_map();
         let mut old = Batch::default();
         for port in batch.ports.keys() {
-            match stores.bindings.get(port.as_str()).map(|binding| instantiate(&filters, binding)) {
-                Some(Ok(ruleset)) => old.filter(port.clone(), Arc::new(ruleset)),
+            let binding = stores.bindings.get(port.as_str());
+            match binding.map(|binding| wanted(&filters, binding, &stores.known, now())) {
+                Some(Ok(wanted)) => old.filter(port.clone(), Arc::new(wanted.ruleset)),
                 Some(Err(_)) => old.filter(port.clone(), Arc::new(Ruleset::drop_all())),
                 None => old.remove(port.clone()),
             }
@@ -286,11 +336,12 @@ impl Driver {
 impl Stores {
     fn refresh(&mut self) -> Result<(), Error> {
         self.filters.refresh()?;
-        self.bindings.refresh()
+        self.bindings.refresh()?;
+        self.known.refresh()
     }
 
     /// The filters that names refer to: those of the store, then the stock filters.
-    fn filter_map(&self) -> FilterMap {
+    pub(crate) fn filter_map(&self) -> FilterMap {
         let mut filters = stock_filters().clone();
         filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
         filters
@@ -307,10 +358,6 @@ impl Stores {
         let bindings = self.bindings.documents().map(Arc::as_ref);
         bindings.filter(move |binding| needed.get(&binding.filter) == Some(&true))
     }
-}
-
-fn rules_error(binding: &Binding, source: RulesError) -> Error {
-    Error::Rules { port: binding.port.clone(), filter: binding.filter.clone(), source: Box::new(source) }
 }
 
 /// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.

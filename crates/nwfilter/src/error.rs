@@ -63,6 +63,24 @@ pub enum Error {
         /// Why not.
         source: Box<RulesError>,
     },
+    /// A parameter that steers how the guest's address is learned has a value it cannot have.
+    #[error("port '{port}': parameter {name} is '{value}', but must be {expected}")]
+    Parameter {
+        /// The port.
+        port: PortDev,
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The learning of addresses could not start or go on.
+    #[error("the addresses of guests cannot be learned")]
+    Learner {
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),

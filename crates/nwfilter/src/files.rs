@@ -128,7 +128,7 @@ pub(crate) fn lock(directory: &Path) -> Result<Flock<File>, Error> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
 }
 
-fn make_directory(path: &Path) -> Result<(), Error> {
+pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| Error::Store { path: path.to_owned(), source })

@@ -9,10 +9,13 @@
 mod driver;
 mod error;
 mod files;
+mod learn;
 mod stock;
 
 pub use driver::{Config, Driver};
 pub use error::Error;
+pub use learn::packets;
+pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{Applied, Backend, Difference};
 pub use nwfilter_xml as xml;

@@ -1,6 +1,9 @@
 //! `nwfilterctl`: the verbs of `virsh nwfilter-*`, and more, over the driver library.
 
 mod check;
+mod learn;
+#[cfg(feature = "listen")]
+mod listen;
 mod output;
 
 use std::path::{Path, PathBuf};
@@ -97,6 +100,18 @@ enum Verb {
     },
     /// Bring the kernel to what the bindings ask for
     Reload,
+    /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
+    Listen {
+        /// Its URI; without one, libvirt's own default
+        #[arg(long, value_name = "URI")]
+        connect: Option<String>,
+        /// Close bridge ports whose name starts so until they have a binding
+        #[arg(long, value_name = "PREFIX")]
+        guard: Option<String>,
+    },
+    /// Learn the addresses of guests until none is left to learn
+    #[command(hide = true)]
+    Learn,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -106,11 +121,12 @@ enum RenderFormat {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+    let cli = Cli::parse();
+    let level = if matches!(cli.verb, Verb::Learn | Verb::Listen { .. }) { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_timestamp(None)
         .format_target(false)
         .init();
-    let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -131,7 +147,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Settings { enable_bridge_filtering: !cli.keep_bridge_nf, conntrack_helpers: !cli.no_helpers };
     let BackendName::Xtables = cli.backend;
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
-    let driver = Driver::open(config, Xtables::new(settings)).context("cannot open the stores")?;
+    let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
+    let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
+    let learns = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
         Verb::Define { file } => {
@@ -172,10 +190,23 @@ fn run(cli: Cli) -> Result<ExitCode> {
             print_differences(&differences, json)?;
             return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Verb::Learn => learn::learn(&driver)?,
+        #[cfg(feature = "listen")]
+        Verb::Listen { connect, guard } => listen::listen(&driver, connect.as_deref(), guard.as_deref())?,
+        #[cfg(not(feature = "listen"))]
+        Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
             let applied = driver.reload()?;
             warn(&applied);
             println!("{} ports brought back, {} in all", applied.changed.len(), driver.bindings()?.len());
+        }
+    }
+    if learns {
+        let switches = [("--keep-bridge-nf", cli.keep_bridge_nf), ("--no-helpers", cli.no_helpers)];
+        let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        // The verb has done its work: what is missing now can be made good.
+        if let Err(error) = learn::start_if_needed(&driver, &config, &given) {
+            eprintln!("warning: {error:#}; 'nwfilterctl reload' tries again");
         }
     }
     Ok(ExitCode::SUCCESS)

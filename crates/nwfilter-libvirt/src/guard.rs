@@ -1,0 +1,135 @@
+//! The guard: bridge ports of a name prefix are closed until they have a binding.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use nwfilter_xml::PortDev;
+
+/// The nftables table that is the guard, of the family `bridge`. Nothing else is in it.
+const TABLE: &str = "bridge nwfilter_guard";
+
+/// Closes every bridge port whose name starts with a prefix, but those that are let.
+///
+/// It is one nftables table of its own with a set of the ports that are open, so that a frame costs one look-up
+/// however many ports there are. Filters are not in it: a port that is open here is as its binding has it. The guard
+/// outlives the process; [`Guard::remove`] takes it away.
+#[derive(Debug)]
+pub struct Guard {
+    prefix: String,
+    open: Option<BTreeSet<PortDev>>,
+}
+
+/// Why the guard is not as it should be. It is then as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuardError {
+    /// The prefix cannot begin the name of a port.
+    #[error("'{0}' cannot begin the name of a port")]
+    Prefix(String),
+    /// nft cannot be run.
+    #[error("nft, which the guard needs: {0}")]
+    Run(#[from] std::io::Error),
+    /// nft refused.
+    #[error("nft: {0}")]
+    Refused(String),
+}
+
+impl Guard {
+    /// A guard over the ports with this prefix; nothing is closed before [`Guard::open`] is called.
+    pub fn new(prefix: &str) -> Result<Self, GuardError> {
+        match prefix.parse::<PortDev>() {
+            Ok(_) => Ok(Self { prefix: prefix.to_owned(), open: None }),
+            Err(_) => Err(GuardError::Prefix(prefix.to_owned())),
+        }
+    }
+
+    /// Opens these ports and closes all others that have the prefix, in one transaction.
+    pub fn open(&mut self, ports: BTreeSet<PortDev>) -> Result<(), GuardError> {
+        let ports: BTreeSet<_> = ports.into_iter().filter(|port| self.covers(port)).collect();
+        if self.open.as_ref() != Some(&ports) {
+            nft(&self.table(&ports))?;
+            self.open = Some(ports);
+        }
+        Ok(())
+    }
+
+    /// Closes some of the ports that are open.
+    pub fn close(&mut self, ports: &[PortDev]) -> Result<(), GuardError> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let left = open.iter().filter(|port| !ports.contains(port)).cloned().collect();
+        self.open(left)
+    }
+
+    /// Takes away the guard that this or another process put there.
+    pub fn remove() -> Result<(), GuardError> {
+        // Only a table that exists can be deleted, and declaring one makes it exist.
+        nft(&format!("table {TABLE}\ndelete table {TABLE}\n"))
+    }
+
+    fn covers(&self, port: &PortDev) -> bool {
+        port.as_str().starts_with(&self.prefix)
+    }
+
+    fn table(&self, open: &BTreeSet<PortDev>) -> String {
+        let prefix = &self.prefix;
+        let mut table =
+            format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n  set open {{ type ifname;");
+        if !open.is_empty() {
+            let names: Vec<_> = open.iter().map(|port| format!("\"{port}\"")).collect();
+            // Writing to a String cannot fail.
+            let _ = write!(table, " elements = {{ {} }};", names.join(", "));
+        }
+        let chain = |name: &str, hook: &str, field: &str| {
+            format!(
+                "  chain {name} {{ type filter hook {hook}; policy accept; \
+                 {field} \"{prefix}*\" {field} != @open drop; }}\n"
+            )
+        };
+        table
+            + " }\n"
+            + &chain("from_guests", "prerouting priority -400", "iifname")
+            + &chain("to_guests", "postrouting priority 400", "oifname")
+            + "}\n"
+    }
+}
+
+fn nft(script: &str) -> Result<(), GuardError> {
+    log::trace!("nft -f -\n{script}");
+    let mut nft = Command::new("nft");
+    nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = nft.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // If nft does not read it all, its message says why.
+        let _ = stdin.write_all(script.as_bytes());
+    }
+    let output = child.wait_with_output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(GuardError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_begin_a_port_s_name_is_a_prefix() {
+        for refused in ["", "vnet*", "a b", "vnet\"", "-x", "longer-than-a-name"] {
+            assert!(matches!(Guard::new(refused), Err(GuardError::Prefix(_))), "{refused}");
+        }
+        assert!(Guard::new("vnet").is_ok());
+    }
+
+    #[test]
+    fn the_table_names_the_ports_that_are_open() {
+        let guard = Guard::new("vnet").unwrap();
+        let ports = ["vnet0", "vnet1"].map(|port| port.parse().unwrap()).into();
+        let table = guard.table(&ports);
+        assert!(table.contains("elements = { \"vnet0\", \"vnet1\" };"), "{table}");
+        assert!(table.contains("iifname \"vnet*\" iifname != @open drop"), "{table}");
+        assert!(!guard.table(&BTreeSet::new()).contains("elements"));
+    }
+}

@@ -1,0 +1,293 @@
+//! The listener: connects, reconciles, follows events, and connects again.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use nwfilter::{Driver, Error};
+use nwfilter_xml::{Uuid, read_domain};
+use virt::error::Error as VirtError;
+
+use crate::events::{Connection, Event};
+use crate::guard::{Guard, GuardError};
+use crate::sync::{Guest, Plan};
+
+/// The pause before the first attempt to connect again, and the longest; each is twice the one before.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// How often bindings that others made are let through the guard.
+const TICK: Duration = Duration::from_secs(1);
+/// How often a guest with a port that was refused is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Follows the guests of a libvirt, and keeps a driver in step with them.
+///
+/// ```no_run
+/// use nwfilter::{Config, Driver, Xtables};
+/// use nwfilter_libvirt::{Guard, Listener};
+///
+/// let driver = Driver::open(Config::default(), Xtables::default())?;
+/// let listener = Listener::new(Some("qemu:///system"), Some(Guard::new("vnet")?));
+/// let stopper = listener.stopper();
+/// // … hand `stopper` to whatever ends the program; then:
+/// listener.run(&driver, |status| println!("{status}"))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Listener {
+    uri: Option<String>,
+    guard: Option<Guard>,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+    /// Guests with a port that was refused.
+    pending: BTreeSet<Uuid>,
+}
+
+/// Ends a [`Listener`], from any thread.
+#[derive(Clone)]
+pub struct Stopper(Sender<Event>);
+
+/// What a listener is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// What the bindings ask for is enforced, and the guard, if any, stands. Guests may be started.
+    Ready,
+    /// Every guest that runs is as it asks for, and events are followed.
+    Following {
+        /// How many guests run.
+        guests: usize,
+    },
+    /// There is no connection. What is enforced stays so.
+    Disconnected {
+        /// Why.
+        why: String,
+        /// When the next attempt is made.
+        pause: Duration,
+    },
+}
+
+/// Why a listener cannot do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The stores cannot be read.
+    #[error("the bindings cannot be read")]
+    Driver(#[from] Error),
+    /// The ports cannot be kept closed.
+    #[error("the guard")]
+    Guard(#[from] GuardError),
+}
+
+/// Why a connection is not followed any more.
+enum End {
+    Stopped,
+    Lost(String),
+}
+
+/// What ends following a connection, other than being told to.
+enum Failure {
+    Connection(VirtError),
+    Listener(ListenError),
+}
+
+impl Listener {
+    /// A listener to the libvirt at a URI, or at libvirt's default one. Without a guard the ports are open between
+    /// the start of their guest and its event.
+    pub fn new(uri: Option<&str>, guard: Option<Guard>) -> Self {
+        let (sender, events) = channel();
+        Self { uri: uri.map(str::to_owned), guard, sender, events, pending: BTreeSet::new() }
+    }
+
+    /// What ends this listener.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.sender.clone())
+    }
+
+    /// Listens until it is stopped. Filters, bindings and guard stay when it ends.
+    ///
+    /// What goes wrong with one guest or with the connection is said in the log or the status and tried again; an
+    /// error is only what makes all of the work impossible.
+    pub fn run(mut self, driver: &Driver, mut report: impl FnMut(Status)) -> Result<(), ListenError> {
+        self.prepare(driver)?;
+        report(Status::Ready);
+        let mut pause = PAUSES.0;
+        for number in 0.. {
+            let why = match self.follow(number, driver, &mut report) {
+                Ok(End::Stopped) => return Ok(()),
+                Ok(End::Lost(why)) => {
+                    pause = PAUSES.0;
+                    why
+                }
+                Err(Failure::Connection(error)) => error.message().to_owned(),
+                Err(Failure::Listener(error)) => return Err(error),
+            };
+            report(Status::Disconnected { why, pause });
+            if self.stopped_within(pause, driver)? {
+                break;
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        }
+        Ok(())
+    }
+
+    /// Closes what has no binding, and enforces the bindings there are.
+    fn prepare(&mut self, driver: &Driver) -> Result<(), ListenError> {
+        if let Err(error) = driver.reload() {
+            log::error!("the kernel could not be brought to what the bindings ask for: {}", chain(&error));
+        }
+        match self.guard {
+            Some(_) => self.open_bound(driver),
+            None => {
+                // That of an earlier run. Without nft there is none.
+                if let Err(error) = Guard::remove() {
+                    log::debug!("{error}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Connects, brings every guest to what it asks for, and then each that something happens to.
+    fn follow(
+        &mut self,
+        number: u64,
+        driver: &Driver,
+        report: &mut impl FnMut(Status),
+    ) -> Result<End, Failure> {
+        let connection = Connection::open(self.uri.as_deref(), number, &self.sender)?;
+        let guests: Vec<_> = connection.domains()?.into_iter().filter_map(guest).collect();
+        let running = guests.iter().filter(|guest| matches!(guest, Guest::Running(_))).count();
+        self.pending.clear();
+        self.bring(driver, &guests)?;
+        report(Status::Following { guests: running });
+
+        let mut retried = Instant::now();
+        loop {
+            let mut changed = match self.next_events(&connection) {
+                Ok(changed) => changed,
+                Err(end) => return Ok(end),
+            };
+            if retried.elapsed() >= RETRY {
+                retried = Instant::now();
+                changed.append(&mut self.pending);
+            }
+            let mut guests = Vec::new();
+            for uuid in changed {
+                guests.extend(guest((uuid, connection.domain(uuid)?)));
+            }
+            if guests.is_empty() {
+                self.open_bound(driver)?;
+            } else {
+                self.bring(driver, &guests)?;
+            }
+        }
+    }
+
+    /// The domains of all events that wait, after waiting a tick for the first.
+    fn next_events(&self, connection: &Connection) -> Result<BTreeSet<Uuid>, End> {
+        let mut changed = BTreeSet::new();
+        let mut wait = TICK;
+        loop {
+            match self.events.recv_timeout(wait) {
+                Ok(Event::Domain(uuid)) => changed.insert(uuid),
+                Ok(Event::Closed(number)) if number == connection.number() => {
+                    return Err(End::Lost("the connection was closed".into()));
+                }
+                Ok(Event::Closed(_)) => false,
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Err(End::Stopped),
+                Err(RecvTimeoutError::Timeout) => return Ok(changed),
+            };
+            wait = Duration::ZERO;
+        }
+    }
+
+    /// Brings the bindings of these guests, and then the guard, to what the guests ask for.
+    fn bring(&mut self, driver: &Driver, guests: &[Guest]) -> Result<(), ListenError> {
+        let plan = Plan::new(driver, guests)?;
+        if let Some(guard) = &mut self.guard {
+            guard.close(plan.unbinds())?;
+        }
+        let synced = plan.carry_out(driver);
+        log::debug!("bound {:?}, unbound {:?}", synced.bound, synced.unbound);
+        for refused in synced.refused {
+            log::error!("{}", chain(&refused));
+            self.pending.insert(refused.uuid);
+        }
+        self.open_bound(driver)
+    }
+
+    /// Lets the ports that have a binding through the guard.
+    fn open_bound(&mut self, driver: &Driver) -> Result<(), ListenError> {
+        if let Some(guard) = &mut self.guard {
+            guard.open(driver.bindings()?.iter().map(|binding| binding.port.clone()).collect())?;
+        }
+        Ok(())
+    }
+
+    /// Waits; whether the listener was told to end meanwhile.
+    fn stopped_within(&mut self, pause: Duration, driver: &Driver) -> Result<bool, ListenError> {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left.min(TICK)) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(true),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(false),
+                // What happened to guests is made up for after connecting.
+                Ok(_) | Err(RecvTimeoutError::Timeout) => self.open_bound(driver)?,
+            }
+        }
+    }
+}
+
+impl Stopper {
+    /// Tells the listener to end.
+    pub fn stop(&self) {
+        // If it has ended already, nobody receives this.
+        let _ = self.0.send(Event::Stop);
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Status::Ready => f.write_str("the bindings are enforced"),
+            Status::Following { guests } => write!(f, "following {guests} running guests"),
+            Status::Disconnected { why, pause } => {
+                write!(f, "no connection: {why}; next attempt in {pause:?}")
+            }
+        }
+    }
+}
+
+impl From<VirtError> for Failure {
+    fn from(error: VirtError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<ListenError> for Failure {
+    fn from(error: ListenError) -> Self {
+        Self::Listener(error)
+    }
+}
+
+/// What a domain's XML says; one that cannot be read is left as it is.
+fn guest((uuid, xml): (Uuid, Option<String>)) -> Option<Guest> {
+    let Some(xml) = xml else { return Some(Guest::Ended(uuid)) };
+    match read_domain(&format!("domain {uuid}"), &xml).into_result() {
+        Ok(domain) => Some(Guest::Running(domain)),
+        Err(problems) => {
+            log::error!("{problems}");
+            None
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

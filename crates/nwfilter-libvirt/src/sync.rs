@@ -1,0 +1,122 @@
+//! From what guests ask for to what has to be bound and unbound.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nwfilter::{Driver, Error};
+use nwfilter_xml::{Binding, Domain, NoBinding, PortDev, Uuid};
+
+/// What is known of a guest.
+#[derive(Clone, Debug)]
+pub enum Guest {
+    /// It runs, and this is what it asks for.
+    Running(Domain),
+    /// It does not run, or does not exist any more.
+    Ended(Uuid),
+}
+
+/// The way from the bindings there are to those that guests ask for.
+///
+/// Bindings of owners that the guests do not include are left alone: somebody else may have made them. If their port
+/// is gone they serve nobody, and go.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    bind: Vec<Binding>,
+    unbind: Vec<PortDev>,
+}
+
+/// What a [`Plan`] did.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// The ports that were bound, or found to be.
+    pub bound: Vec<PortDev>,
+    /// The ports that were unbound.
+    pub unbound: Vec<PortDev>,
+    /// The ports that could not be brought to what their guest asks for; they are as they were.
+    pub refused: Vec<Refused>,
+}
+
+/// A port that is not as its guest asks for.
+#[derive(Debug, thiserror::Error)]
+#[error("port '{port}' of guest '{guest}'")]
+pub struct Refused {
+    /// The port.
+    pub port: PortDev,
+    /// The name of the guest.
+    pub guest: String,
+    /// The guest's UUID.
+    pub uuid: Uuid,
+    /// Why.
+    pub source: Error,
+}
+
+impl Plan {
+    /// What has to be done so that the bindings of these guests are those that they ask for.
+    pub fn new<'a>(driver: &Driver, guests: impl IntoIterator<Item = &'a Guest>) -> Result<Self, Error> {
+        let mut owners = BTreeSet::new();
+        let mut wanted = BTreeMap::new();
+        for guest in guests {
+            match guest {
+                Guest::Running(domain) => {
+                    owners.extend(domain.uuid);
+                    wanted.extend(bindings(domain).map(|binding| (binding.port.clone(), binding)));
+                }
+                Guest::Ended(uuid) => {
+                    owners.insert(*uuid);
+                }
+            }
+        }
+        let is_obsolete = |binding: &Binding| {
+            let ours = owners.contains(&binding.owner.uuid);
+            !wanted.contains_key(&binding.port) && (ours || !exists(&binding.port))
+        };
+        let present = driver.bindings()?;
+        let unbind = present.iter().filter(|binding| is_obsolete(binding));
+        let unbind = unbind.map(|binding| binding.port.clone()).collect();
+        Ok(Self { bind: wanted.into_values().collect(), unbind })
+    }
+
+    /// The ports that will have no binding.
+    pub fn unbinds(&self) -> &[PortDev] {
+        &self.unbind
+    }
+
+    /// Does it. What one port is refused does not keep the others.
+    pub fn carry_out(self, driver: &Driver) -> Synced {
+        let mut synced = Synced::default();
+        for port in self.unbind {
+            match driver.delete_binding(port.as_str()) {
+                Ok(_) | Err(Error::NoSuchBinding(_)) => synced.unbound.push(port),
+                Err(error) => log::error!("port '{port}' is still bound: {error}"),
+            }
+        }
+        for binding in self.bind {
+            let (port, owner) = (binding.port.clone(), binding.owner.clone());
+            match driver.replace_binding(binding) {
+                Ok(applied) => {
+                    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                    synced.bound.push(port);
+                }
+                Err(source) => {
+                    synced.refused.push(Refused { port, guest: owner.name, uuid: owner.uuid, source });
+                }
+            }
+        }
+        synced
+    }
+}
+
+/// What a running guest asks for. An interface that cannot be bound is said in the log.
+fn bindings(domain: &Domain) -> impl Iterator<Item = Binding> {
+    domain.interfaces.iter().filter_map(|interface| match domain.binding(interface) {
+        Ok(binding) => Some(binding),
+        Err(NoBinding::Filter) => None,
+        Err(why) => {
+            log::warn!("guest '{}', interface at {}: not filtered: {why}", domain.name, interface.place);
+            None
+        }
+    })
+}
+
+fn exists(port: &PortDev) -> bool {
+    nix::net::if_::if_nametoindex(port.as_str()).is_ok()
+}

@@ -1,0 +1,167 @@
+//! libvirt's driver interface as C sees it: the layouts and function types that the module relies on.
+//!
+//! They are private to libvirt and were compared between 9.0.0, 11.3.0 and 12.8.0, where they are equal.
+
+use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
+use std::ptr::{null, null_mut};
+
+/// An object of libvirt that is only handed around.
+macro_rules! opaque {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        $($(#[$doc])*
+        #[repr(C)]
+        pub(crate) struct $name {
+            _private: [u8; 0],
+        })+
+    };
+}
+
+opaque! {
+    /// virConnect
+    Connect,
+    /// virNWFilter
+    NwFilter,
+    /// virNWFilterBinding
+    NwFilterBinding,
+}
+
+/// virConnectDriver
+#[repr(C)]
+pub(crate) struct ConnectDriver {
+    pub(crate) local_only: bool,
+    pub(crate) remote_only: bool,
+    pub(crate) embeddable: bool,
+    /// Ends with a null pointer.
+    pub(crate) uri_schemes: *const *const c_char,
+    pub(crate) hypervisor: *mut HypervisorDriver,
+    pub(crate) interface: *mut c_void,
+    pub(crate) network: *mut c_void,
+    pub(crate) node_device: *mut c_void,
+    pub(crate) nwfilter: *mut NwFilterDriver,
+    pub(crate) secret: *mut c_void,
+    pub(crate) storage: *mut c_void,
+}
+
+/// More than any libvirt has operations in its virHypervisorDriver; about 250 are known.
+const HYPERVISOR_SLOTS: usize = 512;
+
+/// virHypervisorDriver: what opens and closes connections, and nothing of what runs guests.
+#[repr(C)]
+pub(crate) struct HypervisorDriver {
+    pub(crate) name: *const c_char,
+    pub(crate) connect_uri_probe: *const c_void,
+    pub(crate) connect_open: extern "C" fn(*mut Connect, *mut c_void, *mut c_void, c_uint) -> c_int,
+    pub(crate) connect_close: extern "C" fn(*mut Connect) -> c_int,
+    pub(crate) absent: [*const c_void; HYPERVISOR_SLOTS],
+}
+
+impl HypervisorDriver {
+    pub(crate) const ABSENT: [*const c_void; HYPERVISOR_SLOTS] = [null(); HYPERVISOR_SLOTS];
+}
+
+/// What connect_open answers: virDrvOpenStatus.
+pub(crate) mod open_status {
+    use std::ffi::c_int;
+
+    pub(crate) const SUCCESS: c_int = 0;
+    pub(crate) const ERROR: c_int = -2;
+}
+
+/// virNWFilterDriver: the functions are those of libvirt-nwfilter.h, without virNWFilterLookupByUUIDString.
+#[repr(C)]
+pub(crate) struct NwFilterDriver {
+    pub(crate) name: *const c_char,
+    pub(crate) num_of_filters: extern "C" fn(*mut Connect) -> c_int,
+    pub(crate) list_filters: extern "C" fn(*mut Connect, *mut *mut c_char, c_int) -> c_int,
+    pub(crate) list_all_filters: extern "C" fn(*mut Connect, *mut *mut *mut NwFilter, c_uint) -> c_int,
+    pub(crate) lookup_by_name: extern "C" fn(*mut Connect, *const c_char) -> *mut NwFilter,
+    pub(crate) lookup_by_uuid: extern "C" fn(*mut Connect, *const c_uchar) -> *mut NwFilter,
+    pub(crate) define_xml: extern "C" fn(*mut Connect, *const c_char) -> *mut NwFilter,
+    pub(crate) define_xml_flags: extern "C" fn(*mut Connect, *const c_char, c_uint) -> *mut NwFilter,
+    pub(crate) undefine: extern "C" fn(*mut NwFilter) -> c_int,
+    pub(crate) get_xml_desc: extern "C" fn(*mut NwFilter, c_uint) -> *mut c_char,
+    pub(crate) list_all_bindings:
+        extern "C" fn(*mut Connect, *mut *mut *mut NwFilterBinding, c_uint) -> c_int,
+    pub(crate) binding_lookup: extern "C" fn(*mut Connect, *const c_char) -> *mut NwFilterBinding,
+    pub(crate) binding_create: extern "C" fn(*mut Connect, *const c_char, c_uint) -> *mut NwFilterBinding,
+    pub(crate) binding_delete: extern "C" fn(*mut NwFilterBinding) -> c_int,
+    pub(crate) binding_get_xml_desc: extern "C" fn(*mut NwFilterBinding, c_uint) -> *mut c_char,
+}
+
+/// The tables that libvirt keeps pointers to for as long as the process lives.
+pub(crate) struct Tables {
+    pub(crate) connect: ConnectDriver,
+    pub(crate) nwfilter: NwFilterDriver,
+}
+
+/// The beginning of libvirt's virNWFilterDef, which is all that its access checks read of it.
+#[repr(C)]
+pub(crate) struct FilterIdentity {
+    pub(crate) name: *const c_char,
+    pub(crate) uuid: [c_uchar; 16],
+    pub(crate) absent: [*const c_void; 16],
+}
+
+impl FilterIdentity {
+    pub(crate) const ABSENT: [*const c_void; 16] = [null(); 16];
+}
+
+/// The beginning of libvirt's virNWFilterBindingDef, which is all that its access checks read of it.
+#[repr(C)]
+pub(crate) struct BindingIdentity {
+    pub(crate) owner_name: *const c_char,
+    pub(crate) owner_uuid: [c_uchar; 16],
+    pub(crate) port: *const c_char,
+    pub(crate) link: *const c_char,
+    pub(crate) mac: [c_uchar; 6],
+    pub(crate) filter: *const c_char,
+    pub(crate) absent: [*const c_void; 16],
+}
+
+/// virLogSource; its later fields are libvirt's to fill in.
+#[repr(C)]
+pub(crate) struct LogSource {
+    pub(crate) name: *const c_char,
+    pub(crate) state: [c_uint; 14],
+}
+
+pub(crate) type RegisterConnectDriver = unsafe extern "C" fn(*mut ConnectDriver, bool) -> c_int;
+pub(crate) type SetSharedNwFilterDriver = unsafe extern "C" fn(*mut NwFilterDriver) -> c_int;
+pub(crate) type GetNwFilter =
+    unsafe extern "C" fn(*mut Connect, *const c_char, *const c_uchar) -> *mut NwFilter;
+pub(crate) type GetNwFilterBinding =
+    unsafe extern "C" fn(*mut Connect, *const c_char, *const c_char) -> *mut NwFilterBinding;
+pub(crate) type FilterName = unsafe extern "C" fn(*mut NwFilter) -> *const c_char;
+pub(crate) type BindingPort = unsafe extern "C" fn(*mut NwFilterBinding) -> *const c_char;
+pub(crate) type FreeFilter = unsafe extern "C" fn(*mut NwFilter) -> c_int;
+pub(crate) type FreeBinding = unsafe extern "C" fn(*mut NwFilterBinding) -> c_int;
+pub(crate) type GetUri = unsafe extern "C" fn(*mut Connect) -> *mut c_char;
+pub(crate) type GetVersion = unsafe extern "C" fn(*mut c_ulong, *const c_char, *mut c_ulong) -> c_int;
+pub(crate) type EnsureConnect = unsafe extern "C" fn(*mut Connect) -> c_int;
+pub(crate) type EnsureFilter = unsafe extern "C" fn(*mut Connect, *const FilterIdentity) -> c_int;
+pub(crate) type CheckFilter = unsafe extern "C" fn(*mut Connect, *const FilterIdentity) -> bool;
+pub(crate) type EnsureBinding = unsafe extern "C" fn(*mut Connect, *const BindingIdentity) -> c_int;
+pub(crate) type CheckBinding = unsafe extern "C" fn(*mut Connect, *const BindingIdentity) -> bool;
+
+/// virReportErrorHelper(domain, code, file, function, line, format, …)
+pub(crate) type ReportError =
+    unsafe extern "C" fn(c_int, c_int, *const c_char, *const c_char, usize, *const c_char, ...);
+
+/// virLogMessage(source, priority, file, line, function, metadata, format, …)
+pub(crate) type LogMessage = unsafe extern "C" fn(
+    *mut LogSource,
+    c_int,
+    *const c_char,
+    c_int,
+    *const c_char,
+    *mut c_void,
+    *const c_char,
+    ...
+);
+
+/// Memory that libvirt frees with free: room for `count` pointers and a null pointer that ends them.
+pub(crate) fn pointers<T>(count: usize) -> *mut *mut T {
+    // SAFETY: calloc checks the multiplication and may be called with any numbers.
+    let memory = unsafe { libc::calloc(count + 1, size_of::<*mut T>()) };
+    if memory.is_null() { null_mut() } else { memory.cast() }
+}

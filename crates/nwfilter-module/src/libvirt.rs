@@ -1,0 +1,444 @@
+//! The libvirt that loaded the module: its symbols, looked up once, behind safe functions.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
+use std::ptr::{null, null_mut};
+use std::sync::OnceLock;
+
+use nwfilter_xml::{Binding, Filter, Uuid};
+
+use crate::abi::{
+    BindingIdentity, BindingPort, CheckBinding, CheckFilter, Connect, EnsureBinding, EnsureConnect,
+    EnsureFilter, FilterIdentity, FilterName, FreeBinding, FreeFilter, GetNwFilter, GetNwFilterBinding,
+    GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding, NwFilterDriver, RegisterConnectDriver,
+    ReportError, SetSharedNwFilterDriver, Tables,
+};
+use crate::refusal::{Code, Refusal};
+
+/// The oldest libvirt whose layouts are known to be those of `abi`.
+const OLDEST: c_ulong = 9_000_000;
+/// The newest libvirt for which that was looked up.
+const NEWEST_TRIED: c_ulong = 12_008_000;
+
+/// VIR_FROM_NWFILTER: the domain of the errors of this driver.
+const ERROR_DOMAIN: c_int = 33;
+
+/// Why the module cannot work in the process that loaded it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("this libvirt has no symbol '{0}'")]
+    NoSymbol(&'static str),
+    #[error("libvirt {} is older than 9.0.0, the first whose driver interface is known", shown(*.0))]
+    TooOld(c_ulong),
+    #[error("libvirt's {0} failed")]
+    Refused(&'static str),
+}
+
+/// The symbols that the module calls.
+pub(crate) struct Libvirt {
+    pub(crate) log_message: LogMessage,
+    register_connect_driver: RegisterConnectDriver,
+    set_shared_driver: SetSharedNwFilterDriver,
+    report_error: ReportError,
+    get_filter: GetNwFilter,
+    get_binding: GetNwFilterBinding,
+    filter_name: FilterName,
+    binding_port: BindingPort,
+    free_filter: FreeFilter,
+    free_binding: FreeBinding,
+    get_uri: GetUri,
+    access: Access,
+    handle_connect: OnceLock<HandleConnect>,
+}
+
+/// Where a handle keeps its connection, as the index of a pointer from the handle's begin.
+#[derive(Clone, Copy)]
+struct HandleConnect {
+    filter: usize,
+    binding: usize,
+}
+
+/// libvirt's access control: what `access_drivers` of the daemon's configuration decides.
+struct Access {
+    open: EnsureConnect,
+    count: (EnsureConnect, CheckFilter),
+    list_names: (EnsureConnect, CheckFilter),
+    list: (EnsureConnect, CheckFilter),
+    lookup_by_name: EnsureFilter,
+    lookup_by_uuid: EnsureFilter,
+    define: EnsureFilter,
+    define_flags: EnsureFilter,
+    undefine: EnsureFilter,
+    dump: EnsureFilter,
+    list_bindings: (EnsureConnect, CheckBinding),
+    lookup_binding: EnsureBinding,
+    create_binding: EnsureBinding,
+    delete_binding: EnsureBinding,
+    dump_binding: EnsureBinding,
+}
+
+/// What a connection wants to do with one filter.
+#[derive(Clone, Copy)]
+pub(crate) enum FilterAccess {
+    LookupByName,
+    LookupByUuid,
+    Define,
+    DefineFlags,
+    Undefine,
+    Dump,
+}
+
+/// What a connection wants to do with one binding.
+#[derive(Clone, Copy)]
+pub(crate) enum BindingAccess {
+    Lookup,
+    Create,
+    Delete,
+    Dump,
+}
+
+/// What a connection wants to have a list of.
+#[derive(Clone, Copy)]
+pub(crate) enum FilterList {
+    Count,
+    Names,
+    Handles,
+}
+
+static LIBVIRT: OnceLock<Libvirt> = OnceLock::new();
+
+macro_rules! symbol {
+    ($name:literal as $type:ty) => {{
+        let address = lookup(concat!($name, "\0"), $name)?;
+        // SAFETY: a function pointer is as large as an object pointer here, and the address is that of a function
+        // whose type is libvirt's for this name.
+        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
+    }};
+}
+
+impl Libvirt {
+    /// Looks up every symbol, so that one that is missing is known before the first domain needs it.
+    pub(crate) fn load() -> Result<&'static Libvirt, LoadError> {
+        check_version()?;
+        let filters =
+            |ensure: EnsureConnect, check: CheckFilter| -> (EnsureConnect, CheckFilter) { (ensure, check) };
+        let libvirt = Libvirt {
+            log_message: symbol!("virLogMessage" as LogMessage),
+            register_connect_driver: symbol!("virRegisterConnectDriver" as RegisterConnectDriver),
+            set_shared_driver: symbol!("virSetSharedNWFilterDriver" as SetSharedNwFilterDriver),
+            report_error: symbol!("virReportErrorHelper" as ReportError),
+            get_filter: symbol!("virGetNWFilter" as GetNwFilter),
+            get_binding: symbol!("virGetNWFilterBinding" as GetNwFilterBinding),
+            filter_name: symbol!("virNWFilterGetName" as FilterName),
+            binding_port: symbol!("virNWFilterBindingGetPortDev" as BindingPort),
+            free_filter: symbol!("virNWFilterFree" as FreeFilter),
+            free_binding: symbol!("virNWFilterBindingFree" as FreeBinding),
+            get_uri: symbol!("virConnectGetURI" as GetUri),
+            handle_connect: OnceLock::new(),
+            access: Access {
+                open: symbol!("virConnectOpenEnsureACL" as EnsureConnect),
+                count: filters(
+                    symbol!("virConnectNumOfNWFiltersEnsureACL" as EnsureConnect),
+                    symbol!("virConnectNumOfNWFiltersCheckACL" as CheckFilter),
+                ),
+                list_names: filters(
+                    symbol!("virConnectListNWFiltersEnsureACL" as EnsureConnect),
+                    symbol!("virConnectListNWFiltersCheckACL" as CheckFilter),
+                ),
+                list: filters(
+                    symbol!("virConnectListAllNWFiltersEnsureACL" as EnsureConnect),
+                    symbol!("virConnectListAllNWFiltersCheckACL" as CheckFilter),
+                ),
+                lookup_by_name: symbol!("virNWFilterLookupByNameEnsureACL" as EnsureFilter),
+                lookup_by_uuid: symbol!("virNWFilterLookupByUUIDEnsureACL" as EnsureFilter),
+                define: symbol!("virNWFilterDefineXMLEnsureACL" as EnsureFilter),
+                define_flags: symbol!("virNWFilterDefineXMLFlagsEnsureACL" as EnsureFilter),
+                undefine: symbol!("virNWFilterUndefineEnsureACL" as EnsureFilter),
+                dump: symbol!("virNWFilterGetXMLDescEnsureACL" as EnsureFilter),
+                list_bindings: (
+                    symbol!("virConnectListAllNWFilterBindingsEnsureACL" as EnsureConnect),
+                    symbol!("virConnectListAllNWFilterBindingsCheckACL" as CheckBinding),
+                ),
+                lookup_binding: symbol!("virNWFilterBindingLookupByPortDevEnsureACL" as EnsureBinding),
+                create_binding: symbol!("virNWFilterBindingCreateXMLEnsureACL" as EnsureBinding),
+                delete_binding: symbol!("virNWFilterBindingDeleteEnsureACL" as EnsureBinding),
+                dump_binding: symbol!("virNWFilterBindingGetXMLDescEnsureACL" as EnsureBinding),
+            },
+        };
+        Ok(LIBVIRT.get_or_init(|| libvirt))
+    }
+
+    /// The libvirt that was loaded; it is there before libvirt can call any function of the driver.
+    pub(crate) fn get() -> Option<&'static Libvirt> {
+        LIBVIRT.get()
+    }
+
+    /// Hands the driver's tables to libvirt, which keeps them until the process ends.
+    pub(crate) fn register(&self, tables: Tables) -> Result<(), LoadError> {
+        let Tables { connect, nwfilter } = tables;
+        let nwfilter: *mut NwFilterDriver = Box::leak(Box::new(nwfilter));
+        let connect = Box::leak(Box::new(connect));
+        connect.nwfilter = nwfilter;
+        // SAFETY: the tables have libvirt's layout and live for ever.
+        if unsafe { (self.register_connect_driver)(connect, false) } < 0 {
+            return Err(LoadError::Refused("virRegisterConnectDriver"));
+        }
+        // SAFETY: as above.
+        if unsafe { (self.set_shared_driver)(nwfilter) } < 0 {
+            return Err(LoadError::Refused("virSetSharedNWFilterDriver"));
+        }
+        Ok(())
+    }
+
+    /// Makes a refusal the calling thread's last libvirt error, which libvirt's log shows too.
+    pub(crate) fn report(&self, code: Code, message: &str) {
+        let message = c_string(message);
+        let (file, function) = (c"nwfilter-module", c"nwfilter");
+        // SAFETY: the strings live through the call, and the format takes exactly one string.
+        unsafe {
+            (self.report_error)(
+                ERROR_DOMAIN,
+                code as c_int,
+                file.as_ptr(),
+                function.as_ptr(),
+                0,
+                c"%s".as_ptr(),
+                message.as_ptr(),
+            );
+        }
+    }
+
+    /// A new handle of a filter, or null when libvirt has reported why not.
+    pub(crate) fn filter_handle(&self, connect: *mut Connect, filter: &Filter) -> *mut NwFilter {
+        let (name, uuid) = (c_string(filter.name.as_str()), uuid_of(filter));
+        // SAFETY: the connection is libvirt's own, and libvirt copies name and UUID.
+        unsafe { (self.get_filter)(connect, name.as_ptr(), uuid.as_bytes().as_ptr()) }
+    }
+
+    /// A new handle of a binding, or null when libvirt has reported why not.
+    pub(crate) fn binding_handle(&self, connect: *mut Connect, binding: &Binding) -> *mut NwFilterBinding {
+        let (port, filter) = (c_string(binding.port.as_str()), c_string(binding.filter.as_str()));
+        // SAFETY: the connection is libvirt's own, and libvirt copies both names.
+        unsafe { (self.get_binding)(connect, port.as_ptr(), filter.as_ptr()) }
+    }
+
+    /// Finds out where handles keep their connection, which no function of libvirt tells: a new handle has it among
+    /// its first pointers. Done when a connection is opened, before there can be a handle of it.
+    pub(crate) fn learn_handles(&self, connect: *mut Connect) -> Result<(), Refusal> {
+        if self.handle_connect.get().is_some() {
+            return Ok(());
+        }
+        let (name, uuid) = (c"layout", [0; 16]);
+        // SAFETY: the connection is libvirt's own, and libvirt copies name and UUID.
+        let filter = unsafe { (self.get_filter)(connect, name.as_ptr(), uuid.as_ptr()) };
+        // SAFETY: as above.
+        let binding = unsafe { (self.get_binding)(connect, name.as_ptr(), name.as_ptr()) };
+        if filter.is_null() || binding.is_null() {
+            return Err(Refusal::reported());
+        }
+        let found = (position(filter.cast(), connect), position(binding.cast(), connect));
+        // SAFETY: both handles were made above and are not used any more.
+        unsafe {
+            (self.free_filter)(filter);
+            (self.free_binding)(binding);
+        }
+        let (Some(filter), Some(binding)) = found else {
+            return Err(Refusal::new(Code::Internal, "the handles of this libvirt have an unknown layout"));
+        };
+        self.handle_connect.get_or_init(|| HandleConnect { filter, binding });
+        Ok(())
+    }
+
+    /// The connection of a handle.
+    pub(crate) fn filter_connect(&self, filter: *mut NwFilter) -> Result<*mut Connect, Refusal> {
+        let index = self.handle_connect.get().ok_or_else(not_open)?.filter;
+        // SAFETY: every filter handle has its connection at this index.
+        Ok(unsafe { filter.cast::<*mut Connect>().add(index).read() })
+    }
+
+    /// The connection of a handle.
+    pub(crate) fn binding_connect(&self, binding: *mut NwFilterBinding) -> Result<*mut Connect, Refusal> {
+        let index = self.handle_connect.get().ok_or_else(not_open)?.binding;
+        // SAFETY: every binding handle has its connection at this index.
+        Ok(unsafe { binding.cast::<*mut Connect>().add(index).read() })
+    }
+
+    /// The name in a handle.
+    pub(crate) fn filter_name(&self, filter: *mut NwFilter) -> Result<String, Refusal> {
+        // SAFETY: libvirt hands only valid handles to its drivers, and the name lives as long as the handle.
+        text(unsafe { (self.filter_name)(filter) })
+    }
+
+    /// The port in a handle.
+    pub(crate) fn binding_port(&self, binding: *mut NwFilterBinding) -> Result<String, Refusal> {
+        // SAFETY: libvirt hands only valid handles to its drivers, and the port lives as long as the handle.
+        text(unsafe { (self.binding_port)(binding) })
+    }
+
+    /// The URI that a connection is opened with.
+    pub(crate) fn uri(&self, connect: *mut Connect) -> Result<String, Refusal> {
+        // SAFETY: the connection is libvirt's own; what comes back is ours to free.
+        let uri = unsafe { (self.get_uri)(connect) };
+        let copy = text(uri);
+        // SAFETY: free takes what libvirt allocated, or null.
+        unsafe { libc::free(uri.cast()) };
+        copy
+    }
+
+    // ---- access control: each asks libvirt, which has reported the error when the answer is no ----
+
+    pub(crate) fn may_open(&self, connect: *mut Connect) -> Result<(), Refusal> {
+        // SAFETY: the connection is libvirt's own.
+        allowed(unsafe { (self.access.open)(connect) })
+    }
+
+    pub(crate) fn may_do(
+        &self,
+        access: FilterAccess,
+        connect: *mut Connect,
+        filter: &Filter,
+    ) -> Result<(), Refusal> {
+        let ensure = match access {
+            FilterAccess::LookupByName => self.access.lookup_by_name,
+            FilterAccess::LookupByUuid => self.access.lookup_by_uuid,
+            FilterAccess::Define => self.access.define,
+            FilterAccess::DefineFlags => self.access.define_flags,
+            FilterAccess::Undefine => self.access.undefine,
+            FilterAccess::Dump => self.access.dump,
+        };
+        // SAFETY: the connection is libvirt's own, and the identity lives through the call.
+        with_filter(filter, |identity| allowed(unsafe { ensure(connect, identity) }))
+    }
+
+    pub(crate) fn may_do_binding(
+        &self,
+        access: BindingAccess,
+        connect: *mut Connect,
+        binding: &Binding,
+    ) -> Result<(), Refusal> {
+        let ensure = match access {
+            BindingAccess::Lookup => self.access.lookup_binding,
+            BindingAccess::Create => self.access.create_binding,
+            BindingAccess::Delete => self.access.delete_binding,
+            BindingAccess::Dump => self.access.dump_binding,
+        };
+        // SAFETY: the connection is libvirt's own, and the identity lives through the call.
+        with_binding(binding, |identity| allowed(unsafe { ensure(connect, identity) }))
+    }
+
+    /// Checks that a connection may list filters, and then tells of each whether it may see it.
+    pub(crate) fn visible_filters(
+        &self,
+        list: FilterList,
+        connect: *mut Connect,
+    ) -> Result<impl Fn(&Filter) -> bool, Refusal> {
+        let (ensure, check) = match list {
+            FilterList::Count => self.access.count,
+            FilterList::Names => self.access.list_names,
+            FilterList::Handles => self.access.list,
+        };
+        // SAFETY: the connection is libvirt's own.
+        allowed(unsafe { ensure(connect) })?;
+        // SAFETY: as above, and the identity lives through the call.
+        Ok(move |filter: &Filter| with_filter(filter, |identity| unsafe { check(connect, identity) }))
+    }
+
+    /// Checks that a connection may list bindings, and then tells of each whether it may see it.
+    pub(crate) fn visible_bindings(
+        &self,
+        connect: *mut Connect,
+    ) -> Result<impl Fn(&Binding) -> bool, Refusal> {
+        let (ensure, check) = self.access.list_bindings;
+        // SAFETY: the connection is libvirt's own.
+        allowed(unsafe { ensure(connect) })?;
+        // SAFETY: as above, and the identity lives through the call.
+        Ok(move |binding: &Binding| with_binding(binding, |identity| unsafe { check(connect, identity) }))
+    }
+}
+
+/// The UUID of a filter: its own, else one made of its name. A file that nobody has defined through libvirt yet, as
+/// packages install them, has none.
+pub(crate) fn uuid_of(filter: &Filter) -> Uuid {
+    const NAMESPACE: Uuid = Uuid::from_u128(0x6d2b_7f0e_5a2c_4c0b_9a4e_3c1f_0d8e_7b61);
+    filter.uuid.unwrap_or_else(|| Uuid::new_v5(&NAMESPACE, filter.name.as_str().as_bytes()))
+}
+
+/// A text of C's; a null pointer or one that is not UTF-8 is refused.
+pub(crate) fn text(pointer: *const c_char) -> Result<String, Refusal> {
+    if pointer.is_null() {
+        return Err(Refusal::new(Code::InvalidArg, "a null pointer where a text is needed"));
+    }
+    // SAFETY: libvirt's texts end with a zero byte, and this one is not null.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    let text =
+        text.to_str().map_err(|error| Refusal::new(Code::InvalidArg, format!("the text is {error}")))?;
+    Ok(text.to_owned())
+}
+
+/// A text for C; it ends at the first zero byte, which no valid name or document has.
+pub(crate) fn c_string(text: &str) -> CString {
+    let until_zero = text.split('\0').next().unwrap_or_default();
+    CString::new(until_zero).unwrap_or_default()
+}
+
+/// The index of a connection among the first pointers of a handle. The smallest handle, in any libvirt, is an object
+/// header of two or three pointers, the connection and two more.
+fn position(handle: *const c_void, connect: *mut Connect) -> Option<usize> {
+    const POINTERS: usize = 5;
+    // SAFETY: a handle is larger than this, and aligned for pointers.
+    (0..POINTERS).find(|&index| unsafe { handle.cast::<*mut Connect>().add(index).read() } == connect)
+}
+
+fn not_open() -> Refusal {
+    Refusal::new(Code::Internal, "a handle without a connection")
+}
+
+fn allowed(answer: c_int) -> Result<(), Refusal> {
+    if answer < 0 { Err(Refusal::reported()) } else { Ok(()) }
+}
+
+fn with_filter<T>(filter: &Filter, ask: impl FnOnce(*const FilterIdentity) -> T) -> T {
+    let name = c_string(filter.name.as_str());
+    let uuid = *uuid_of(filter).as_bytes();
+    ask(&FilterIdentity { name: name.as_ptr(), uuid, absent: FilterIdentity::ABSENT })
+}
+
+fn with_binding<T>(binding: &Binding, ask: impl FnOnce(*const BindingIdentity) -> T) -> T {
+    let (owner, port) = (c_string(&binding.owner.name), c_string(binding.port.as_str()));
+    let (filter, link) = (c_string(binding.filter.as_str()), binding.link.as_deref().map(c_string));
+    ask(&BindingIdentity {
+        owner_name: owner.as_ptr(),
+        owner_uuid: *binding.owner.uuid.as_bytes(),
+        port: port.as_ptr(),
+        link: link.as_ref().map_or(null(), |link| link.as_ptr()),
+        mac: binding.mac.0,
+        filter: filter.as_ptr(),
+        absent: FilterIdentity::ABSENT,
+    })
+}
+
+fn lookup(terminated: &str, name: &'static str) -> Result<*mut c_void, LoadError> {
+    // SAFETY: the name ends with a zero byte. The global scope has libvirt, which loaded this module.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, terminated.as_ptr().cast()) };
+    if address.is_null() { Err(LoadError::NoSymbol(name)) } else { Ok(address) }
+}
+
+fn check_version() -> Result<(), LoadError> {
+    let get_version = symbol!("virGetVersion" as GetVersion);
+    let mut version = 0;
+    // SAFETY: the first pointer is written to, and the other two may be null.
+    if unsafe { get_version(&raw mut version, null(), null_mut()) } < 0 {
+        return Err(LoadError::Refused("virGetVersion"));
+    }
+    if version < OLDEST {
+        return Err(LoadError::TooOld(version));
+    }
+    if version > NEWEST_TRIED {
+        let (this, tried) = (shown(version), shown(NEWEST_TRIED));
+        eprintln!("nwfilter module: libvirt {this} is newer than {tried}, the last it was tried with");
+    }
+    Ok(())
+}
+
+fn shown(version: c_ulong) -> String {
+    format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000)
+}

@@ -1,0 +1,84 @@
+//! The log of the driver, handed to libvirt's, whose `log_filters` and `log_outputs` then apply to it.
+
+use std::ffi::c_int;
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::abi::{LogMessage, LogSource};
+use crate::libvirt::c_string;
+
+struct ToLibvirt;
+
+static LOG_MESSAGE: OnceLock<LogMessage> = OnceLock::new();
+
+/// Sends the log to libvirt from now on.
+pub(crate) fn init(log_message: LogMessage) {
+    let first = LOG_MESSAGE.set(log_message).is_ok();
+    if first && log::set_logger(&ToLibvirt).is_ok() {
+        log::set_max_level(LevelFilter::Debug);
+    }
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+}
+
+/// Whether the log goes to libvirt.
+pub(crate) fn is_ready() -> bool {
+    LOG_MESSAGE.get().is_some()
+}
+
+impl Log for ToLibvirt {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let Some(log_message) = LOG_MESSAGE.get() else { return };
+        let file = c_string(record.file().unwrap_or("nwfilter"));
+        let line = record.line().and_then(|line| c_int::try_from(line).ok()).unwrap_or(0);
+        let function = c_string(record.target());
+        let message = c_string(&record.args().to_string());
+        // SAFETY: the source lives for ever and libvirt changes it under its own lock; the strings live through the
+        // call; the format takes exactly one string.
+        unsafe {
+            log_message(
+                source(),
+                priority(record.level()),
+                file.as_ptr(),
+                line,
+                function.as_ptr(),
+                null_mut(),
+                c"%s".as_ptr(),
+                message.as_ptr(),
+            );
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// virLogPriority
+fn priority(level: Level) -> c_int {
+    match level {
+        Level::Error => 4,
+        Level::Warn => 3,
+        Level::Info => 2,
+        Level::Debug | Level::Trace => 1,
+    }
+}
+
+/// The source that libvirt's log filters are matched with. It has the name of libvirt's own driver's, so that filters
+/// that were written for that one keep working.
+fn source() -> *mut LogSource {
+    struct Shared(*mut LogSource);
+    // SAFETY: the pointer is only handed to libvirt, which locks what it does with it.
+    unsafe impl Send for Shared {}
+    // SAFETY: as above.
+    unsafe impl Sync for Shared {}
+    static SOURCE: OnceLock<Shared> = OnceLock::new();
+    let made = || {
+        let source = LogSource { name: c"nwfilter.nwfilter_driver".as_ptr(), state: [0; 14] };
+        Shared(Box::leak(Box::new(source)))
+    };
+    SOURCE.get_or_init(made).0
+}

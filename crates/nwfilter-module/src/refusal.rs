@@ -1,0 +1,78 @@
+//! What the caller of libvirt is told: libvirt's error code for the case, and our message.
+
+use std::error::Error as _;
+
+use nwfilter::Error;
+
+/// libvirt's error numbers (virErrorNumber) that this driver uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Code {
+    /// VIR_ERR_INTERNAL_ERROR
+    Internal = 1,
+    /// VIR_ERR_INVALID_ARG
+    InvalidArg = 8,
+    /// VIR_ERR_OPERATION_FAILED
+    OperationFailed = 9,
+    /// VIR_ERR_XML_ERROR
+    Xml = 27,
+    /// VIR_ERR_OPERATION_INVALID
+    OperationInvalid = 55,
+    /// VIR_ERR_NO_NWFILTER
+    NoFilter = 62,
+    /// VIR_ERR_XML_INVALID_SCHEMA
+    XmlInvalidSchema = 92,
+    /// VIR_ERR_NO_NWFILTER_BINDING
+    NoBinding = 101,
+}
+
+/// Why a call of libvirt's is refused.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// To be reported to libvirt.
+    New(Code, String),
+    /// libvirt has reported it already.
+    Reported,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self::New(code, message.into())
+    }
+
+    pub(crate) fn reported() -> Self {
+        Self::Reported
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::New(code(&error), with_causes(&error))
+    }
+}
+
+/// The code that libvirt's own driver uses in the same case.
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Invalid(_) => Code::Xml,
+        Error::NoSuchFilter(_) => Code::NoFilter,
+        Error::NoSuchBinding(_) => Code::NoBinding,
+        Error::StockFilter(_) | Error::FilterInUse { .. } => Code::OperationInvalid,
+        Error::UuidConflict { .. } | Error::IncludesItself { .. } | Error::BindingExists(_) => {
+            Code::OperationFailed
+        }
+        _ => Code::Internal,
+    }
+}
+
+/// An error with its causes.
+pub(crate) fn with_causes(error: &Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}

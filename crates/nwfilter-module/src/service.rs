@@ -1,0 +1,176 @@
+//! What each function of the driver does, in safe Rust: filters and bindings in, documents out.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nwfilter::{Applied, Config, Driver, Error, Xtables};
+use nwfilter_xml::{
+    Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
+};
+
+use crate::leaving::Leaving;
+use crate::libvirt::uuid_of;
+use crate::refusal::{Code, Refusal, with_causes};
+
+/// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
+const FILTERS: &str = "/etc/libvirt/nwfilter";
+const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
+
+/// The driver behind every connection.
+pub(crate) struct Service {
+    driver: Arc<Driver>,
+    leaving: Leaving,
+}
+
+/// How a document is checked before it is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Validation {
+    /// What libvirt ignores or replaces is taken.
+    Lenient,
+    /// The document must be as the schema says.
+    Schema,
+}
+
+impl Service {
+    /// The service of this process. The first call opens the stores and brings the kernel to what they ask for; if
+    /// that is impossible, the next call tries again.
+    pub(crate) fn get() -> Result<Arc<Service>, Refusal> {
+        static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
+        let mut service = SERVICE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(service) = &*service {
+            return Ok(service.clone());
+        }
+        let opened = Arc::new(Self::open()?);
+        *service = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn open() -> Result<Self, Refusal> {
+        let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
+        let driver = Arc::new(Driver::open(config, Xtables::default())?);
+        match driver.reload() {
+            Ok(applied) if applied.changed.is_empty() => {
+                log::debug!("the kernel has what the bindings ask for")
+            }
+            Ok(applied) => {
+                log::info!("{} ports were brought to what their bindings ask for", applied.changed.len());
+                warn(&applied);
+            }
+            // What can be served must be: a single broken binding may not keep every domain from starting.
+            Err(error) => {
+                log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
+            }
+        }
+        Ok(Self { driver, leaving: Leaving::default() })
+    }
+
+    // ---- filters ----
+
+    /// The filters of the store. The stock filters that the library embeds serve references, but are not listed:
+    /// libvirt's list is that of its directory.
+    pub(crate) fn filters(&self) -> Result<Vec<Arc<Filter>>, Refusal> {
+        Ok(self.driver.stored_filters()?)
+    }
+
+    pub(crate) fn filter(&self, name: &str) -> Result<Arc<Filter>, Refusal> {
+        Ok(self.driver.filter(name)?)
+    }
+
+    pub(crate) fn filter_by_uuid(&self, uuid: Uuid) -> Result<Arc<Filter>, Refusal> {
+        let found = self.driver.filters()?.into_iter().find(|filter| uuid_of(filter) == uuid);
+        found.ok_or_else(|| Refusal::new(Code::NoFilter, format!("no filter has the UUID {uuid}")))
+    }
+
+    /// Reads a filter without putting it into the store.
+    pub(crate) fn read_filter(&self, text: &str, validation: Validation) -> Result<Filter, Refusal> {
+        valid(read_filter("filter", text), validation)
+    }
+
+    pub(crate) fn define(&self, text: &str) -> Result<Arc<Filter>, Refusal> {
+        let (filter, applied) = self.driver.define_filter("filter", text)?;
+        warn(&applied);
+        Ok(filter)
+    }
+
+    pub(crate) fn undefine(&self, name: &str) -> Result<(), Refusal> {
+        // To libvirt their bindings are deleted, so they do not use the filter.
+        self.leaving.take_all().iter().for_each(|port| remove(&self.driver, port));
+        Ok(self.driver.undefine_filter(name)?)
+    }
+
+    pub(crate) fn filter_xml(&self, filter: &Filter) -> String {
+        write_filter(&Filter { uuid: Some(uuid_of(filter)), ..filter.clone() })
+    }
+
+    // ---- bindings ----
+
+    pub(crate) fn bindings(&self) -> Result<Vec<Arc<Binding>>, Refusal> {
+        let mut bindings = self.driver.bindings()?;
+        bindings.retain(|binding| !self.leaving.contains(binding.port.as_str()));
+        Ok(bindings)
+    }
+
+    pub(crate) fn binding(&self, port: &str) -> Result<Arc<Binding>, Refusal> {
+        if self.leaving.contains(port) {
+            return Err(Error::NoSuchBinding(port.to_owned()).into());
+        }
+        Ok(self.driver.binding(port)?)
+    }
+
+    /// Reads a binding without filtering its port.
+    pub(crate) fn read_binding(&self, text: &str, validation: Validation) -> Result<Binding, Refusal> {
+        valid(read_binding("filterbinding", text), validation)
+    }
+
+    pub(crate) fn bind(&self, binding: Binding) -> Result<Arc<Binding>, Refusal> {
+        let port = binding.port.to_string();
+        let bound = match self.leaving.stay(&port) {
+            true => self.driver.replace_binding(binding).inspect_err(|_| self.leave(&port)),
+            false => self.driver.create_binding(binding),
+        };
+        warn(&bound?);
+        self.binding(&port)
+    }
+
+    /// Stops filtering a port: at once if it is gone, else in a moment, unless it is bound again.
+    pub(crate) fn unbind(&self, port: &str) -> Result<(), Refusal> {
+        match exists(port) {
+            true => self.leave(port),
+            false => warn(&self.driver.delete_binding(port)?),
+        }
+        Ok(())
+    }
+
+    fn leave(&self, port: &str) {
+        let (driver, name) = (self.driver.clone(), port.to_owned());
+        self.leaving.leave(port, move || remove(&driver, &name));
+    }
+
+    pub(crate) fn binding_xml(&self, binding: &Binding) -> String {
+        write_binding(binding)
+    }
+}
+
+fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
+    let problems = &reading.diagnostics;
+    if validation == Validation::Schema && !problems.items.is_empty() {
+        return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
+    }
+    reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
+}
+
+fn warn(applied: &Applied) {
+    for warning in &applied.warnings {
+        log::warn!("{warning}");
+    }
+}
+
+fn exists(port: &str) -> bool {
+    nix::net::if_::if_nametoindex(port).is_ok()
+}
+
+/// Removes a binding that libvirt has deleted; there is nobody to tell any more that it failed.
+fn remove(driver: &Driver, port: &str) {
+    if let Err(error) = driver.delete_binding(port) {
+        log::error!("port '{port}' is still filtered: {}", with_causes(&error));
+    }
+}

@@ -1,0 +1,137 @@
+//! What a restart, a crash and a change of the module do to domains that run: nothing.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nwfilter_testlab::{Connect, Host, Libvirtd, Need, skip_unless};
+
+use common::traffic::while_sending;
+use common::{Domain, Module, libvirtd};
+
+/// The handles of all rules, which the kernel gives anew to every rule that is written.
+fn handles(host: &Host) -> Result<String> {
+    let mut all = String::new();
+    for family in ["bridge", "ip", "ip6"] {
+        all += &host.run(&["nft", "--handle", "--stateless", "list", "ruleset", family])?;
+    }
+    Ok(all)
+}
+
+fn start_all(daemon: &Libvirtd, count: u8) -> Result<Vec<Domain>> {
+    let domains: Vec<_> = (1..=count).map(Domain::clean).collect();
+    domains.iter().try_for_each(|domain| domain.start(daemon))?;
+    Ok(domains)
+}
+
+fn ports(daemon: &Libvirtd) -> Result<BTreeMap<String, String>> {
+    let list = daemon.virsh(&["nwfilter-binding-list"])?;
+    let row = |line: &str| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        Some((words.next()?, words.next()?))
+    };
+    Ok(list.lines().filter_map(row).collect())
+}
+
+#[test]
+fn a_restart_or_a_crash_with_twenty_domains_touches_no_rule_and_serves_at_once() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("nft"));
+    let host = Host::new()?;
+    let (_dir, mut daemon) = libvirtd(&host, Module::Ours)?;
+    let probe = host.tap("probe")?;
+    let domains = start_all(&daemon, 20)?;
+    let (rules, bindings) = (handles(&host)?, ports(&daemon)?);
+    assert_eq!(bindings.len(), 20);
+
+    let mut served = Vec::new();
+    let traffic = while_sending(&host, &probe, &domains[7], || {
+        for crash in [false, true] {
+            if crash {
+                daemon.kill()?
+            } else {
+                daemon.stop()?
+            }
+            let begin = Instant::now();
+            daemon.start_again()?;
+            assert_eq!(ports(&daemon)?, bindings);
+            served.push(begin.elapsed());
+            for domain in &domains {
+                common::eventually("every domain is known again", Duration::from_secs(30), || {
+                    Ok(domain.is_running(&daemon))
+                })?;
+            }
+        }
+        Ok(())
+    })?;
+    eprintln!("served after {served:?}; {traffic:?}");
+    assert_eq!((traffic.arrived, traffic.leaked), (traffic.rounds, 0));
+    assert_eq!(handles(&host)?, rules);
+    ensure!(served.iter().all(|time| *time < Duration::from_secs(10)), "{served:?}");
+
+    domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
+    assert_eq!(ports(&daemon)?.len(), 0);
+    assert!(!host.saved()?.ebtables.contains("tap"));
+    Ok(())
+}
+
+#[test]
+fn what_was_lost_while_the_daemon_was_down_is_back_when_it_serves() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, mut daemon) = libvirtd(&host, Module::Ours)?;
+    let domains = start_all(&daemon, 3)?;
+    let before = host.saved()?;
+    daemon.stop()?;
+    host.run(&["ebtables", "-t", "nat", "-F"])?;
+    daemon.start_again()?;
+    daemon.virsh(&["nwfilter-binding-list"])?;
+    assert_eq!(before.diff(&host.saved()?), None);
+    domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
+    Ok(())
+}
+
+#[test]
+fn the_modules_are_exchanged_both_ways_under_running_domains() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (dir, mut daemon) = libvirtd(&host, Module::Libvirts)?;
+    let probe = host.tap("probe")?;
+    let domains = start_all(&daemon, 2)?;
+    let before = host.saved()?;
+    let mut bindings = Vec::new();
+
+    for module in [Module::Ours, Module::Libvirts, Module::Ours] {
+        let traffic = while_sending(&host, &probe, &domains[0], || {
+            daemon.stop()?;
+            dir.install(module)?;
+            daemon.start_again()?;
+            let document = daemon.binding_dumpxml("tap1")?;
+            bindings.push((ports(&daemon)?, document));
+            // The order of the ports is by chance in libvirt's module.
+            let saved = host.saved()?;
+            for port in domains.iter().map(Domain::port) {
+                assert_eq!(before.port(&port).diff(&saved.port(&port)), None, "with {module:?}");
+            }
+            common::eventually("the domain is known again", Duration::from_secs(30), || {
+                Ok(domains[1].is_running(&daemon))
+            })
+        })?;
+        eprintln!("{module:?}: {traffic:?}");
+        assert_eq!(traffic.leaked, 0, "with {module:?}: {traffic:?}");
+        // libvirt's module writes all rules again when it starts, and drops what comes meanwhile.
+        if module == Module::Ours {
+            assert_eq!(traffic.arrived, traffic.rounds, "{traffic:?}");
+        }
+    }
+    assert!(bindings.iter().all(|seen| *seen == bindings[0]), "{bindings:?}");
+
+    // What the other module made is this one's: a redefinition reaches it, an end removes it.
+    daemon.define("<filter name='clean-traffic'><rule action='drop' direction='inout'/></filter>")?;
+    assert_eq!(host.saved()?.port("tap1").ebtables.matches("-j DROP").count(), 2);
+    domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
+    assert!(!host.saved()?.ebtables.contains("tap1"));
+    assert_eq!(daemon.virsh_on(Connect::Qemu, &["list", "--name"])?.trim(), "");
+    Ok(())
+}

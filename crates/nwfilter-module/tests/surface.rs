@@ -1,0 +1,214 @@
+//! Every `virsh nwfilter-*` command, with libvirt's own module and with ours, compared.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
+use tempfile::TempDir;
+
+use common::{Module, libvirtd};
+
+const UUID: &str = "11111111-2222-4333-8444-555555555555";
+
+/// Documents by the names that commands give instead of a path.
+struct Documents(TempDir);
+
+impl Documents {
+    fn new() -> Result<Self> {
+        let documents = Self(tempfile::tempdir()?);
+        let rule = "<rule action='drop' direction='in' priority='500'><tcp dstportstart='22'/></rule>";
+        let other_uuid = UUID.replace('5', "6");
+        for (name, text) in [
+            ("@mine", format!("<filter name='mine'><uuid>{UUID}</uuid>{rule}</filter>")),
+            (
+                "@edited",
+                format!("<filter name='mine'><uuid>{UUID}</uuid>{}</filter>", rule.replace("drop", "accept")),
+            ),
+            ("@taken-uuid", format!("<filter name='other'><uuid>{UUID}</uuid></filter>")),
+            ("@other-uuid", format!("<filter name='mine'><uuid>{other_uuid}</uuid></filter>")),
+            ("@user", "<filter name='user'><filterref filter='mine'/></filter>".into()),
+            (
+                "@loop",
+                format!("<filter name='mine'><uuid>{UUID}</uuid><filterref filter='user'/></filter>"),
+            ),
+            ("@dangling", "<filter name='dangling'><filterref filter='nothere'/></filter>".into()),
+            (
+                "@needs",
+                "<filter name='needs'><rule action='drop' direction='in'><ip srcipaddr='$X'/></rule></filter>"
+                    .into(),
+            ),
+            (
+                "@bad-port",
+                "<filter name='x'><rule action='drop' direction='in'><tcp srcportstart='70000'/></rule></filter>"
+                    .into(),
+            ),
+            ("@not-a-filter", "<domain/>".into()),
+            ("@binding", binding("mine")),
+            ("@binding-nothere", binding("nothere")),
+            ("@binding-dangling", binding("dangling")),
+            ("@binding-needs", binding("needs")),
+        ] {
+            fs::write(documents.path(name), text)?;
+        }
+        Ok(documents)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn binding(filter: &str) -> String {
+    format!(
+        "<filterbinding>
+          <owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+          <portdev name='tap0'/><mac address='52:54:00:7b:35:93'/>
+          <filterref filter='{filter}'><parameter name='IP' value='10.0.0.2'/></filterref>
+        </filterbinding>"
+    )
+}
+
+/// One after the other, as a session at a shell.
+const COMMANDS: &[&[&str]] = &[
+    &["nwfilter-list", "--name"],
+    &["nwfilter-dumpxml", "clean-traffic"],
+    &["nwfilter-dumpxml", "nothere"],
+    &["nwfilter-dumpxml", "99999999-2222-4333-8444-555555555555"],
+    &["nwfilter-define", "@mine"],
+    &["nwfilter-define", "--validate", "@mine"],
+    &["nwfilter-dumpxml", "mine"],
+    &["nwfilter-dumpxml", UUID],
+    &["nwfilter-define", "@edited"],
+    &["nwfilter-dumpxml", "mine"],
+    &["nwfilter-define", "@taken-uuid"],
+    &["nwfilter-define", "@other-uuid"],
+    &["nwfilter-define", "@user"],
+    &["nwfilter-define", "@loop"],
+    &["nwfilter-dumpxml", "mine"],
+    &["nwfilter-define", "@dangling"],
+    &["nwfilter-define", "@needs"],
+    &["nwfilter-define", "--validate", "@bad-port"],
+    &["nwfilter-define", "@not-a-filter"],
+    &["nwfilter-binding-list"],
+    &["nwfilter-binding-create", "@binding"],
+    &["nwfilter-binding-create", "@binding"],
+    &["nwfilter-binding-list"],
+    &["nwfilter-binding-dumpxml", "tap0"],
+    &["nwfilter-binding-dumpxml", "tap9"],
+    &["nwfilter-undefine", "mine"],
+    &["nwfilter-undefine", "user"],
+    &["nwfilter-undefine", "nothere"],
+    &["nwfilter-define", "@mine"],
+    &["nwfilter-binding-delete", "tap0"],
+    &["nwfilter-binding-delete", "tap0"],
+    &["nwfilter-binding-create", "@binding-nothere"],
+    &["nwfilter-binding-create", "@binding-dangling"],
+    &["nwfilter-binding-create", "@binding-needs"],
+    &["nwfilter-binding-create", "--validate", "@binding"],
+    &["nwfilter-undefine", UUID],
+    &["nwfilter-binding-delete", "tap0"],
+    &["nwfilter-undefine", UUID],
+    &["nwfilter-list", "--name"],
+    &["version"],
+];
+
+/// What one command gave.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    succeeded: bool,
+    stdout: String,
+    /// What libvirt puts before a message for its error code.
+    code: Option<String>,
+}
+
+fn see(daemon: &Libvirtd, documents: &Documents, words: &[&str]) -> Result<(Seen, String)> {
+    let mut command = daemon.virsh_command(Connect::Nwfilter);
+    for word in words.iter().filter(|word| **word != "--name") {
+        match word.starts_with('@') {
+            true => command.arg(documents.path(word)),
+            false => command.arg(word),
+        };
+    }
+    let output = command.output()?;
+    let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    // The first message is virsh's own.
+    let code = |line: &str| Some(line.strip_prefix("error: ")?.split_once(": ")?.0.to_owned());
+    let seen = Seen {
+        succeeded: output.status.success(),
+        stdout: comparable(&stdout, words.contains(&"--name")),
+        code: stderr.lines().filter_map(code).next(),
+    };
+    Ok((seen, stderr))
+}
+
+/// The output without UUIDs that a driver made up, because the document had none.
+fn comparable(stdout: &str, names_only: bool) -> String {
+    let made_up = |line: &&str| line.contains("<uuid>") && !line.contains(UUID);
+    let shown = |line: &str| match names_only {
+        true => line.split_whitespace().last().unwrap_or_default().to_owned(),
+        false => line.to_owned(),
+    };
+    stdout.lines().filter(|line| !made_up(line)).map(|line| shown(line) + "\n").collect()
+}
+
+/// Every command with what it gave and what the kernel held then.
+fn session(module: Module) -> Result<Vec<(Seen, String, Saved)>> {
+    let documents = Documents::new()?;
+    let host = Host::new()?;
+    let _tap = host.tap("tap0")?;
+    let (_dir, daemon) = libvirtd(&host, module)?;
+    let step = |words: &&[&str]| {
+        let (seen, stderr) = see(&daemon, &documents, words)?;
+        let touches_kernel = ["nwfilter-define", "nwfilter-binding-create", "nwfilter-binding-delete"];
+        if words[0] == "nwfilter-binding-delete" {
+            // Our rules stay for a moment, in case that libvirt binds the port anew.
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        let saved = match touches_kernel.contains(&words[0]) {
+            true => host.saved()?.port("tap0"),
+            false => Saved::default(),
+        };
+        Ok((seen, stderr, saved))
+    };
+    COMMANDS.iter().map(step).collect()
+}
+
+#[test]
+fn every_command_gives_what_it_gives_with_libvirts_own_module() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let (libvirts, ours) = (session(Module::Libvirts)?, session(Module::Ours)?);
+    for ((words, libvirts), ours) in COMMANDS.iter().zip(libvirts).zip(ours) {
+        let (expected, stderr, saved) = libvirts;
+        let (seen, our_stderr, our_saved) = ours;
+        assert_eq!(seen, expected, "{words:?}\nlibvirt: {stderr}\nours: {our_stderr}");
+        assert_eq!(saved.diff(&our_saved), None, "after {words:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_refusal_says_where_the_document_is_wrong() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let documents = Documents::new()?;
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    let (_, stderr) = see(&daemon, &documents, &["nwfilter-define", "@bad-port"])?;
+    ensure!(stderr.contains("XML error: filter:1:72: error: srcportstart: expected"), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn a_uri_that_is_not_the_system_s_is_refused() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    let session = daemon.uri(Connect::Nwfilter).replace("/system", "/session");
+    let output = daemon.virsh_command(Connect::Nwfilter).args(["-c", &session, "nwfilter-list"]).output()?;
+    let stderr = String::from_utf8(output.stderr)?;
+    ensure!(stderr.contains("only nwfilter:///system"), "{stderr}");
+    Ok(())
+}

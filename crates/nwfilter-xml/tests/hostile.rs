@@ -1,0 +1,103 @@
+//! Documents made to exhaust the reader.
+
+use std::time::{Duration, Instant};
+
+use nwfilter_xml::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_VALUES, Reading, check, read_filter};
+
+/// What one document may cost; far more than it does, far less than an attack wants.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn refused(text: &str) -> String {
+    let start = Instant::now();
+    let Reading { value, diagnostics } = read_filter("hostile.xml", text);
+    assert!(value.is_none());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    let shown = diagnostics.to_string();
+    assert!(shown.len() < 500_000, "{} bytes of diagnostics", shown.len());
+    shown
+}
+
+fn filter(body: &str) -> String {
+    format!("<filter name='hostile'>{body}</filter>")
+}
+
+#[test]
+fn a_million_nested_elements_do_not_exhaust_the_stack() {
+    let depth = 1_000_000;
+    let nested = format!("{}{}", "<a>".repeat(depth / 2), "</a>".repeat(depth / 2));
+    assert!(nested.len() < MAX_BYTES);
+    let shown = refused(&filter(&nested));
+    assert!(shown.contains("nested more than 257 deep"), "{shown}");
+    assert!(refused(&"<a>".repeat(depth)).contains("nested more than 257 deep"));
+    assert!(refused(&"<a b='>' ".repeat(depth / 3)).contains("malformed XML"));
+}
+
+#[test]
+fn the_deepest_nesting_allowed_is_that_of_libvirt() {
+    let nested = |depth: usize| filter(&format!("{}{}", "<a>".repeat(depth - 1), "</a>".repeat(depth - 1)));
+    assert!(read_filter("deep.xml", &nested(MAX_DEPTH)).value.is_some());
+    assert!(read_filter("deep.xml", &nested(MAX_DEPTH + 1)).value.is_none());
+}
+
+#[test]
+fn a_document_that_is_too_long_is_not_parsed() {
+    let shown = refused(&" ".repeat(MAX_BYTES + 1));
+    assert!(shown.contains("the document has 4194305 bytes; at most 4194304 are read"), "{shown}");
+}
+
+#[test]
+fn entities_are_neither_expanded_nor_fetched() {
+    let billion = "<!DOCTYPE filter [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;'>]>";
+    let outside = "<!DOCTYPE filter [<!ENTITY a SYSTEM 'file:///etc/passwd'>]>";
+    for doctype in [billion, outside, "<!DOCTYPE filter>", "<!DOCTYPE filter SYSTEM 'http://example.org/'>"] {
+        let shown = refused(&format!("{doctype}{}", filter("")));
+        assert!(shown.contains("a document type declaration is not read"), "{shown}");
+    }
+}
+
+#[test]
+fn rules_and_values_are_limited() {
+    let rule = "<rule action='drop' direction='in'/>";
+    let shown = refused(&filter(&rule.repeat(MAX_ENTRIES + 1)));
+    assert!(shown.contains("more than 65536 rules and includes"), "{shown}");
+    assert!(read_filter("many.xml", &filter(&rule.repeat(MAX_ENTRIES))).value.is_some());
+    let value = "<parameter name='A' value='1'/>";
+    let shown =
+        refused(&filter(&format!("<filterref filter='f'>{}</filterref>", value.repeat(MAX_VALUES + 1))));
+    assert!(shown.contains("more than 65536 values"), "{shown}");
+}
+
+#[test]
+fn a_document_of_nothing_but_mistakes_shows_some_and_counts_the_rest() {
+    let shown = refused(&filter(&"<rule action='x' odd=''/>".repeat(10_000)));
+    assert!(shown.contains("<rule> has no attribute 'direction'"));
+    assert!(
+        shown.ends_with("hostile.xml: 29600 more problems are not shown"),
+        "{}",
+        &shown[shown.len() - 99..]
+    );
+}
+
+#[test]
+fn a_megabyte_on_one_line_is_read_as_fast_as_on_many() {
+    let rule = "<rule action='drop' direction='in'><tcp dstportstart='80' srcipaddr='10.0.0.1'/></rule>";
+    let start = Instant::now();
+    assert!(read_filter("one-line.xml", &filter(&rule.repeat(20_000))).value.is_some());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_long_value_is_no_burden() {
+    let long = "7".repeat(MAX_BYTES / 16);
+    let spaces = " ".repeat(MAX_BYTES / 16);
+    for row in nwfilter_xml::Protocol::Tcp.spec().attributes {
+        let name = row.name;
+        let rule = |more: &str| {
+            filter(&format!("<rule action='drop' direction='in'><tcp {more}{name}='{long}'/></rule>"))
+        };
+        let start = Instant::now();
+        read_filter("long.xml", &rule("")).diagnostics.to_string();
+        check("long.xml", &rule(&format!("{spaces}odd='{spaces}'\n{spaces}"))).to_string();
+        assert!(start.elapsed() < PATIENCE, "{name}: {:?}", start.elapsed());
+    }
+}

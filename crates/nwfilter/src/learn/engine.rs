@@ -1,0 +1,531 @@
+//! The one thread that listens on all ports of a binding store and has their filters applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nwfilter_xml::PortDev;
+
+use super::Method;
+use super::capture::{Capture, Interest};
+use super::known::{Change, GuestKey};
+use super::packets::{MAX_FRAME, observe};
+use super::port::PortLearner;
+use super::wanted::Need;
+use crate::files::make_directory;
+use crate::{Driver, Error};
+
+/// Frames of one port that are read in a row before the others have their turn.
+const BURST: u32 = 64;
+/// Frames of one port that are read in a second; a port that sends more rests, and the kernel drops the excess.
+const FRAMES_PER_SECOND: u32 = 64;
+/// How long a port rests.
+const REST: Duration = Duration::from_millis(250);
+/// When something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest wait while a lease runs: the clock that it ends by may be set.
+const MAX_WAIT_FOR_LEASE: u64 = 30;
+/// The longest wait for the learner to listen on a port that was just bound.
+const MAX_WAIT_FOR_LEARNER: Duration = Duration::from_millis(500);
+/// How long frames of many ports are gathered before what they teach is settled.
+const GATHER: Duration = Duration::from_millis(20);
+const EVENTS: usize = 256;
+
+const WAKE: u64 = 0;
+const STORES: u64 = 1;
+const FIRST_PORT: u64 = 2;
+
+/// When the learner ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// When it is told to.
+    Stopped,
+    /// When no port needs it, or when another process learns for the same store.
+    Idle,
+}
+
+/// Wakes a learner, and tells it to end.
+#[derive(Debug)]
+pub(crate) struct Waker {
+    event: EventFd,
+    stop: AtomicBool,
+    /// How often it was woken, and how many of these wakes it has followed.
+    wakes: Mutex<(u64, u64)>,
+    followed: Condvar,
+}
+
+impl Waker {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Arc::new(Self { event, stop: false.into(), wakes: Mutex::default(), followed: Condvar::new() }))
+    }
+
+    /// Has the learner look at the stores, and waits for that, but not for long: it may be busy with another
+    /// process that holds the store.
+    pub(crate) fn wake_and_wait(&self) {
+        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        wakes.0 += 1;
+        let ours = wakes.0;
+        self.wake();
+        let waits = |(_, followed): &mut (u64, u64)| *followed < ours;
+        drop(self.followed.wait_timeout_while(wakes, MAX_WAIT_FOR_LEARNER, waits));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // It fails only when 2^64 - 2 wakes are unread.
+        let _ = self.event.write(1);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// The wakes up to now.
+    fn asked(&self) -> u64 {
+        self.wakes.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn has_followed(&self, asked: u64) {
+        self.wakes.lock().unwrap_or_else(PoisonError::into_inner).1 = asked;
+        self.followed.notify_all();
+    }
+}
+
+/// Learns for every port of a driver's binding store, in the network namespace of the calling thread. `ready` is
+/// called once, when the ports that need it are listened to.
+pub(crate) fn run(
+    driver: &Driver,
+    waker: &Arc<Waker>,
+    until: Until,
+    ready: impl FnOnce(),
+) -> Result<(), Error> {
+    let mut ready = Some(ready);
+    loop {
+        let Some(lock) = learner_lock(driver, waker, until, &mut ready)? else { return Ok(()) };
+        let mut engine = Engine::new(driver, waker.clone())?;
+        engine.run(until, &mut ready)?;
+        drop(lock);
+        // Who wrote a binding while the lock was held relies on the holder to see it.
+        if waker.is_stopped() || driver.needs()?.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// The right to learn for a store. Only one process has it; `None` if it will not be had.
+fn learner_lock(
+    driver: &Driver,
+    waker: &Waker,
+    until: Until,
+    ready: &mut Option<impl FnOnce()>,
+) -> Result<Option<Flock<File>>, Error> {
+    let path = driver.config().state_dir.join(".learner");
+    let failed = |source: io::Error| Error::Store { path: path.clone(), source };
+    make_directory(&driver.config().state_dir)?;
+    let mut file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if until == Until::Idle || waker.is_stopped() => return Ok(None),
+            Err((unlocked, Errno::EWOULDBLOCK)) => {
+                // The ports are listened to, by another process.
+                ready.take().into_iter().for_each(|ready| ready());
+                waker.has_followed(waker.asked());
+                file = unlocked;
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        let mut wakes = [nix::poll::PollFd::new(waker.event.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let retry = nix::poll::PollTimeout::try_from(RETRY).unwrap_or(nix::poll::PollTimeout::MAX);
+        // Whatever ends the wait, the lock is tried again.
+        let _ = nix::poll::poll(&mut wakes, retry);
+        let _ = waker.event.read();
+    }
+}
+
+/// A port that is listened to.
+struct Port {
+    learner: PortLearner,
+    /// `None` while it cannot be opened, as when the port does not exist.
+    capture: Option<Capture>,
+    token: u64,
+    budget: Budget,
+}
+
+/// How many frames of a port may still be read.
+struct Budget {
+    frames: u32,
+    at: Instant,
+}
+
+struct Engine<'a> {
+    driver: &'a Driver,
+    waker: Arc<Waker>,
+    epoll: Epoll,
+    inotify: Inotify,
+    ports: BTreeMap<PortDev, Port>,
+    tokens: BTreeMap<u64, PortDev>,
+    next_token: u64,
+    /// What was found out and not yet settled.
+    changes: Vec<(PortDev, Change)>,
+    /// Ports whose rules could not be applied.
+    unsettled: BTreeSet<PortDev>,
+    resting: BTreeMap<PortDev, Instant>,
+    /// Sockets that are not needed any longer. The kernel takes milliseconds to close one, so that is left for when
+    /// nothing else is to be done.
+    retired: Vec<Capture>,
+    /// Whether the stores may have changed since they were followed.
+    stale: bool,
+    retry_at: Option<Instant>,
+    next_expiry: Option<u64>,
+}
+
+impl<'a> Engine<'a> {
+    fn new(driver: &'a Driver, waker: Arc<Waker>) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::Learner { source: errno.into() };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(failed)?;
+        epoll.add(&waker.event, EpollEvent::new(EpollFlags::EPOLLIN, WAKE)).map_err(failed)?;
+        epoll.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, STORES)).map_err(failed)?;
+        Ok(Self {
+            driver,
+            waker,
+            epoll,
+            inotify,
+            ports: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: FIRST_PORT,
+            changes: Vec::new(),
+            unsettled: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            retired: Vec::new(),
+            stale: true,
+            retry_at: None,
+            next_expiry: None,
+        })
+    }
+
+    /// Hears of documents that come and go; a directory that is watched already is so only once. One that does not
+    /// exist has no documents.
+    fn watch(&self, directory: &Path) {
+        let events = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE;
+        if let Err(errno) = self.inotify.add_watch(directory, events) {
+            log::debug!("{}: {errno}; not followed", directory.display());
+        }
+    }
+
+    fn run(&mut self, until: Until, ready: &mut Option<impl FnOnce()>) -> Result<(), Error> {
+        loop {
+            let asked = self.waker.asked();
+            if self.stale {
+                self.follow();
+                self.waker.has_followed(asked);
+            }
+            ready.take().into_iter().for_each(|ready| ready());
+            if self.waker.is_stopped() || (until == Until::Idle && self.ports.is_empty()) {
+                return Ok(());
+            }
+            self.wait()?;
+            self.wake_resting();
+            self.end_expired();
+            self.settle();
+        }
+    }
+
+    // ---- which ports ----
+
+    /// Listens on the ports that need it now, and on no others.
+    fn follow(&mut self) {
+        self.stale = false;
+        self.watch(&self.driver.config().state_dir);
+        self.watch(&self.driver.config().config_dir);
+        let needs = match self.driver.needs() {
+            Ok(needs) => needs,
+            Err(error) => {
+                log::error!("the bindings cannot be read: {error}");
+                return self.stale_after_retry();
+            }
+        };
+        let mut gone: BTreeSet<PortDev> = self.ports.keys().cloned().collect();
+        for (binding, need) in needs {
+            gone.remove(&binding.port);
+            let Need { family, method, servers } = need;
+            let interest = Interest { mac: binding.mac, family, method, servers };
+            let guest = GuestKey::of(&binding);
+            let port = self.ports.get(&binding.port);
+            match port
+                .is_some_and(|port| port.learner.guest() == guest && *port.learner.interest() == interest)
+            {
+                true => self.reopen(&binding.port),
+                false => self.listen(&binding.port, PortLearner::new(guest, interest)),
+            }
+        }
+        for port in gone {
+            self.leave(&port);
+        }
+        self.plan_expiry();
+    }
+
+    fn listen(&mut self, name: &PortDev, learner: PortLearner) {
+        self.leave(name);
+        let token = self.next_token;
+        self.next_token += 1;
+        let budget = Budget { frames: BURST, at: Instant::now() };
+        self.tokens.insert(token, name.clone());
+        self.ports.insert(name.clone(), Port { learner, capture: None, token, budget });
+        self.reopen(name);
+    }
+
+    fn leave(&mut self, name: &PortDev) {
+        if let Some(port) = self.ports.remove(name) {
+            self.tokens.remove(&port.token);
+            if let Some(capture) = port.capture {
+                // What fails here ends when the socket is closed.
+                let _ = self.epoll.delete(&capture).map_err(io::Error::from).and_then(|()| capture.deafen());
+                self.retired.push(capture);
+            }
+        }
+        self.resting.remove(name);
+        self.unsettled.remove(name);
+    }
+
+    /// Opens the socket of a port that has none.
+    fn reopen(&mut self, name: &PortDev) {
+        let Some(port) = self.ports.get_mut(name).filter(|port| port.capture.is_none()) else { return };
+        let opened = open_with_more_files(name, port.learner.interest()).and_then(|capture| {
+            self.epoll.add(&capture, EpollEvent::new(EpollFlags::EPOLLIN, port.token))?;
+            Ok(capture)
+        });
+        match opened {
+            Ok(capture) => port.capture = Some(capture),
+            Err(error) => {
+                log::debug!("{name}: not listened to: {error}");
+                self.stale_after_retry();
+            }
+        }
+    }
+
+    fn stale_after_retry(&mut self) {
+        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+    }
+
+    // ---- waiting ----
+
+    fn wait(&mut self) -> Result<(), Error> {
+        let timeout = if self.retired.is_empty() { self.timeout() } else { EpollTimeout::ZERO };
+        let mut count = self.take_events(timeout)?;
+        if count == 0 {
+            self.retired.pop();
+        }
+        // More of what comes at the same time is settled at the same time.
+        let end = Instant::now() + GATHER;
+        while count > 0 && !self.changes.is_empty() && Instant::now() < end {
+            count = self.take_events(EpollTimeout::ZERO)?;
+        }
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.retry_at = None;
+            self.stale = true;
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self, timeout: EpollTimeout) -> Result<usize, Error> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(Error::Learner { source: errno.into() }),
+        };
+        for event in &events[..count] {
+            match event.data() {
+                WAKE => {
+                    let _ = self.waker.event.read();
+                    self.stale = true;
+                }
+                STORES => self.stale |= self.documents_changed(),
+                token => self.read(token),
+            }
+        }
+        Ok(count)
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let now = Instant::now();
+        let lease = self
+            .next_expiry
+            .map(|at| Duration::from_secs(at.saturating_sub(super::now()).clamp(1, MAX_WAIT_FOR_LEASE)));
+        let deadlines = self.resting.values().chain(&self.retry_at);
+        let waits = deadlines.map(|at| at.saturating_duration_since(now)).chain(lease);
+        match waits.min() {
+            // A millisecond more, so that the deadline has passed when the wait ends.
+            Some(wait) => {
+                EpollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX)
+            }
+            None => EpollTimeout::NONE,
+        }
+    }
+
+    /// Whether one of the events is about a document.
+    fn documents_changed(&self) -> bool {
+        let is_document = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".xml");
+        let mut changed = false;
+        while let Ok(events) = self.inotify.read_events() {
+            // An event without a name: some were lost.
+            changed |= events.iter().any(|event| event.name.as_deref().is_none_or(is_document));
+        }
+        changed
+    }
+
+    // ---- frames ----
+
+    fn read(&mut self, token: u64) {
+        let Some(name) = self.tokens.get(&token) else { return };
+        let Some(port) = self.ports.get_mut(name) else { return };
+        let Some(capture) = &port.capture else { return };
+        let (now, mut frame) = (super::now(), [0; MAX_FRAME]);
+        let mac = port.learner.interest().mac;
+        while port.budget.take() {
+            match capture.next(&mut frame) {
+                Ok(Some((heading, length))) => {
+                    let Some(observation) = observe(&frame[..length], heading, mac) else { continue };
+                    let changes = port.learner.take(observation, now);
+                    self.changes.extend(changes.into_iter().map(|change| (name.clone(), change)));
+                }
+                Ok(None) => {
+                    port.budget.give_back();
+                    return;
+                }
+                // The port went down, and comes up again, or it is gone.
+                Err(error) => {
+                    log::debug!("{name}: {error}");
+                    port.capture = None;
+                    self.stale_after_retry();
+                    return;
+                }
+            }
+        }
+        log::debug!("{name}: more than {FRAMES_PER_SECOND} frames a second; it rests");
+        let mut nothing = EpollEvent::new(EpollFlags::empty(), token);
+        if self.epoll.modify(capture, &mut nothing).is_ok() {
+            self.resting.insert(name.clone(), Instant::now() + REST);
+        }
+    }
+
+    fn wake_resting(&mut self) {
+        let now = Instant::now();
+        let rested = |(name, at): (&PortDev, &Instant)| (*at <= now).then(|| name.clone());
+        let rested: Vec<_> = self.resting.iter().filter_map(rested).collect();
+        for name in rested {
+            self.resting.remove(&name);
+            let Some(port) = self.ports.get(&name) else { continue };
+            let Some(capture) = &port.capture else { continue };
+            let mut frames = EpollEvent::new(EpollFlags::EPOLLIN, port.token);
+            if let Err(errno) = self.epoll.modify(capture, &mut frames) {
+                log::error!("{name}: no longer listened to: {errno}");
+            }
+        }
+    }
+
+    // ---- what follows ----
+
+    fn end_expired(&mut self) {
+        if self.next_expiry.is_none_or(|at| at > super::now()) {
+            return;
+        }
+        match self.driver.expired(self.ports.keys()) {
+            Ok(ended) => self.changes.extend(ended),
+            Err(error) => log::error!("leases cannot be read: {error}"),
+        }
+    }
+
+    /// Keeps what was found out, and has the filters of the ports applied. What fails is tried again.
+    fn settle(&mut self) {
+        let is_due = self.retry_at.is_none() && !self.unsettled.is_empty();
+        if self.changes.is_empty() && !is_due {
+            return;
+        }
+        let changes = std::mem::take(&mut self.changes);
+        let mut ports = std::mem::take(&mut self.unsettled);
+        match self.driver.learned(&changes, &ports) {
+            Ok(complete) => complete.iter().for_each(|port| self.leave(port)),
+            Err(error) => {
+                let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+                let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+                log::error!("learned addresses are not in force yet: {error}{causes}");
+                ports.extend(changes.into_iter().map(|(port, _)| port));
+                self.unsettled = ports;
+                self.stale_after_retry();
+            }
+        }
+        self.plan_expiry();
+    }
+
+    fn plan_expiry(&mut self) {
+        let leasing = |port: &&Port| port.learner.interest().method == Method::Dhcp;
+        if self.ports.values().find(leasing).is_none() {
+            self.next_expiry = None;
+            return;
+        }
+        match self.driver.next_expiry(self.ports.keys()) {
+            Ok(next) => self.next_expiry = next,
+            Err(error) => log::error!("leases cannot be read: {error}"),
+        }
+    }
+}
+
+impl Budget {
+    /// Whether one more frame may be read.
+    fn take(&mut self) -> bool {
+        let earned = self.at.elapsed().as_millis() * u128::from(FRAMES_PER_SECOND) / 1000;
+        if earned > 0 {
+            let earned = u32::try_from(earned).unwrap_or(BURST);
+            self.frames = self.frames.saturating_add(earned).min(BURST);
+            self.at = Instant::now();
+        }
+        let may = self.frames > 0;
+        self.frames = self.frames.saturating_sub(1);
+        may
+    }
+
+    /// For a frame that was not there.
+    fn give_back(&mut self) {
+        self.frames += 1;
+    }
+}
+
+/// Opens the socket of a port; a process that may not have so many files open raises its limit as far as it may.
+fn open_with_more_files(port: &PortDev, interest: &Interest) -> io::Result<Capture> {
+    match Capture::open(port, interest) {
+        Err(error) if error.raw_os_error() == Some(Errno::EMFILE as i32) => {
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            if soft >= hard {
+                return Err(error);
+            }
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+            log::info!(
+                "the limit of open files was {soft}, raised to {hard}: every port that learns needs one"
+            );
+            Capture::open(port, interest)
+        }
+        opened => opened,
+    }
+}

@@ -1,0 +1,470 @@
+//! What is known of guests' addresses, kept in files so that it outlives the process.
+//!
+//! Leases are in libvirt's format: a line `EXPIRY UUID-MAC ADDRESS SERVER` for each lease that was granted, with the
+//! expiry in seconds since the epoch, 0 for one that ended; the last line about an address holds. Leases of IPv6 are
+//! in a file of their own, because libvirt has none. Addresses that were learned otherwise are in a third file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nwfilter_xml::{Binding, MacAddr, PortDev, Uuid};
+
+use super::port::{MAX_LEASES, is_link_local};
+use super::{Family, Source};
+use crate::Error;
+
+/// The expiry of a lease without end, as libvirt writes it.
+const NEVER: u64 = u64::MAX;
+/// The log of leases is written anew when it has so many lines more than three for each lease.
+const SPARE_LINES: usize = 64;
+
+/// A guest's interface, whatever port it has at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GuestKey {
+    owner: Uuid,
+    mac: MacAddr,
+}
+
+impl GuestKey {
+    pub(crate) fn of(binding: &Binding) -> Self {
+        Self { owner: binding.owner.uuid, mac: binding.mac }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (owner, mac) = text.split_at_checked(uuid::fmt::Hyphenated::LENGTH)?;
+        Some(Self { owner: owner.parse().ok()?, mac: mac.strip_prefix('-')?.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for GuestKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.owner, self.mac)
+    }
+}
+
+/// An address that a DHCP server granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) address: IpAddr,
+    pub(crate) server: IpAddr,
+    /// In seconds since the epoch; `None` for never.
+    pub(crate) expires: Option<u64>,
+}
+
+impl Lease {
+    pub(crate) fn holds_at(&self, now: u64) -> bool {
+        self.expires.is_none_or(|expires| expires > now)
+    }
+}
+
+/// Addresses that were learned from what a guest did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Learned {
+    guest: GuestKey,
+    pub(crate) source: Source,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Something that was found out about a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It uses an address.
+    Learned { guest: GuestKey, address: IpAddr, source: Source },
+    /// It was granted an address, or more time for one.
+    Granted { guest: GuestKey, lease: Lease },
+    /// It does not have an address any longer.
+    Ended { guest: GuestKey, address: IpAddr, why: &'static str },
+    /// Its lease has run out, unless it was given more time meanwhile.
+    Expired { guest: GuestKey, address: IpAddr },
+}
+
+impl Change {
+    pub(crate) fn guest(&self) -> GuestKey {
+        match self {
+            Self::Learned { guest, .. }
+            | Self::Granted { guest, .. }
+            | Self::Ended { guest, .. }
+            | Self::Expired { guest, .. } => *guest,
+        }
+    }
+}
+
+/// The three files.
+pub(crate) struct Known {
+    leases: LeaseFile,
+    leases6: LeaseFile,
+    learned: LearnedFile,
+}
+
+impl Known {
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        let leases = lease_path(state_dir);
+        let leases6 = leases.with_extension("leases6");
+        let learned = LearnedFile { path: state_dir.join("learned"), ..LearnedFile::default() };
+        Self { leases: LeaseFile::new(leases), leases6: LeaseFile::new(leases6), learned }
+    }
+
+    /// Reads what others wrote since the last call. A damaged line is as if it were not there.
+    pub(crate) fn refresh(&mut self) -> Result<(), Error> {
+        self.leases.refresh()?;
+        self.leases6.refresh()?;
+        self.learned.refresh()
+    }
+
+    /// What was learned of the guest at a port.
+    pub(crate) fn learned(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<&Learned> {
+        let learned = self.learned.entries.get(port)?;
+        let fits =
+            learned.guest == guest && learned.addresses.first().map(|a| Family::of(*a)) == Some(family);
+        fits.then_some(learned)
+    }
+
+    /// The leases of a guest, ended ones that nobody took away yet included.
+    pub(crate) fn leases(&self, guest: GuestKey, family: Family) -> &[Lease] {
+        self.file(family).leases.get(&guest).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Forgets what was learned of the guest at a port. Leases stay: the guest may come back within their time.
+    pub(crate) fn forget(&mut self, port: &PortDev) -> Result<(), Error> {
+        match self.learned.entries.remove(port) {
+            Some(_) => self.learned.write(),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what was found out at ports. Returns the ports whose guests now have other addresses.
+    pub(crate) fn record(&mut self, changes: &[(PortDev, Change)]) -> Result<BTreeSet<PortDev>, Error> {
+        let mut affected = BTreeSet::new();
+        let mut learned = false;
+        for (port, change) in changes {
+            let differs = match change {
+                Change::Learned { guest, address, source } => {
+                    let differs = self.learned.learn(port, *guest, *address, *source);
+                    learned |= differs;
+                    differs
+                }
+                Change::Granted { guest, lease } => {
+                    self.file_mut(Family::of(lease.address)).grant(*guest, *lease)
+                }
+                Change::Ended { guest, address, .. } => {
+                    self.file_mut(Family::of(*address)).end(*guest, *address, |_| true)
+                }
+                Change::Expired { guest, address } => {
+                    let now = super::now();
+                    let ran_out = |lease: &Lease| !lease.holds_at(now);
+                    self.file_mut(Family::of(*address)).end(*guest, *address, ran_out)
+                }
+            };
+            if differs {
+                tell(port, change);
+                affected.insert(port.clone());
+            }
+        }
+        if learned {
+            self.learned.write()?;
+        }
+        self.leases.flush()?;
+        self.leases6.flush()?;
+        Ok(affected)
+    }
+
+    fn file(&self, family: Family) -> &LeaseFile {
+        match family {
+            Family::Ipv4 => &self.leases,
+            Family::Ipv6 => &self.leases6,
+        }
+    }
+
+    fn file_mut(&mut self, family: Family) -> &mut LeaseFile {
+        match family {
+            Family::Ipv4 => &mut self.leases,
+            Family::Ipv6 => &mut self.leases6,
+        }
+    }
+}
+
+fn tell(port: &PortDev, change: &Change) {
+    match change {
+        Change::Learned { address, source, .. } => log::info!("{port}: address {address} learned ({source})"),
+        Change::Granted { lease, .. } => {
+            log::info!("{port}: address {} leased by {}", lease.address, lease.server);
+        }
+        Change::Ended { address, why, .. } => log::info!("{port}: address {address} taken away: {why}"),
+        Change::Expired { address, .. } => {
+            log::info!("{port}: address {address} taken away: its lease ran out")
+        }
+    }
+}
+
+/// Where leases are kept: for libvirt's own binding store in libvirt's own file.
+fn lease_path(state_dir: &Path) -> PathBuf {
+    const NAME: &str = "nwfilter.leases";
+    match state_dir.parent() {
+        Some(parent) if state_dir.ends_with("nwfilter-binding") => parent.join("network").join(NAME),
+        _ => state_dir.join(NAME),
+    }
+}
+
+/// What tells whether a file is still the one that was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stamp(Option<(u64, i64, i64, u64)>);
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self, Error> {
+        match fs::metadata(path) {
+            Ok(file) => Ok(Self(Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size())))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(None)),
+            Err(source) => Err(Error::Store { path: path.to_owned(), source }),
+        }
+    }
+}
+
+/// The text of a file if it is another than at the stamp, which becomes the new one.
+fn read_changed(path: &Path, stamp: &mut Stamp) -> Result<Option<String>, Error> {
+    let current = Stamp::of(path)?;
+    if current == *stamp {
+        return Ok(None);
+    }
+    *stamp = current;
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(String::new())),
+        Err(source) => Err(Error::Store { path: path.to_owned(), source }),
+    }
+}
+
+/// Puts a text in place of a file. What is lost when the machine goes down is learned again.
+fn replace(path: &Path, text: &str) -> Result<(), Error> {
+    let failed = |source| Error::Store { path: path.to_owned(), source };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory).map_err(failed)?;
+    let mut file = tempfile::Builder::new().prefix(".").tempfile_in(directory).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.persist(path).map(drop).map_err(|error| failed(error.error))
+}
+
+// ---- leases ----
+
+struct LeaseFile {
+    path: PathBuf,
+    stamp: Stamp,
+    leases: BTreeMap<GuestKey, Vec<Lease>>,
+    /// Lines of the file.
+    lines: usize,
+    /// Lines that are not in the file yet.
+    unwritten: String,
+}
+
+impl LeaseFile {
+    fn new(path: PathBuf) -> Self {
+        Self { path, stamp: Stamp::default(), leases: BTreeMap::new(), lines: 0, unwritten: String::new() }
+    }
+
+    fn refresh(&mut self) -> Result<(), Error> {
+        let Some(text) = read_changed(&self.path, &mut self.stamp)? else { return Ok(()) };
+        self.leases.clear();
+        self.lines = 0;
+        for line in text.lines() {
+            self.lines += 1;
+            match parse_lease(line) {
+                Some((guest, Entry::Holds(lease))) => {
+                    set(&mut self.leases, guest, lease);
+                }
+                Some((guest, Entry::Ended(address))) => {
+                    remove(&mut self.leases, guest, address, |_| true);
+                }
+                None => log::debug!("{}:{}: no lease: {line}", self.path.display(), self.lines),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the guest did not have the address before.
+    fn grant(&mut self, guest: GuestKey, lease: Lease) -> bool {
+        let now = super::now();
+        // One that has run out is a new one when it is granted again, behind the others.
+        self.end(guest, lease.address, |old| !old.holds_at(now));
+        let known = self.leases.get(&guest).map(Vec::as_slice).unwrap_or_default();
+        if known.len() >= MAX_LEASES && !known.iter().any(|known| known.address == lease.address) {
+            log::warn!("{guest} has {MAX_LEASES} leases; that of {} is not believed", lease.address);
+            return false;
+        }
+        let is_new = set(&mut self.leases, guest, lease);
+        self.log(lease.expires.unwrap_or(NEVER), guest, lease.address, lease.server);
+        is_new
+    }
+
+    /// Ends a lease if it is such; whether there was one.
+    fn end(&mut self, guest: GuestKey, address: IpAddr, is_such: impl Fn(&Lease) -> bool) -> bool {
+        let ended = remove(&mut self.leases, guest, address, is_such);
+        if let Some(lease) = ended {
+            self.log(0, guest, address, lease.server);
+        }
+        ended.is_some()
+    }
+
+    fn log(&mut self, expiry: u64, guest: GuestKey, address: IpAddr, server: IpAddr) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.unwritten, "{expiry} {guest} {address} {server}");
+    }
+
+    /// Appends what happened, or writes the file anew when it is mostly about the past.
+    fn flush(&mut self) -> Result<(), Error> {
+        let lines = std::mem::take(&mut self.unwritten);
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.lines += lines.lines().count();
+        let count: usize = self.leases.values().map(Vec::len).sum();
+        if self.lines > 3 * count + SPARE_LINES {
+            let now = super::now();
+            for (guest, leases) in &self.leases {
+                for lease in leases.iter().filter(|lease| lease.holds_at(now)) {
+                    let expiry = lease.expires.unwrap_or(NEVER);
+                    let _ = writeln!(self.unwritten, "{expiry} {guest} {} {}", lease.address, lease.server);
+                }
+            }
+            let text = std::mem::take(&mut self.unwritten);
+            replace(&self.path, &text)?;
+            self.lines = text.lines().count();
+        } else {
+            append(&self.path, &lines)?;
+        }
+        self.stamp = Stamp::of(&self.path)?;
+        Ok(())
+    }
+}
+
+enum Entry {
+    Holds(Lease),
+    Ended(IpAddr),
+}
+
+fn parse_lease(line: &str) -> Option<(GuestKey, Entry)> {
+    let mut words = line.split_ascii_whitespace();
+    let expiry: u64 = words.next()?.parse().ok()?;
+    let guest = GuestKey::parse(words.next()?)?;
+    let address: IpAddr = words.next()?.parse().ok()?;
+    let server: IpAddr = words.next()?.parse().ok()?;
+    let expires = (expiry != NEVER).then_some(expiry);
+    let entry =
+        if expiry == 0 { Entry::Ended(address) } else { Entry::Holds(Lease { address, server, expires }) };
+    words.next().is_none().then_some((guest, entry))
+}
+
+/// Whether the guest did not have the address before.
+fn set(leases: &mut BTreeMap<GuestKey, Vec<Lease>>, guest: GuestKey, lease: Lease) -> bool {
+    let leases = leases.entry(guest).or_default();
+    match leases.iter_mut().find(|known| known.address == lease.address) {
+        Some(known) => {
+            *known = lease;
+            false
+        }
+        None => {
+            leases.push(lease);
+            true
+        }
+    }
+}
+
+fn remove(
+    leases: &mut BTreeMap<GuestKey, Vec<Lease>>,
+    guest: GuestKey,
+    address: IpAddr,
+    is_such: impl Fn(&Lease) -> bool,
+) -> Option<Lease> {
+    let of_guest = leases.get_mut(&guest)?;
+    let index = of_guest.iter().position(|lease| lease.address == address && is_such(lease))?;
+    let ended = of_guest.remove(index);
+    if of_guest.is_empty() {
+        leases.remove(&guest);
+    }
+    Some(ended)
+}
+
+/// Adds whole lines to a file, behind a last line that may have been cut off.
+fn append(path: &Path, lines: &str) -> Result<(), Error> {
+    let write = || {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let mut file = File::options().create(true).append(true).read(true).open(path)?;
+        let length = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if length > 0 {
+            file.read_exact_at(&mut last, length - 1)?;
+        }
+        let separator = if last == [b'\n'] { "" } else { "\n" };
+        file.write_all(format!("{separator}{lines}").as_bytes())
+    };
+    write().map_err(|source| Error::Store { path: path.to_owned(), source })
+}
+
+// ---- learned addresses ----
+
+#[derive(Default)]
+struct LearnedFile {
+    path: PathBuf,
+    stamp: Stamp,
+    entries: BTreeMap<PortDev, Learned>,
+}
+
+impl LearnedFile {
+    fn refresh(&mut self) -> Result<(), Error> {
+        if let Some(text) = read_changed(&self.path, &mut self.stamp)? {
+            self.entries = text.lines().filter_map(parse_learned).collect();
+        }
+        Ok(())
+    }
+
+    /// Whether that is new: the first address of IPv4, the first of IPv6 for the link and the first for the world.
+    fn learn(&mut self, port: &PortDev, guest: GuestKey, address: IpAddr, source: Source) -> bool {
+        let new = || Learned { guest, source, addresses: Vec::new() };
+        let known = self.entries.entry(port.clone()).or_insert_with(new);
+        if known.guest != guest
+            || known.addresses.iter().any(|other| Family::of(*other) != Family::of(address))
+        {
+            *known = new();
+        }
+        let has_one = match address {
+            IpAddr::V4(_) => !known.addresses.is_empty(),
+            IpAddr::V6(_) => {
+                let link_local = is_link_local(address);
+                known.addresses.iter().any(|other| is_link_local(*other) == link_local)
+            }
+        };
+        if !has_one {
+            known.addresses.push(address);
+            known.source = source;
+        }
+        !has_one
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let mut text = String::new();
+        for (port, learned) in &self.entries {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{port} {} {}", learned.guest, learned.source);
+            for address in &learned.addresses {
+                let _ = write!(text, " {address}");
+            }
+            text.push('\n');
+        }
+        replace(&self.path, &text)?;
+        self.stamp = Stamp::of(&self.path)?;
+        Ok(())
+    }
+}
+
+fn parse_learned(line: &str) -> Option<(PortDev, Learned)> {
+    let mut words = line.split_ascii_whitespace();
+    let port = words.next()?.parse().ok()?;
+    let guest = GuestKey::parse(words.next()?)?;
+    let source = Source::from_name(words.next()?)?;
+    let addresses: Option<Vec<IpAddr>> = words.map(|word| word.parse().ok()).collect();
+    let addresses = addresses.filter(|addresses| !addresses.is_empty())?;
+    Some((port, Learned { guest, source, addresses }))
+}

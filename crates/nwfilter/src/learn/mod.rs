@@ -1,0 +1,191 @@
+//! Learning the addresses of guests whose bindings do not give them.
+//!
+//! A binding whose filter lacks a value for exactly `IP` (or, in an extension of libvirt's language, exactly `IPV6`)
+//! is not refused: its port gets a provisional ruleset, one thread listens to what passes the ports, and the filter
+//! is applied once the address is known. [`wanted`] decides what a port must have, [`packets`] what a frame says,
+//! [`port`] what that means for the port, [`known`] keeps it on disk, [`capture`] is the kernel's part, and
+//! [`engine`] the thread.
+
+pub(crate) mod capture;
+pub(crate) mod engine;
+pub(crate) mod known;
+pub mod packets;
+pub(crate) mod port;
+pub(crate) mod provisional6;
+pub(crate) mod service;
+pub(crate) mod wanted;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nwfilter_xml::Binding;
+
+use crate::Error;
+
+/// How the address of a guest is learned: parameter `CTRL_IP_LEARNING`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// From the first ARP or IPv4 packet that the guest sends, or from a DHCP server's answer to it.
+    Any,
+    /// From DHCP servers' answers only; the guest has the address for the time of its lease.
+    Dhcp,
+}
+
+/// The IP family of the address that a binding lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Variable `IP`.
+    Ipv4,
+    /// Variable `IPV6`.
+    Ipv6,
+}
+
+/// What an address was learned from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The guest said by ARP that it has the address.
+    Arp,
+    /// The guest sent an IPv4 packet from it.
+    Ipv4,
+    /// A server granted it by DHCP or DHCPv6.
+    Dhcp,
+    /// The guest said by neighbour discovery that it has the address.
+    NeighbourDiscovery,
+    /// The guest sent an IPv6 packet from it.
+    Ipv6,
+}
+
+/// How far a port is from its filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BindingState {
+    /// The filter is in force, with the values that the binding gives.
+    Filtered,
+    /// A provisional ruleset is in force until the guest's address is known.
+    Learning {
+        /// Which address.
+        family: Family,
+        /// From what it will be learned.
+        method: Method,
+    },
+    /// The filter is in force with what was learned; that is not looked at again.
+    Learned {
+        /// The addresses, at least one.
+        addresses: Vec<IpAddr>,
+        /// What they were learned from.
+        source: Source,
+    },
+    /// The filter is in force with the addresses of DHCP leases.
+    Leased {
+        /// The leases, at least one, in the order in which they were granted.
+        leases: Vec<RemainingLease>,
+    },
+}
+
+/// A port that is filtered.
+#[derive(Debug)]
+pub struct PortStatus {
+    /// Its binding.
+    pub binding: Arc<Binding>,
+    /// How far it is from its filter, or why the binding makes no rules any more.
+    pub state: Result<BindingState, Error>,
+}
+
+/// A lease in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemainingLease {
+    /// The address.
+    pub address: IpAddr,
+    /// The address of the server that granted it.
+    pub server: IpAddr,
+    /// How long it still is; `None` for ever.
+    pub remaining: Option<Duration>,
+}
+
+impl BindingState {
+    /// Whether nothing that passes the port can change it.
+    pub(crate) fn is_complete(&self) -> bool {
+        match self {
+            Self::Filtered => true,
+            Self::Learned { addresses, .. } => port::is_complete(addresses),
+            Self::Learning { .. } | Self::Leased { .. } => false,
+        }
+    }
+}
+
+impl Family {
+    /// The variable that stands for an address of the family.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "IP",
+            Self::Ipv6 => "IPV6",
+        }
+    }
+
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+impl Method {
+    const NAMES: [(Self, &'static str); 2] = [(Self::Any, "any"), (Self::Dhcp, "dhcp")];
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name_of(&Self::NAMES, *self))
+    }
+}
+
+impl Source {
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::Arp, "arp"),
+        (Self::Ipv4, "ipv4"),
+        (Self::Dhcp, "dhcp"),
+        (Self::NeighbourDiscovery, "nd"),
+        (Self::Ipv6, "ipv6"),
+    ];
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(source, _)| *source)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name_of(&Self::NAMES, *self))
+    }
+}
+
+fn name_of<T: PartialEq>(names: &[(T, &'static str)], value: T) -> &'static str {
+    names.iter().find(|(known, _)| *known == value).map_or("", |(_, name)| name)
+}
+
+/// For people: `filtered`, `learning IP (any)`, `10.0.0.2 (arp)`, `10.0.0.2 (lease, 3540 s)`.
+impl fmt::Display for BindingState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filtered => f.write_str("filtered"),
+            Self::Learning { family, method } => write!(f, "learning {} ({method})", family.variable()),
+            Self::Learned { addresses, source } => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                write!(f, "{} ({source})", addresses.join(", "))
+            }
+            Self::Leased { leases } => {
+                let shown = leases.iter().map(|lease| match lease.remaining {
+                    Some(remaining) => format!("{} (lease, {} s)", lease.address, remaining.as_secs()),
+                    None => format!("{} (lease)", lease.address),
+                });
+                f.write_str(&shown.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+/// Seconds since the epoch, as the lease file counts.
+pub(crate) fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

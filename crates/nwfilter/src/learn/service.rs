@@ -1,0 +1,235 @@
+//! The driver's side of learning: who needs it, what is known, and what happens when more becomes known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nwfilter_rules::Batch;
+use nwfilter_xml::{Binding, PortDev};
+
+use super::BindingState;
+use super::engine::{self, Until, Waker};
+use super::known::{Change, GuestKey, Lease};
+use super::port::is_complete;
+use super::wanted::{Need, needed, wanted};
+use super::{Family, Method, PortStatus};
+use crate::Error;
+use crate::driver::{Driver, FilterMap, Stores};
+
+/// The thread that learns, once a port needs it.
+#[derive(Debug, Default)]
+pub(crate) struct Background {
+    /// Whether addresses are learned by somebody else.
+    elsewhere: bool,
+    running: Mutex<Option<(Arc<Waker>, JoinHandle<()>)>>,
+}
+
+impl Background {
+    /// For a driver that starts no thread.
+    pub(crate) fn elsewhere() -> Self {
+        Self { elsewhere: true, running: Mutex::default() }
+    }
+
+    /// If a port needs it, starts the thread or has it look at the stores; then the port is listened to.
+    pub(crate) fn listen_if_needed(&self, driver: &Driver, stores: &mut Stores) {
+        if self.elsewhere || stores.needs().is_empty() {
+            return;
+        }
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.as_ref().filter(|(_, thread)| !thread.is_finished()) {
+            Some((waker, _)) => waker.wake_and_wait(),
+            None => match start(driver) {
+                Ok(started) => *running = Some(started),
+                Err(error) => log::error!("addresses cannot be learned: {error}"),
+            },
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some((waker, thread)) = running.take() {
+            waker.stop();
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts a thread with a driver of its own over the same stores and backend, as another process would have. It
+/// stays in the network namespace of the calling thread.
+fn start(driver: &Driver) -> Result<(Arc<Waker>, JoinHandle<()>), Error> {
+    let failed = |source| Error::Learner { source };
+    let waker = Waker::new().map_err(failed)?;
+    let theirs = (driver.over_same_stores()?, waker.clone());
+    let (ready, is_ready) = std::sync::mpsc::channel::<()>();
+    let learn = move || {
+        let (driver, waker) = theirs;
+        if let Err(error) = engine::run(&driver, &waker, Until::Stopped, || drop(ready)) {
+            log::error!("addresses are no longer learned: {error}");
+        }
+    };
+    let thread = std::thread::Builder::new().name("nwfilter-learn".into()).spawn(learn).map_err(failed)?;
+    // Nobody sends: this waits until the sender is dropped. Another process may be the one that learns.
+    let _ = is_ready.recv_timeout(std::time::Duration::from_secs(1));
+    Ok((waker, thread))
+}
+
+/// What each binding needs to learn, remembered for as long as neither it nor a filter changes.
+#[derive(Default)]
+pub(crate) struct NeedCache {
+    filters: FilterMap,
+    needs: BTreeMap<PortDev, (Arc<Binding>, Option<Need>)>,
+}
+
+impl NeedCache {
+    /// The bindings that need an address, whether one is known or not.
+    fn find<'a>(
+        &mut self,
+        filters: FilterMap,
+        bindings: impl Iterator<Item = &'a Arc<Binding>>,
+    ) -> Vec<(Arc<Binding>, Need)> {
+        let same = self.filters.len() == filters.len()
+            && self.filters.values().zip(filters.values()).all(|(old, new)| Arc::ptr_eq(old, new));
+        let mut old = std::mem::take(&mut self.needs);
+        for binding in bindings {
+            let known = old.remove(&binding.port).filter(|(old, _)| same && Arc::ptr_eq(old, binding));
+            let need = match known {
+                Some((_, need)) => need,
+                // A binding without rules has been complained about where its rules were wanted.
+                None => needed(&filters, binding).ok().flatten(),
+            };
+            self.needs.insert(binding.port.clone(), (binding.clone(), need));
+        }
+        self.filters = filters;
+        let needs = self.needs.values();
+        needs.filter_map(|(binding, need)| Some((binding.clone(), need.clone()?))).collect()
+    }
+}
+
+impl Stores {
+    /// The bindings with something left to learn.
+    pub(crate) fn needs(&mut self) -> Vec<(Arc<Binding>, Need)> {
+        let filters = self.filter_map();
+        let mut needs = self.need_cache.find(filters, self.bindings.documents());
+        needs.retain(|(binding, need)| {
+            let learned = self.known.learned(&binding.port, GuestKey::of(binding), need.family);
+            need.method == Method::Dhcp || !learned.is_some_and(|learned| is_complete(&learned.addresses))
+        });
+        needs
+    }
+}
+
+/// What is known of the addresses of guests, and the learning of them.
+impl Driver {
+    /// How far a port is from its filter.
+    pub fn binding_state(&self, port: &str) -> Result<BindingState, Error> {
+        let stores = self.look()?;
+        let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
+        Ok(wanted(&stores.filter_map(), binding, &stores.known, super::now())?.state)
+    }
+
+    /// Every binding and how far its port is from its filter, sorted by port.
+    pub fn port_statuses(&self) -> Result<Vec<PortStatus>, Error> {
+        let stores = self.look()?;
+        let (filters, now) = (stores.filter_map(), super::now());
+        let status = |binding: &Arc<Binding>| {
+            let wanted = wanted(&filters, binding, &stores.known, now);
+            PortStatus { binding: binding.clone(), state: wanted.map(|wanted| wanted.state) }
+        };
+        Ok(stores.bindings.documents().map(status).collect())
+    }
+
+    /// The same driver, starting no thread: addresses are learned by another process, with [`Driver::learn`].
+    pub fn without_learner(mut self) -> Self {
+        self.learner = Background::elsewhere();
+        self
+    }
+
+    /// Whether a port waits for an address, or has one for the time of a lease.
+    pub fn has_to_learn(&self) -> Result<bool, Error> {
+        Ok(!self.needs()?.is_empty())
+    }
+
+    /// Learns for all ports of the binding store on the calling thread, in its network namespace, those that are
+    /// bound meanwhile included. Returns when no port needs it, or at once if another process already does it.
+    ///
+    /// `ready` is called once, when the ports are listened to.
+    pub fn learn(&self, ready: impl FnOnce()) -> Result<(), Error> {
+        let waker = Waker::new().map_err(|source| Error::Learner { source })?;
+        engine::run(self, &waker, Until::Idle, ready)
+    }
+
+    pub(crate) fn needs(&self) -> Result<Vec<(Arc<Binding>, Need)>, Error> {
+        Ok(self.look()?.needs())
+    }
+
+    /// When the next lease of the guests at these ports ends, in seconds since the epoch.
+    pub(crate) fn next_expiry<'a>(
+        &self,
+        ports: impl Iterator<Item = &'a PortDev>,
+    ) -> Result<Option<u64>, Error> {
+        let stores = self.look()?;
+        let leases = ports.flat_map(|port| stores.leases(port));
+        Ok(leases.filter_map(|(_, lease)| lease.expires).min())
+    }
+
+    /// The leases of the guests at these ports that ended by themselves.
+    pub(crate) fn expired<'a>(
+        &self,
+        ports: impl Iterator<Item = &'a PortDev>,
+    ) -> Result<Vec<(PortDev, Change)>, Error> {
+        let (stores, now) = (self.look()?, super::now());
+        let ended = |port: &'a PortDev| {
+            let leases = stores.leases(port).filter(|(_, lease)| !lease.holds_at(now));
+            let change = |(guest, lease): (_, &Lease)| Change::Expired { guest, address: lease.address };
+            leases.map(|lease| (port.clone(), change(lease))).collect::<Vec<_>>()
+        };
+        Ok(ports.flat_map(ended).collect())
+    }
+
+    /// Keeps what was found out, and brings the ports whose guests have other addresses than before, and `ports`,
+    /// to what they must have now. Returns the ports that have nothing left to learn.
+    pub(crate) fn learned(
+        &self,
+        changes: &[(PortDev, Change)],
+        ports: &BTreeSet<PortDev>,
+    ) -> Result<Vec<PortDev>, Error> {
+        self.change(|stores| {
+            // A binding may have gone, or come to another guest, since the change was found out.
+            let concerns = |port: &PortDev, change: &Change| {
+                stores.bindings.get(port.as_str()).is_some_and(|b| GuestKey::of(b) == change.guest())
+            };
+            let current: Vec<_> = changes.iter().filter(|(port, c)| concerns(port, c)).cloned().collect();
+            let mut affected = stores.known.record(&current)?;
+            affected.extend(ports.iter().cloned());
+            let (filters, now) = (stores.filter_map(), super::now());
+            let (mut batch, mut complete) = (Batch::default(), Vec::new());
+            for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
+                match wanted(&filters, binding, &stores.known, now) {
+                    Ok(wanted) => {
+                        if wanted.state.is_complete() {
+                            complete.push(binding.port.clone());
+                        }
+                        batch.filter(binding.port.clone(), Arc::new(wanted.ruleset));
+                    }
+                    Err(error) => log::error!("{error}; it keeps the rules it has"),
+                }
+            }
+            self.apply(&batch)?;
+            Ok(complete)
+        })
+    }
+}
+
+impl Stores {
+    /// The leases of the guest at a port, of both families.
+    fn leases<'a>(&'a self, port: &PortDev) -> impl Iterator<Item = (GuestKey, &'a Lease)> + use<'a> {
+        let guest = self.bindings.get(port.as_str()).map(|binding| GuestKey::of(binding));
+        guest.into_iter().flat_map(|guest| {
+            let leases = [Family::Ipv4, Family::Ipv6].map(|family| self.known.leases(guest, family));
+            leases.into_iter().flatten().map(move |lease| (guest, lease))
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! What a port must have: its filter, or what stands in for it while its guest's address is not known.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nwfilter_rules::{Filters, RulesError, Ruleset, instantiate};
+use nwfilter_xml::{Binding, VarName};
+
+use super::known::{GuestKey, Known, Lease};
+use super::{BindingState, Family, Method, RemainingLease, provisional6};
+use crate::Error;
+
+/// The parameter that says how an address is learned.
+const CTRL_IP_LEARNING: &str = "CTRL_IP_LEARNING";
+/// The parameter that lists the DHCP servers whose answers count.
+const DHCPSERVER: &str = "DHCPSERVER";
+
+/// What a port must have, and why.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) ruleset: Ruleset,
+    pub(crate) state: BindingState,
+}
+
+/// The address that a binding does not give, and how it is found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) family: Family,
+    pub(crate) method: Method,
+    /// The DHCP servers whose answers count, those of other families left out; empty for every server.
+    pub(crate) servers: Vec<IpAddr>,
+}
+
+/// What a port with this binding must have at a time in seconds since the epoch.
+///
+/// A binding that needs an address is refused unless its filter makes rules with one.
+pub(crate) fn wanted(
+    filters: &impl Filters,
+    binding: &Binding,
+    known: &Known,
+    now: u64,
+) -> Result<Wanted, Error> {
+    let missing = match instantiate(filters, binding) {
+        Ok(ruleset) => return Ok(Wanted { ruleset, state: BindingState::Filtered }),
+        Err(missing) => missing,
+    };
+    let need = need(binding, missing)?;
+    let guest = GuestKey::of(binding);
+    match need.method {
+        Method::Any => match known.learned(&binding.port, guest, need.family) {
+            Some(learned) => {
+                let ruleset = with_addresses(filters, binding, need.family, &learned.addresses)?;
+                let (addresses, source) = (learned.addresses.clone(), learned.source);
+                Ok(Wanted { ruleset, state: BindingState::Learned { addresses, source } })
+            }
+            None => provisional(filters, binding, &need),
+        },
+        Method::Dhcp => {
+            let leases = known.leases(guest, need.family).iter().filter(|lease| lease.holds_at(now));
+            let leases: Vec<_> = leases.copied().collect();
+            match leases.is_empty() {
+                true => provisional(filters, binding, &need),
+                false => leased(filters, binding, need.family, &leases, now),
+            }
+        }
+    }
+}
+
+/// What a binding needs to learn; `None` if it gives all that its filter needs.
+pub(crate) fn needed(filters: &impl Filters, binding: &Binding) -> Result<Option<Need>, Error> {
+    match instantiate(filters, binding) {
+        Ok(_) => Ok(None),
+        Err(missing) => need(binding, missing).map(Some),
+    }
+}
+
+/// The need behind a refusal; where it is not about one address alone, the refusal stands.
+fn need(binding: &Binding, missing: RulesError) -> Result<Need, Error> {
+    let family = match &missing {
+        RulesError::MissingVariables { names } => match names.as_slice() {
+            [name] if name == Family::Ipv4.variable() => Some(Family::Ipv4),
+            [name] if name == Family::Ipv6.variable() => Some(Family::Ipv6),
+            _ => None,
+        },
+        _ => None,
+    };
+    let (Some(family), Some(method)) = (family, method(binding)?) else {
+        return Err(refused(binding, missing));
+    };
+    let servers = servers(binding)?.into_iter().filter(|server| Family::of(*server) == family).collect();
+    Ok(Need { family, method, servers })
+}
+
+/// How the binding wants an address to be learned; `None` for not at all.
+fn method(binding: &Binding) -> Result<Option<Method>, Error> {
+    let values = binding.params.get(CTRL_IP_LEARNING).unwrap_or_default();
+    let Some(value) = values.first() else { return Ok(Some(Method::Any)) };
+    match value.to_ascii_lowercase().as_str() {
+        "any" => Ok(Some(Method::Any)),
+        "dhcp" => Ok(Some(Method::Dhcp)),
+        "none" => Ok(None),
+        _ => Err(bad_parameter(binding, CTRL_IP_LEARNING, value, "any, dhcp or none")),
+    }
+}
+
+fn servers(binding: &Binding) -> Result<Vec<IpAddr>, Error> {
+    let values = binding.params.get(DHCPSERVER).unwrap_or_default();
+    let parse = |value: &String| {
+        value
+            .parse()
+            .map_err(|_| bad_parameter(binding, DHCPSERVER, value, "the IP address of a DHCP server"))
+    };
+    values.iter().map(parse).collect()
+}
+
+/// The ruleset that is in force until the address is known.
+fn provisional(filters: &impl Filters, binding: &Binding, need: &Need) -> Result<Wanted, Error> {
+    with_addresses(filters, binding, need.family, &[placeholder(need.family)])?;
+    let servers4 = || {
+        need.servers.iter().filter_map(|server| match server {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    };
+    let ruleset = match (need.family, need.method) {
+        (Family::Ipv4, Method::Any) => Ruleset::learning(binding.mac),
+        (Family::Ipv4, Method::Dhcp) => Ruleset::dhcp_only(binding.mac, &servers4().collect::<Vec<_>>()),
+        (Family::Ipv6, Method::Any) => provisional6::learning(binding.mac),
+        (Family::Ipv6, Method::Dhcp) => provisional6::dhcp_only(binding.mac, &need.servers),
+    };
+    Ok(Wanted { ruleset, state: BindingState::Learning { family: need.family, method: need.method } })
+}
+
+/// An address of those set aside for documentation, to see whether a filter makes rules with any.
+fn placeholder(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => [192, 0, 2, 1].into(),
+        Family::Ipv6 => [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
+    }
+}
+
+fn leased(
+    filters: &impl Filters,
+    binding: &Binding,
+    family: Family,
+    leases: &[Lease],
+    now: u64,
+) -> Result<Wanted, Error> {
+    let addresses: Vec<_> = leases.iter().map(|lease| lease.address).collect();
+    let (used, ruleset) = match with_addresses(filters, binding, family, &addresses) {
+        Ok(ruleset) => (leases, ruleset),
+        // How many leases there are is up to the guest: it must not be able to make its binding invalid.
+        Err(error) => {
+            log::warn!("{}: only the first of {} leases is used: {error}", binding.port, leases.len());
+            (&leases[..1], with_addresses(filters, binding, family, &addresses[..1])?)
+        }
+    };
+    let remaining = |lease: &Lease| RemainingLease {
+        address: lease.address,
+        server: lease.server,
+        remaining: lease.expires.map(|expires| Duration::from_secs(expires.saturating_sub(now))),
+    };
+    let state = BindingState::Leased { leases: used.iter().map(remaining).collect() };
+    Ok(Wanted { ruleset, state })
+}
+
+fn with_addresses(
+    filters: &impl Filters,
+    binding: &Binding,
+    family: Family,
+    addresses: &[IpAddr],
+) -> Result<Ruleset, Error> {
+    let mut binding = binding.clone();
+    if let Ok(name) = family.variable().parse::<VarName>() {
+        for address in addresses {
+            binding.params.push(name.clone(), &address.to_string());
+        }
+    }
+    instantiate(filters, &binding).map_err(|error| refused(&binding, error))
+}
+
+fn refused(binding: &Binding, source: RulesError) -> Error {
+    Error::Rules { port: binding.port.clone(), filter: binding.filter.clone(), source: Box::new(source) }
+}
+
+fn bad_parameter(binding: &Binding, name: &'static str, value: &str, expected: &'static str) -> Error {
+    Error::Parameter { port: binding.port.clone(), name, value: value.to_owned(), expected }
+}

@@ -1,0 +1,217 @@
+//! A thousand ports learn at once, one of them flooded, on one thread. Alone in its binary: it measures the process.
+
+#![allow(clippy::unwrap_used)] // The lint does not see that the helpers are tests.
+
+mod learn_support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use learn_support::*;
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, send, socket,
+};
+use nwfilter::rules::{Applied, ApplyError, Batch, Desired, Installed};
+use nwfilter::xml::read_binding;
+use nwfilter::{Backend, Difference, Driver};
+use nwfilter_testlab::{Mac, Need, skip_unless};
+
+const PORTS: usize = 1000;
+
+/// A kernel that only remembers: what is measured is the learning.
+#[derive(Default)]
+struct Recorder {
+    /// Each port whose rules name its guest's address.
+    filtered: Mutex<BTreeSet<String>>,
+}
+
+impl Backend for &'static Recorder {
+    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
+        let mut filtered = self.filtered.lock().unwrap();
+        for (port, desired) in &batch.ports {
+            match desired {
+                Desired::Filtered(ruleset)
+                    if !ruleset.ethernet.from_guest.as_ref().unwrap().chains.is_empty() =>
+                {
+                    filtered.insert(port.to_string());
+                }
+                _ => {
+                    filtered.remove(port.as_str());
+                }
+            }
+        }
+        Ok(Applied { changed: batch.ports.keys().cloned().collect(), ..Applied::default() })
+    }
+
+    fn installed(&self) -> Result<Installed, ApplyError> {
+        Ok(Installed::default())
+    }
+
+    fn diff(&self, _: &Batch) -> Result<Vec<Difference>, ApplyError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A field of this process's status.
+fn status(field: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
+    Ok(line.trim_start_matches(':').split_whitespace().next().context("empty")?.parse()?)
+}
+
+fn cpu_time() -> Result<Duration> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64;
+    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
+}
+
+/// The time that the learning thread has worked.
+fn learner_time() -> Result<Duration> {
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim() == "nwfilter-learn" {
+            let text = fs::read_to_string(task.join("schedstat"))?;
+            return Ok(Duration::from_nanos(text.split(' ').next().context("empty")?.parse()?));
+        }
+    }
+    anyhow::bail!("no thread learns")
+}
+
+fn mac(number: usize) -> Mac {
+    let [high, low] = (number as u16).to_be_bytes();
+    Mac::new([0x52, 0x54, 0, 1, high, low])
+}
+
+fn address(number: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 1, 0, 0).to_bits() + number as u32 + 1)
+}
+
+/// Pairs of connected interfaces, none in a bridge: what the learner hears is what is sent into the other end.
+fn make_ports(lab: &Lab) -> Result<()> {
+    let commands: Vec<_> = (0..PORTS)
+        .flat_map(|number| {
+            [
+                format!("link add p{number} type veth peer name g{number}"),
+                format!("link set p{number} up"),
+                format!("link set g{number} up"),
+            ]
+        })
+        .collect();
+    lab.host.ip(&commands)
+}
+
+#[test]
+fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"));
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 1 << 13, 1 << 13)?;
+    let lab = Lab::new()?;
+    make_ports(&lab)?;
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    let driver = Driver::open(lab.config(), recorder)?;
+
+    // All bindings are there before the learner is: a restart.
+    fs::create_dir_all(lab.config().state_dir)?;
+    for number in 0..PORTS {
+        let text = binding(&format!("p{number}"), "clean-traffic", mac(number), &[]);
+        let binding = read_binding("b.xml", &text).into_result()?;
+        let stored = nwfilter::xml::write_binding_status(&binding);
+        fs::write(lab.config().state_dir.join(format!("p{number}.xml")), stored)?;
+    }
+    driver.bindings()?;
+    driver.port_statuses()?;
+    let (memory, threads) = (status("VmRSS")?, status("Threads")?);
+    lab.host.enter(|| driver.reload())?;
+    assert_eq!(driver.port_statuses()?.len(), PORTS);
+
+    // On a busy machine the thread may still be about to listen.
+    std::thread::sleep(Duration::from_secs(1));
+    let idle = cpu_time()?;
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = cpu_time()?.saturating_sub(idle);
+    let worked = learner_time()?;
+
+    let flood = Sender::new(&lab, PORTS - 1)?;
+    let senders = (0..PORTS - 1).map(|number| Sender::new(&lab, number)).collect::<Result<Vec<_>>>()?;
+    let stop = AtomicBool::new(false);
+    let (learned, flooded) = std::thread::scope(|scope| -> Result<_> {
+        let flooder = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                // It teaches nothing, and the kernel filter lets it through: an address nobody can have.
+                sent += u64::from(flood.send(&packet(mac(PORTS - 1), [127, 0, 0, 1].into())).is_ok());
+            }
+            sent
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        for (number, sender) in senders.iter().enumerate() {
+            sender.send(&packet(mac(number), address(number)))?;
+        }
+        let sent = start.elapsed();
+        let complete = || recorder.filtered.lock().unwrap().len() == PORTS - 1;
+        let finished = patiently("all have learned", || Ok(complete()));
+        let learned = start.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        let flooded = flooder.join().unwrap();
+        finished.context(format!("{} of {PORTS}", recorder.filtered.lock().unwrap().len()))?;
+        Ok(((sent, learned), flooded))
+    })?;
+    let worked = learner_time()?.saturating_sub(worked);
+    let more = status("VmHWM")?.saturating_sub(memory);
+    println!(
+        "{PORTS} ports learned in {:?}, sent within {:?}, beside {flooded} frames of a flood; \
+         {worked:?} of the thread's work; {more} KiB more memory; {idle:?} CPU in 2 s of waiting",
+        learned.1, learned.0
+    );
+    // How long that takes by the clock is up to what else the machine does.
+    assert!(worked < Duration::from_secs(1), "{worked:?}");
+    assert!(more < 32 * 1024, "{more} KiB");
+    assert_eq!(status("Threads")?, threads + 1, "one thread for all ports");
+    assert!(idle < Duration::from_millis(20), "{idle:?}");
+
+    // The flooded port learns too, once it says something of worth.
+    eventually("the flooded port has learned", || {
+        flood.send(&packet(mac(PORTS - 1), address(PORTS - 1)))?;
+        Ok(recorder.filtered.lock().unwrap().len() == PORTS)
+    })
+}
+
+/// A socket that sends frames from the guest's end of a pair.
+struct Sender {
+    socket: OwnedFd,
+}
+
+impl Sender {
+    fn new(lab: &Lab, number: usize) -> Result<Self> {
+        let name = format!("g{number}");
+        lab.host.enter(|| {
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+            let index = nix::net::if_::if_nametoindex(name.as_str())?;
+            let address = nix::libc::sockaddr_ll {
+                sll_family: nix::libc::AF_PACKET as u16,
+                sll_protocol: 0,
+                sll_ifindex: index.cast_signed(),
+                sll_hatype: 0,
+                sll_pkttype: 0,
+                sll_halen: 0,
+                sll_addr: [0; 8],
+            };
+            let length = size_of_val(&address) as nix::libc::socklen_t;
+            // SAFETY: the pointer and length are those of an address of the family that it names.
+            let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
+            bind(socket.as_raw_fd(), &address.context("a link address")?)?;
+            Ok(Self { socket })
+        })
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        send(self.socket.as_raw_fd(), frame, MsgFlags::empty())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! Learning through the command line: verbs that end at once, and one background process.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use nwfilter_testlab::{Ends, Host, Mac, Need, frames, skip_unless};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_nwfilterctl");
+
+fn mac(number: u8) -> Mac {
+    Mac::new([0x52, 0x54, 0, 0, 0, number])
+}
+
+struct Cli<'a> {
+    host: &'a Host,
+    dir: &'a Path,
+}
+
+impl Cli<'_> {
+    fn command(&self, verb: &[&str]) -> Command {
+        let mut command = self.host.command(PROGRAM);
+        command.arg("--config-dir").arg(self.dir.join("filters"));
+        command.arg("--state-dir").arg(self.dir.join("state")).args(verb);
+        command
+    }
+
+    fn run(&self, verb: &[&str]) -> Result<String> {
+        let output = self.command(verb).output()?;
+        let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        ensure!(output.status.success(), "{verb:?}: {stdout}{stderr}");
+        Ok(stdout)
+    }
+
+    fn bind(&self, number: u8, params: &str) -> Result<String> {
+        let file = self.dir.join("binding.xml");
+        fs::write(
+            &file,
+            format!(
+                "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>\
+                 <portdev name='tap{number}'/><mac address='{}'/><filterref filter='clean-traffic'>{params}\
+                 </filterref></filterbinding>",
+                mac(number)
+            ),
+        )?;
+        self.run(&["binding-create", &file.display().to_string()])
+    }
+
+    /// The one background process, if it runs.
+    fn learners(&self) -> Vec<u32> {
+        let runs_learn = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0learn\0"))
+        };
+        self.host.pids().into_iter().filter(runs_learn).collect()
+    }
+
+    fn wait_for(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let list = self.run(&["binding-list"])?;
+            match list.contains(text) {
+                true => return Ok(()),
+                false if Instant::now() > deadline => bail!("no {text} in\n{list}"),
+                false => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+#[test]
+fn binding_create_returns_at_once_and_one_process_learns_for_all_until_nothing_is_left() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let taps = [host.tap("tap0")?, host.tap("tap1")?, host.tap("tap2")?];
+    let speak = |number: u8| {
+        let addresses = ([10, 0, 0, number].into(), [10, 0, 0, 254].into());
+        let ends = Ends::v4(mac(number), addresses.0, mac(99), addresses.1);
+        taps[usize::from(number)].send(&frames::udp(&ends, 1000, 2000, b"anything"))
+    };
+
+    let start = Instant::now();
+    cli.bind(0, "")?;
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    cli.bind(1, "")?;
+    cli.bind(2, "<parameter name='IP' value='10.0.0.2'/>")?;
+    assert_eq!(cli.learners().len(), 1);
+    let list = cli.run(&["binding-list"])?;
+    assert_eq!(list.matches("learning IP (any)").count(), 2, "{list}");
+    let json = cli.run(&["binding-list", "--json"])?;
+    assert!(json.contains(r#""state": "learning""#) && json.contains(r#""state": "filtered""#), "{json}");
+
+    speak(1)?;
+    cli.wait_for("10.0.0.1 (ipv4)")?;
+    assert!(cli.run(&["diff"])?.contains("0 differences"));
+    assert!(!cli.run(&["binding-dumpxml", "tap1"])?.contains("10.0.0.1"), "what was given is what is shown");
+    assert_eq!(cli.learners().len(), 1, "tap0 still waits");
+    cli.run(&["binding-delete", "tap0"])?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !cli.learners().is_empty() {
+        ensure!(Instant::now() < deadline, "the background process does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let log = fs::read_to_string(dir.path().join("state/learn.log"))?;
+    assert_eq!(log.matches("tap1: address 10.0.0.1 learned (ipv4)").count(), 1, "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let (_guest, net) = (host.tap("tap0")?, host.tap("tap1")?);
+    cli.bind(0, "<parameter name='CTRL_IP_LEARNING' value='dhcp'/>")?;
+    let ack = |seconds: u32, last: u8| {
+        let mut message = vec![0; 240];
+        message[..4].copy_from_slice(&[2, 1, 6, 0]);
+        message[16..20].copy_from_slice(&[10, 0, 0, last]);
+        message[28..34].copy_from_slice(&mac(0).octets());
+        message[236..].copy_from_slice(&[99, 130, 83, 99]);
+        let options = [&[53, 1, 5, 51, 4][..], &seconds.to_be_bytes(), &[255]].concat();
+        let ends = Ends::v4(mac(99), [10, 0, 0, 254].into(), mac(0), [10, 0, 0, last].into());
+        net.send(&frames::udp(&ends, 67, 68, &[message, options].concat()))
+    };
+    ack(3600, 7)?;
+    cli.wait_for("10.0.0.7 (lease, 3")?;
+    let killed = cli.learners();
+    assert_eq!(killed.len(), 1);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed[0].cast_signed()), nix::sys::signal::SIGKILL)?;
+
+    cli.wait_for("10.0.0.7 (lease, 3")?;
+    cli.run(&["reload"])?;
+    assert_eq!(cli.learners().iter().filter(|pid| !killed.contains(pid)).count(), 1);
+    ack(7200, 8)?;
+    cli.wait_for("10.0.0.8 (lease, 7")?;
+    let json = cli.run(&["binding-list", "--json"])?;
+    assert!(json.contains(r#""state": "leased""#) && json.contains(r#""server": "10.0.0.254""#), "{json}");
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! `nwfilterctl listen` beside a live libvirtd that has no nwfilter driver, with QEMU guests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nwfilter_testlab::{
+    Connect, Host, Libvirtd, LibvirtdOptions, Mac, Need, Process, Saved, Tap, skip_unless,
+};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host, a libvirtd without nwfilter driver, and a place for the listener's files.
+struct World {
+    libvirtd: Libvirtd,
+    dir: TempDir,
+    probe: Tap,
+    host: Host,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let host = Host::new()?;
+        let dir = tempfile::tempdir()?;
+        let modules = dir.path().join("modules");
+        fs::create_dir(&modules)?;
+        for entry in fs::read_dir(libvirts_modules()?)? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().contains("nwfilter") {
+                symlink(entry.path(), modules.join(entry.file_name()))?;
+            }
+        }
+        let options =
+            LibvirtdOptions { driver_dir: Some(modules), qemu_conf: true, ..LibvirtdOptions::default() };
+        let libvirtd = Libvirtd::start_with(&host, options)?;
+        let probe = host.tap("probe")?;
+        Ok(Self { libvirtd, dir, probe, host })
+    }
+
+    fn ctl(&self, words: &[&str]) -> std::process::Command {
+        let mut command = self.host.command(env!("CARGO_BIN_EXE_nwfilterctl"));
+        command.arg("--config-dir").arg(self.dir.path().join("etc"));
+        command.arg("--state-dir").arg(self.dir.path().join("run")).args(words);
+        command
+    }
+
+    /// Starts a listener and waits until it says that it is ready and follows the guests.
+    fn listen(&self, words: &[&str]) -> Result<Daemon> {
+        let socket = self.dir.path().join("notify");
+        let _ = fs::remove_file(&socket);
+        let notified = UnixDatagram::bind(&socket)?;
+        notified.set_read_timeout(Some(PATIENCE))?;
+        let uri = self.libvirtd.uri(Connect::Qemu);
+        let args = ["listen", "--connect", &uri];
+        let mut command = self.ctl(&[&args, words].concat());
+        command.env("NOTIFY_SOCKET", &socket);
+        let process = self.spawn(command)?;
+        let daemon = Daemon { process, notified };
+        ensure!(daemon.next_state()?.starts_with("READY=1\n"));
+        daemon.wait_for("STATUS=following")?;
+        Ok(daemon)
+    }
+
+    fn spawn(&self, command: std::process::Command) -> Result<Process> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut words = vec!["env".to_owned()];
+        let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        words.extend(variables.map(|(name, value)| format!("{}={}", name.display(), value.display())));
+        words.push(program);
+        words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        self.host.spawn(&words)
+    }
+
+    fn is_filtered(&self, port: &str) -> Result<bool> {
+        Ok(self.host.saved()?.port(port) != Saved::default())
+    }
+
+    fn eventually_filtered(&self, port: &str, filtered: bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_filtered(port)? != filtered {
+            ensure!(Instant::now() < deadline, "{port} is never filtered={filtered}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    fn virsh(&self, words: &[&str], xml: &str) -> Result<()> {
+        let file = self.dir.path().join("document.xml");
+        fs::write(&file, xml)?;
+        let path = file.to_str().context("a path that is no text")?;
+        self.libvirtd.virsh_on(Connect::Qemu, &[words, &[path]].concat()).map(drop)
+    }
+
+    fn start(&self, guest: &Guest) -> Result<()> {
+        self.virsh(&["create"], &guest.xml())
+    }
+
+    fn destroy(&self, guest: &Guest) -> Result<()> {
+        self.libvirtd.virsh_on(Connect::Qemu, &["destroy", &guest.name()]).map(drop)
+    }
+
+    /// Whether a frame from this address arrives at the bridge within the time.
+    fn hears(&self, mac: Mac, patience: Duration) -> Result<bool> {
+        let from = |frame: &[u8]| frame.get(6..12) == Some(&mac.octets()[..]);
+        Ok(self.probe.expect(patience, from)?.is_some())
+    }
+}
+
+/// A listener that runs.
+struct Daemon {
+    process: Process,
+    notified: UnixDatagram,
+}
+
+impl Daemon {
+    fn next_state(&self) -> Result<String> {
+        let mut buffer = [0; 4096];
+        let length = self.notified.recv(&mut buffer).with_context(|| self.process.log())?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    fn wait_for(&self, begin: &str) -> Result<()> {
+        while !self.next_state()?.starts_with(begin) {}
+        Ok(())
+    }
+}
+
+/// A guest whose firmware asks for an address as soon as it runs.
+struct Guest(u8);
+
+impl Guest {
+    fn name(&self) -> String {
+        format!("vm{}", self.0)
+    }
+
+    fn mac(&self) -> Mac {
+        Mac::new([0x52, 0x54, 0, 0, 2, self.0])
+    }
+
+    fn port(&self) -> String {
+        format!("tap{}", self.0)
+    }
+
+    fn interface(mac: Mac, port: &str) -> String {
+        format!(
+            "<interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><target dev='{port}'/>
+             <model type='virtio'/></interface>"
+        )
+    }
+
+    fn filterref(mac: Mac, filter: &str) -> String {
+        format!(
+            "<nwf:interface mac='{mac}'><nwf:filterref filter='{filter}'>
+             <nwf:parameter name='IP' value='10.0.0.2'/></nwf:filterref></nwf:interface>"
+        )
+    }
+
+    fn xml(&self) -> String {
+        format!(
+            "<domain type='qemu'><name>{}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+             <metadata><nwf:filterrefs xmlns:nwf='{}'>{}</nwf:filterrefs></metadata>
+             <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='network'/></os><devices>
+             <controller type='pci' model='pcie-root'/><controller type='pci' model='pcie-root-port'/>
+             <controller type='pci' model='pcie-root-port'/><controller type='pci' model='pcie-root-port'/>
+             {}<memballoon model='none'/></devices></domain>",
+            self.name(),
+            nwfilter_xml::METADATA_NAMESPACE,
+            Self::filterref(self.mac(), "allow-dhcp"),
+            Self::interface(self.mac(), &self.port()),
+        )
+    }
+}
+
+fn libvirts_modules() -> Result<PathBuf> {
+    let dirs = fs::read_dir("/usr/lib")?.flatten().map(|entry| entry.path());
+    let mut candidates = dirs.chain(["/usr/lib".into(), "/usr/lib64".into()]);
+    let modules = candidates.find_map(|dir: PathBuf| {
+        let modules = dir.join("libvirt/connection-driver");
+        modules.join("libvirt_driver_qemu.so").is_file().then_some(modules)
+    });
+    modules.context("libvirt's driver modules are not installed")
+}
+
+#[test]
+fn guests_are_filtered_across_their_life_a_hot_plug_and_restarts_of_both_daemons() -> Result<()> {
+    skip_unless!(Need::Root, Need::Qemu, Need::Tool("nft"));
+    let mut world = World::new()?;
+    let guest = Guest(1);
+    let mut listener = world.listen(&[])?;
+    world.start(&guest)?;
+    world.eventually_filtered("tap1", true)?;
+
+    let second = Mac::new([0x52, 0x54, 0, 0, 3, 1]);
+    world.virsh(&["attach-device", "vm1"], &Guest::interface(second, "tap9"))?;
+    // libvirt declares the prefix of --key itself, so the document needs another.
+    let filterrefs = format!(
+        "<f:filterrefs xmlns:f='{}'>{}{}</f:filterrefs>",
+        nwfilter_xml::METADATA_NAMESPACE,
+        Guest::filterref(guest.mac(), "allow-dhcp").replace("nwf:", "f:"),
+        Guest::filterref(second, "clean-traffic").replace("nwf:", "f:"),
+    );
+    let uri = nwfilter_xml::METADATA_NAMESPACE;
+    let words = ["metadata", "vm1", "--uri", uri, "--key", "nwf", "--set", &filterrefs, "--live"];
+    world.libvirtd.virsh_on(Connect::Qemu, &words)?;
+    world.eventually_filtered("tap9", true)?;
+
+    world.libvirtd.kill()?;
+    listener.wait_for("STATUS=no connection")?;
+    assert!(world.is_filtered("tap1")?);
+    world.libvirtd.start_again()?;
+    listener.wait_for("STATUS=following 1")?;
+
+    let saved = world.host.saved()?;
+    let ended = listener.process.stop(PATIENCE)?;
+    assert!(ended.success(), "{}", listener.process.log());
+    assert_eq!(saved.diff(&world.host.saved()?), None);
+
+    let late = Guest(2);
+    world.start(&late)?;
+    let _listener = world.listen(&[])?;
+    assert!(world.is_filtered("tap2")?);
+    world.destroy(&guest)?;
+    world.eventually_filtered("tap1", false)?;
+    world.eventually_filtered("tap9", false)?;
+    assert!(world.is_filtered("tap2")?);
+    let list = world.ctl(&["binding-list"]).output()?;
+    assert_eq!(String::from_utf8_lossy(&list.stdout).matches("tap").count(), 1);
+    Ok(())
+}
+
+#[test]
+fn behind_the_guard_a_guest_is_silent_until_its_filter_lets_it_speak() -> Result<()> {
+    skip_unless!(Need::Root, Need::Qemu, Need::Tool("nft"));
+    let world = World::new()?;
+    let guest = Guest(1);
+    let mut listener = world.listen(&["--guard", "tap"])?;
+    listener.process.kill()?;
+
+    // Nobody listens, so nobody opens the port of a guest that asks for an address.
+    world.start(&guest)?;
+    assert!(!world.hears(guest.mac(), Duration::from_secs(8))?);
+
+    let _listener = world.listen(&["--guard", "tap"])?;
+    assert!(world.is_filtered("tap1")?);
+    assert!(world.hears(guest.mac(), Duration::from_secs(30))?, "the guest is not heard behind its filter");
+    Ok(())
+}
