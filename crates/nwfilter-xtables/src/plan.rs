@@ -4,7 +4,7 @@
 //! dispatch rules that lead to them, and our base chains where they are missing. Everything else in the table is
 //! somebody else's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nwfilter_rules::{Difference, DifferenceKind, Origin};
 use nwfilter_xml::PortDev;
@@ -102,8 +102,10 @@ impl Plan {
             edited: Vec::new(),
             changed: BTreeSet::new(),
         };
+        let dispatch = dispatch_of(table, saved);
         for (port, wanted) in wanted {
-            plan.port(saved, port, *wanted);
+            let places = dispatch.get(port.as_str()).map_or(&[][..], Vec::as_slice);
+            plan.port(saved, places, port, *wanted);
         }
         if wanted.values().any(|wanted| wanted.is_some_and(|wanted| !wanted.dispatch.is_empty())) {
             plan.base_chains(saved);
@@ -129,7 +131,13 @@ impl Plan {
         self.chains.is_empty() && self.edits.is_empty()
     }
 
-    fn port(&mut self, saved: &SavedTable, port: &PortDev, wanted: Option<&PortTable>) {
+    fn port(
+        &mut self,
+        saved: &SavedTable,
+        places: &[(&'static str, usize)],
+        port: &PortDev,
+        wanted: Option<&PortTable>,
+    ) {
         const NOTHING: &PortTable = &PortTable { chains: BTreeMap::new(), dispatch: Vec::new() };
         let wanted = wanted.unwrap_or(NOTHING);
         let tool = self.table.tool();
@@ -154,37 +162,30 @@ impl Plan {
                 self.chains.insert(name, ChainChange { before, after: None, blame: Vec::new() });
             }
         }
-        self.dispatch(saved, port, wanted);
+        self.dispatch(saved, places, wanted);
         if (self.chains.len(), self.edits.len()) != before {
             self.changed.insert(port.clone());
         }
     }
 
-    /// Makes each wanted dispatch rule stand once, and takes away the port's others. Of a repeated rule the last stays:
-    /// a deletion by text takes the first.
-    fn dispatch(&mut self, saved: &SavedTable, port: &PortDev, wanted: &PortTable) {
+    /// Makes each wanted dispatch rule stand once, and takes away the port's others, of which `places` tells. Of a
+    /// repeated rule the last stays: a deletion by text takes the first.
+    fn dispatch(&mut self, saved: &SavedTable, places: &[(&'static str, usize)], wanted: &PortTable) {
         let tool = self.table.tool();
         let mut missing: Vec<_> = wanted.dispatch.iter().collect();
-        for chain in dispatch_chains(self.table) {
-            let held = saved.get(*chain).map_or(&[][..], Vec::as_slice);
-            let mut deletions = Vec::new();
-            for (index, rule) in held.iter().enumerate().rev() {
-                if !dispatches(self.table, rule, port) {
-                    continue;
-                }
-                let wanted =
-                    missing.iter().position(|(place, wanted)| place == chain && same(tool, wanted, rule));
-                match wanted {
-                    Some(wanted) => drop(missing.remove(wanted)),
-                    None => deletions.push(Edit::Delete {
-                        chain: (*chain).to_owned(),
-                        position: index + 1,
-                        rule: rule.clone(),
-                    }),
-                }
+        let mut deletions = Vec::new();
+        for (chain, index) in places.iter().rev() {
+            let Some(rule) = saved.get(*chain).and_then(|rules| rules.get(*index)) else { continue };
+            match missing.iter().position(|(place, wanted)| place == chain && same(tool, wanted, rule)) {
+                Some(found) => drop(missing.remove(found)),
+                None => deletions.push(Edit::Delete {
+                    chain: (*chain).to_owned(),
+                    position: index + 1,
+                    rule: rule.clone(),
+                }),
             }
-            self.edits.extend(deletions.into_iter().rev());
         }
+        self.edits.extend(deletions.into_iter().rev());
         let append =
             |(chain, rule): &(&str, String)| Edit::Append { chain: (*chain).to_owned(), rule: rule.clone() };
         self.edits.extend(missing.into_iter().map(append));
@@ -316,8 +317,8 @@ impl Plan {
                     (DifferenceKind::Missing, chain, rule)
                 }
             };
-            let port = self.changed.iter().find(|port| dispatches(self.table, rule, port));
-            let port = port.map_or("*".to_owned(), ToString::to_string);
+            let port = dispatched(self.table, rule).find(|port| self.changed.contains(*port));
+            let port = port.unwrap_or("*").to_owned();
             let (chain, rule) = (chain.clone(), rule.clone());
             found.push(Difference { port, tool: tool.name(), chain, kind, rule, origin: None });
         }
@@ -366,22 +367,44 @@ fn dispatch_chains(table: TableId) -> &'static [&'static str] {
     }
 }
 
-/// Whether a rule of a dispatch chain leads packets of the port into its chains.
-fn dispatches(table: TableId, rule: &str, port: &PortDev) -> bool {
+/// The ports whose packets a rule of a dispatch chain leads into their chains.
+fn dispatched(table: TableId, rule: &str) -> impl Iterator<Item = &str> {
     let words: Vec<_> = rule.split_ascii_whitespace().collect();
-    let has = |option: &str| words.windows(2).any(|pair| pair[0] == option && pair[1] == port.as_str());
-    let target = words.iter().position(|word| matches!(*word, "-j" | "-g")).and_then(|at| words.get(at + 1));
-    match table {
+    let value =
+        |options: &[&str]| words.windows(2).find(|pair| options.contains(&pair[0])).map(|pair| pair[1]);
+    let target = value(&["-j", "-g"]);
+    let ports = match table {
         // Only jumps to a chain of the port are ours: the hook is shared with everybody.
         TableId::EbtablesNat => {
-            let ours = ["I", "O", "J", "P"].map(|letter| format!("libvirt-{letter}-{port}"));
-            (has("-i") || has("-o")) && target.is_some_and(|target| ours.iter().any(|chain| chain == target))
+            let of_target = target.and_then(|target| {
+                ["I", "O", "J", "P"].iter().find_map(|letter| {
+                    target.strip_prefix("libvirt-")?.strip_prefix(letter)?.strip_prefix('-')
+                })
+            });
+            [of_target.filter(|port| value(&["-i", "-o"]) == Some(port)), None]
         }
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => has("--physdev-in") || has("--physdev-out"),
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
+            let (from, to) = (value(&["--physdev-in"]), value(&["--physdev-out"]));
+            [from, to.filter(|_| to != from)]
+        }
         TableId::IptablesRaw | TableId::Ip6tablesRaw => {
-            target.is_some_and(|t| t.strip_prefix("CT-") == Some(port.as_str()))
+            [target.and_then(|target| target.strip_prefix("CT-")), None]
+        }
+    };
+    ports.into_iter().flatten()
+}
+
+/// Where each port's dispatch rules are: the chain and the index in it.
+type Dispatch<'a> = HashMap<&'a str, Vec<(&'static str, usize)>>;
+
+fn dispatch_of(table: TableId, saved: &SavedTable) -> Dispatch<'_> {
+    let mut found = Dispatch::new();
+    for chain in dispatch_chains(table) {
+        for (index, rule) in saved.get(*chain).into_iter().flatten().enumerate() {
+            dispatched(table, rule).for_each(|port| found.entry(port).or_default().push((chain, index)));
         }
     }
+    found
 }
 
 /// The chains of a table that belong to a port, also those that libvirt uses while it changes one.

@@ -201,6 +201,22 @@ fn an_ipset_works_on_every_ip_element_and_a_comment_may_be_a_variable() -> Resul
 }
 
 #[test]
+fn an_ipset_with_flags_is_matched_with_them() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ipset"));
+    let filter = "<filter name='f'>
+        <rule action='accept' direction='out'><udp ipset='allowed' ipsetflags='dst'/></rule>
+        <rule action='drop' direction='out'><udp/></rule>
+      </filter>";
+    let lab = Lab::new()?;
+    lab.host.run(&["ipset", "create", "allowed", "hash:ip"])?;
+    lab.apply(Xtables::default(), filter, &[])?;
+    assert!(!lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
+    lab.host.run(&["ipset", "add", "allowed", "10.0.0.9"])?;
+    assert!(lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
+    Ok(())
+}
+
+#[test]
 fn a_variable_of_the_wrong_type_is_refused_with_filter_line_variable_and_value() {
     let filter = "<filter name='web'>\n<rule action='accept' direction='in'>\n<tcp dstportstart='$PORT'/></rule></filter>";
     assert_eq!(
