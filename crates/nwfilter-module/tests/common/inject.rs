@@ -12,7 +12,6 @@ use nwfilter_testlab::Host;
 /// A queue of a port that QEMU holds too.
 pub(crate) struct Injector {
     file: File,
-    header: usize,
 }
 
 impl Injector {
@@ -21,12 +20,29 @@ impl Injector {
     }
 
     /// Sends a frame as the guest behind the port would.
+    ///
+    /// QEMU sets how long the header before each frame is, for all queues, when the guest's firmware takes the device. A
+    /// frame that was sent with the old length just then is garbled and gets through nowhere, so it is sent again.
     pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
-        // A virtio header of zeros: nothing is left to the device.
-        let packet = [&vec![0; self.header], frame].concat();
-        let sent = (&self.file).write(&packet)?;
-        ensure!(sent == packet.len(), "sent {sent} of {} bytes", packet.len());
-        Ok(())
+        loop {
+            let header = self.header_length()?;
+            // A virtio header of zeros: nothing is left to the device.
+            let packet = [&vec![0; header], frame].concat();
+            let sent = (&self.file).write(&packet)?;
+            ensure!(sent == packet.len(), "sent {sent} of {} bytes", packet.len());
+            if self.header_length()? == header {
+                return Ok(());
+            }
+        }
+    }
+
+    fn header_length(&self) -> Result<usize> {
+        let mut length: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel writes an int.
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETVNETHDRSZ as _, &raw mut length) };
+        Errno::result(result).context("TUNGETVNETHDRSZ")?;
+        Ok(usize::try_from(length)?)
     }
 
     fn attach(port: &str) -> Result<Self> {
@@ -41,10 +57,6 @@ impl Injector {
         // SAFETY: the descriptor is open, and the request is an ifreq that outlives the call.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw const request) };
         Errno::result(result).context("TUNSETIFF")?;
-        let mut header: libc::c_int = 0;
-        // SAFETY: the descriptor is open, and the kernel writes an int.
-        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETVNETHDRSZ as _, &raw mut header) };
-        Errno::result(result).context("TUNGETVNETHDRSZ")?;
-        Ok(Self { file, header: usize::try_from(header)? })
+        Ok(Self { file })
     }
 }
