@@ -1,7 +1,7 @@
 //! The iptables, ip6tables and ebtables backend.
 //!
 //! A batch becomes at most one run of each restore tool: the whole change of a table is one transaction. What the
-//! tables hold is read first, and only what differs is written. If a later tool refuses, what an earlier one
+//! tables hold is known first, and only what differs is written. If a later tool refuses, what an earlier one
 //! committed is taken back.
 //!
 //! Chains have libvirt's names and contents: `libvirt-I-PORT`, `libvirt-O-PORT` and `I-PORT-CHAIN` in ebtables' nat
@@ -10,23 +10,29 @@
 //! `CT-PORT`, reached from `nwfilter-ct`.
 
 mod canonical;
+mod dispatch;
 mod host;
+mod memory;
+mod nftables;
 mod plan;
 mod render;
 mod saved;
 mod tool;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset,
 };
 use nwfilter_xml::PortDev;
 
+pub use crate::dispatch::Dispatch;
+use crate::memory::{Memory, Tables};
+pub use crate::nftables::generation;
 use crate::plan::{Plan, Script, Wanted};
 use crate::render::PortTable;
-use crate::saved::Saved;
+use crate::saved::{Saved, SavedTable};
 use crate::tool::{TableId, Tool};
 
 /// What the backend may do to the host.
@@ -37,25 +43,36 @@ pub struct Settings {
     pub enable_bridge_filtering: bool,
     /// Whether connections may be given conntrack helpers.
     pub conntrack_helpers: bool,
+    /// How packets are dispatched to the chains of their ports.
+    pub dispatch: Dispatch,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { enable_bridge_filtering: true, conntrack_helpers: true }
+        Self { enable_bridge_filtering: true, conntrack_helpers: true, dispatch: Dispatch::Tree }
     }
 }
 
-/// The backend. It keeps no state: what is installed is asked of the kernel, in the network namespace of the
-/// calling thread.
-#[derive(Clone, Copy, Debug, Default)]
+/// The backend, in the network namespace of the calling thread. What the tables hold is asked of the tools, and
+/// remembered for as long as the kernel's count of changes (see [`generation`]) says that nobody changed anything.
+#[derive(Debug, Default)]
 pub struct Xtables {
     settings: Settings,
+    memory: Mutex<Memory>,
 }
 
 impl Xtables {
     /// A backend with these settings.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, memory: Mutex::default() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|poisoned| {
+            let mut memory = PoisonError::into_inner(poisoned);
+            memory.forget();
+            memory
+        })
     }
 }
 
@@ -64,23 +81,23 @@ impl Backend for Xtables {
         let mut warnings = Vec::new();
         let rendered = self.render(batch, &mut warnings);
         self.prepare_host(&rendered)?;
-        let plans = plans(&rendered)?;
-        let mut applied = commit(&plans)?;
+        let mut memory = self.memory();
+        let plans = plans(&rendered, memory.tables()?, self.settings.dispatch);
+        let mut applied = commit(&plans).inspect_err(|_| memory.forget())?;
+        memory.committed(&plans);
         applied.warnings = warnings;
         Ok(applied)
     }
 
     fn installed(&self) -> Result<Installed, ApplyError> {
-        let mut ports = BTreeSet::new();
-        let saved = save_all()?;
-        for table in TableId::ALL {
-            ports.extend(plan::ports(table, saved[&table.tool()].table(table.name())));
-        }
-        Ok(Installed { ports })
+        let mut memory = self.memory();
+        let tables = memory.tables()?.iter();
+        Ok(Installed { ports: tables.flat_map(|(table, saved)| plan::ports(*table, saved)).collect() })
     }
 
     fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        let plans = plans(&self.render(batch, &mut Vec::new()))?;
+        let rendered = self.render(batch, &mut Vec::new());
+        let plans = plans(&rendered, self.memory().tables()?, self.settings.dispatch);
         let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
         differences.sort();
         Ok(differences)
@@ -152,16 +169,9 @@ impl Xtables {
     }
 }
 
-fn save_all() -> Result<BTreeMap<Tool, Saved>, ApplyError> {
-    Tool::ALL.into_iter().map(|tool| Ok((tool, Saved::parse(&tool::save(tool)?)))).collect()
-}
-
-fn plans(rendered: &Rendered<'_>) -> Result<Vec<Plan>, ApplyError> {
-    let saved = save_all()?;
-    let plans = TableId::ALL
-        .into_iter()
-        .map(|table| Plan::new(table, saved[&table.tool()].table(table.name()), &wanted(rendered, table)));
-    Ok(plans.filter(|plan| !plan.is_empty()).collect())
+fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Plan> {
+    let plan = |(table, saved): (&TableId, _)| Plan::new(*table, saved, &wanted(rendered, *table), dispatch);
+    tables.iter().map(plan).filter(|plan| !plan.is_empty()).collect()
 }
 
 /// What the ports must have in one table.
@@ -238,7 +248,7 @@ pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
     let text_of = |tool: Tool| {
         let mut script = Script::default();
         for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
-            let plan = Plan::new(table, &BTreeMap::new(), &wanted(&rendered, table));
+            let plan = Plan::new(table, &SavedTable::new(), &wanted(&rendered, table), Dispatch::Tree);
             if !plan.is_empty() {
                 plan.write(&mut script);
             }
