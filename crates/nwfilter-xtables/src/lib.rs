@@ -1,8 +1,8 @@
 //! The iptables, ip6tables and ebtables backend.
 //!
-//! A batch becomes at most one run of each restore tool: the whole change of a table is one transaction. What the
-//! tables hold is known first, and only what differs is written. If a later tool refuses, what an earlier one
-//! committed is taken back.
+//! A batch becomes one run of each restore tool, and one more of iptables' where old rules have to hold until ebtables'
+//! are in: the whole change of a table is one transaction. What the tables hold is known first, and only what differs
+//! is written. If a later tool refuses, what an earlier one committed is taken back.
 //!
 //! Chains have libvirt's names and contents: `libvirt-I-PORT`, `libvirt-O-PORT` and `I-PORT-CHAIN` in ebtables' nat
 //! table, `FI-PORT`, `FO-PORT` and `HI-PORT` in the filter tables, reached from `libvirt-in`, `libvirt-out`,
@@ -17,6 +17,7 @@ mod nftables;
 mod plan;
 mod render;
 mod saved;
+mod steps;
 mod tool;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ use crate::memory::{Memory, Tables};
 pub use crate::nftables::generation;
 use crate::plan::{Plan, Script, Wanted};
 use crate::render::PortTable;
-use crate::saved::{Saved, SavedTable};
+use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
 /// What the backend may do to the host.
@@ -82,9 +83,11 @@ impl Backend for Xtables {
         let rendered = self.render(batch, &mut warnings);
         self.prepare_host(&rendered)?;
         let mut memory = self.memory();
-        let plans = plans(&rendered, memory.tables()?, self.settings.dispatch);
-        let mut applied = commit(&plans).inspect_err(|_| memory.forget())?;
-        memory.committed(&plans);
+        let (tables, dispatch) = (memory.tables()?, self.settings.dispatch);
+        let plans = plans(&rendered, tables, dispatch);
+        let steps = steps::steps(plans, tables, |table| wanted(&rendered, table), dispatch);
+        let mut applied = steps::commit(&steps).inspect_err(|_| memory.forget())?;
+        memory.committed(&steps);
         applied.warnings = warnings;
         Ok(applied)
     }
@@ -177,64 +180,6 @@ fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Pl
 /// What the ports must have in one table.
 fn wanted<'a>(rendered: &'a Rendered<'_>, table: TableId) -> Wanted<'a> {
     rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect()
-}
-
-/// Commits the plans tool by tool; takes back what was committed when one is refused.
-fn commit(plans: &[Plan]) -> Result<Applied, ApplyError> {
-    let mut applied = Applied::default();
-    for tool in Tool::ALL {
-        let of_tool = || plans.iter().filter(move |plan| plan.tool() == tool);
-        if of_tool().next().is_none() {
-            continue;
-        }
-        let mut script = Script::default();
-        of_tool().for_each(|plan| plan.write(&mut script));
-        if let Err(error) = commit_script(tool, &script) {
-            take_back(plans);
-            return Err(error);
-        }
-        applied.commits += of_tool().count();
-        applied.changed.extend(of_tool().flat_map(|plan| plan.changed.iter().cloned()));
-    }
-    Ok(applied)
-}
-
-fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
-    log::trace!("{}-restore --noflush\n{}", tool.name(), script.text);
-    let Err(refusal) = tool::restore(tool, &script.text)? else { return Ok(()) };
-    match refusal.line.and_then(|line| script.rule_at(line)) {
-        Some((rule, blame)) => Err(ApplyError::Refused {
-            origin: blame.origin.clone(),
-            port: blame.port.clone(),
-            tool: tool.name(),
-            rule: rule.to_owned(),
-            why: refusal.message,
-        }),
-        None => Err(ApplyError::Tool { tool: format!("{}-restore", tool.name()), why: refusal.message }),
-    }
-}
-
-/// Brings the tables back to where they were before the plans. Which plans were committed is asked of the tables: of
-/// a tool's two tables the first may have been, and a tool that did not answer may have done its work.
-fn take_back(plans: &[Plan]) {
-    for plan in plans.iter().rev() {
-        let tool = plan.tool();
-        let result = tool::save(tool).and_then(|text| {
-            if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
-                return Ok(());
-            }
-            let mut script = Script::default();
-            plan.inverse().write(&mut script);
-            commit_script(tool, &script)
-        });
-        if let Err(error) = result {
-            log::error!(
-                "taking back the change of table {} of {}: {error}",
-                plan.table().name(),
-                tool.name()
-            );
-        }
-    }
 }
 
 /// The restore texts that would bring rulesets to ports that have none: for each tool that has something to do its

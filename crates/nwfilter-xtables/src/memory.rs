@@ -9,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use nwfilter_rules::ApplyError;
 
 use crate::nftables::generation;
-use crate::plan::Plan;
 use crate::saved::{Saved, SavedTable};
+use crate::steps::Step;
 use crate::tool::{self, TableId, Tool};
 
 /// The tables that hold rules of ours.
@@ -48,18 +48,18 @@ impl Memory {
         Ok(self.last.as_ref().map_or(&self.unremembered, |(_, tables)| tables))
     }
 
-    /// Takes note of plans that were committed to the tables of the last call of [`Self::tables`]. If anybody else
+    /// Takes note of steps that were committed to the tables of the last call of [`Self::tables`]. If anybody else
     /// changed anything meanwhile, the tables are read anew next time.
-    pub(crate) fn committed(&mut self, plans: &[Plan]) {
+    pub(crate) fn committed(&mut self, steps: &[Step]) {
         let Some((known, tables)) = &mut self.last else { return };
         // Each table that a restore tool changes is a transaction, and each transaction a generation.
-        let commits = u32::try_from(plans.len()).unwrap_or(u32::MAX);
+        let commits = u32::try_from(steps.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
         known.generation = known.generation.wrapping_add(commits);
         if state() != Some(*known) {
             self.last = None;
             return;
         }
-        for plan in plans {
+        for plan in steps.iter().flatten() {
             plan.carry_out(tables.entry(plan.table()).or_default());
         }
     }
