@@ -1,7 +1,6 @@
 //! Streams of frames that run while something is done to the filters: what got through, and what was lost.
 //!
-//! A stream writes allowed and forbidden frames to one tap as fast as it can and reads all that arrives at another.
-//! Only so many are in flight at a time that no queue on the way overflows, so every frame that is missing was
+//! A stream writes allowed and forbidden frames to one tap and reads all that arrives at another. Only so many are in flight at a time that no queue on the way overflows, so every frame that is missing was
 //! dropped by a filter.
 
 use std::collections::VecDeque;
@@ -36,6 +35,9 @@ pub struct Stream<'a> {
     pub allowed: Numbered<'a>,
     /// The frames that must not, sent in turn, one before each allowed frame. None may be equal to an allowed one.
     pub forbidden: Vec<Vec<u8>>,
+    /// How long to rest whenever some dozens of frames are through: nothing for the highest rate, something to leave
+    /// the processors to others.
+    pub rest: Duration,
 }
 
 /// What became of frames.
@@ -149,7 +151,7 @@ fn run(stream: &Stream<'_>, asked: &Receiver<Sender<Tally>>) -> Result<()> {
         receive(stream, expected, &mut tally)?;
         match asker {
             Ok(asker) => drop(asker.send(std::mem::take(&mut tally))),
-            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Empty) => thread::sleep(stream.rest),
             Err(TryRecvError::Disconnected) => return Ok(()),
         }
     }
