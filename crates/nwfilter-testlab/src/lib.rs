@@ -42,6 +42,7 @@ mod pair;
 mod saved;
 pub mod seed;
 mod services;
+pub mod stream;
 mod tap;
 
 pub use frames::{Ends, Mac};
