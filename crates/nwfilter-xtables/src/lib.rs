@@ -11,6 +11,7 @@
 
 mod canonical;
 mod host;
+mod nftables;
 mod plan;
 mod render;
 mod saved;
@@ -24,6 +25,7 @@ use nwfilter_rules::{
 };
 use nwfilter_xml::PortDev;
 
+pub use crate::nftables::generation;
 use crate::plan::{Plan, Script, Wanted};
 use crate::render::PortTable;
 use crate::saved::Saved;
