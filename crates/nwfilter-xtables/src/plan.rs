@@ -367,6 +367,20 @@ fn dispatch_chains(table: TableId) -> &'static [&'static str] {
     }
 }
 
+/// Whether rules of ports are in a chain, or lead to them from it.
+pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
+    let prefixes: &[&str] = match table {
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
+            &["libvirt-", "FI-", "FO-", "HI-", "FJ-", "FP-", "HJ-"]
+        }
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => &["nwfilter-", "CT-"],
+        TableId::EbtablesNat => &["libvirt-", "I-", "O-", "J-", "P-"],
+    };
+    hooks(table).iter().any(|(hook, _)| *hook == chain)
+        || dispatch_chains(table).contains(&chain)
+        || prefixes.iter().any(|prefix| chain.starts_with(prefix))
+}
+
 /// The ports whose packets a rule of a dispatch chain leads into their chains.
 fn dispatched(table: TableId, rule: &str) -> impl Iterator<Item = &str> {
     let words: Vec<_> = rule.split_ascii_whitespace().collect();
