@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nwfilter::{Applied, Config, Driver, Error, Xtables};
+use nwfilter::{Applied, Config, Driver, Error, Keeper, Xtables};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
 };
@@ -19,6 +19,8 @@ const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 pub(crate) struct Service {
     driver: Arc<Driver>,
     leaving: Leaving,
+    /// `None` where changes of others cannot be followed.
+    _keeper: Option<Keeper>,
 }
 
 /// How a document is checked before it is taken.
@@ -60,7 +62,8 @@ impl Service {
                 log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
             }
         }
-        Ok(Self { driver, leaving: Leaving::default() })
+        let keeper = driver.keep().inspect_err(|error| log::error!("{}", with_causes(error))).ok();
+        Ok(Self { driver, leaving: Leaving::default(), _keeper: keeper })
     }
 
     // ---- filters ----
