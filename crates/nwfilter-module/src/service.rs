@@ -19,8 +19,8 @@ const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 pub(crate) struct Service {
     driver: Arc<Driver>,
     leaving: Leaving,
-    /// `None` where changes of others cannot be followed.
-    _keeper: Option<Keeper>,
+    /// `None` while changes of others cannot be followed.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 /// How a document is checked before it is taken.
@@ -62,8 +62,17 @@ impl Service {
                 log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
             }
         }
-        let keeper = driver.keep().inspect_err(|error| log::error!("{}", with_causes(error))).ok();
-        Ok(Self { driver, leaving: Leaving::default(), _keeper: keeper })
+        let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
+        service.keep();
+        Ok(service)
+    }
+
+    /// Has what others change in the kernel repaired, if that is not so yet.
+    fn keep(&self) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() {
+            *keeper = self.driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
+        }
     }
 
     // ---- filters ----
@@ -131,6 +140,7 @@ impl Service {
             false => self.driver.create_binding(binding),
         };
         warn(&bound?);
+        self.keep();
         self.binding(&port)
     }
 

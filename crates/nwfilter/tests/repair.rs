@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fmt::Debug;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nwfilter::rules::{ApplyError, Batch, Installed};
 use nwfilter::xml::read_binding;
-use nwfilter::{Applied, Backend, Config, Difference, Driver, Keeper, Watch, Xtables};
+use nwfilter::{Applied, Backend, Config, Difference, Driver, ForeignChange, Keeper, Watch, Xtables};
 use nwfilter_testlab::{Host, Need, Saved, Tap, skip_unless};
 use nwfilter_xtables::generation;
 
@@ -307,27 +308,57 @@ fn somebody_who_changes_it_back_again_and_again_is_not_fought() {
     assert!(!lab.is_kept());
 }
 
-/// A backend that can fail to tell how the kernel differs.
-struct Failing(Xtables, Arc<AtomicBool>);
+/// A backend that fails once to tell how the kernel differs, or what others change, when it is told to.
+#[derive(Clone, Default)]
+struct Failing {
+    backend: Xtables,
+    diff: Arc<AtomicBool>,
+    changes: Arc<AtomicBool>,
+}
+
+struct FailingWatch(Box<dyn Watch>, Arc<AtomicBool>);
+
+fn fail_once(flag: &AtomicBool) -> Result<(), ApplyError> {
+    match flag.swap(false, Ordering::Relaxed) {
+        true => Err(ApplyError::Host { what: "the test".into(), why: "fails once".into() }),
+        false => Ok(()),
+    }
+}
 
 impl Backend for Failing {
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
-        self.0.apply(batch)
+        self.backend.apply(batch)
     }
 
     fn installed(&self) -> Result<Installed, ApplyError> {
-        self.0.installed()
+        self.backend.installed()
     }
 
     fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        match self.1.swap(false, Ordering::Relaxed) {
-            true => Err(ApplyError::Host { what: "the test".into(), why: "fails once".into() }),
-            false => self.0.diff(batch),
-        }
+        fail_once(&self.diff)?;
+        self.backend.diff(batch)
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
-        self.0.watch()
+        let watch = self.backend.watch()?;
+        Ok(watch.map(|watch| Box::new(FailingWatch(watch, self.changes.clone())) as _))
+    }
+}
+
+impl Watch for FailingWatch {
+    fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
+        fail_once(&self.1)?;
+        self.0.changes()
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        self.0.interval()
+    }
+}
+
+impl AsFd for FailingWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -335,15 +366,26 @@ impl Backend for Failing {
 fn what_could_not_be_repaired_is_tried_again() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     record_log();
-    let fails = Arc::new(AtomicBool::new(false));
-    let lab = Lab::with_backend("retry", Failing(Xtables::default(), fails.clone()));
+    let backend = Failing::default();
+    let lab = Lab::with_backend("retry", backend.clone());
     let keeper = lab.keep();
-    fails.store(true, Ordering::Relaxed);
+    let failures = [
+        (
+            &backend.diff,
+            "what others changed is not repaired yet: the rules were not applied: the test: fails once",
+        ),
+        (&backend.changes, "the test: fails once"),
+    ];
+    for (number, (fails, said)) in (1..).zip(failures) {
+        fails.store(true, Ordering::Relaxed);
+        lab.run("iptables -F FI-retry0");
+        eventually(|| keeper.repairs(), |repairs| *repairs == number);
+        assert!(lab.is_kept());
+        assert!(logged(said).iter().any(|(level, text)| *level == log::Level::Error && text == said));
+    }
+    // It follows what happens after the failures.
     lab.run("iptables -F FI-retry0");
-    eventually(|| keeper.repairs(), |repairs| *repairs == 1);
-    assert!(lab.is_kept());
-    let failure = "what others changed is not repaired yet: the rules were not applied: the test: fails once";
-    assert_eq!(logged(failure).len(), 1);
+    eventually(|| keeper.repairs(), |repairs| *repairs == 3);
 }
 
 /// A backend that gives no word of changes.

@@ -15,7 +15,7 @@ pub(crate) fn listen(driver: &Driver, uri: Option<&str>, guard: Option<&str>) ->
     stop_at_signals(listener.stopper())?;
     let mut keeper = None;
     listener.run(driver, |status| {
-        if status == Status::Ready {
+        if keeper.is_none() {
             // Without it the listener does all its other work.
             keeper = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
         }
