@@ -656,6 +656,16 @@ mod tests {
     }
 
     #[test]
+    fn every_chain_that_a_plan_changes_concerns_ports_and_those_of_others_do_not() {
+        let wanted: Wishes = (0..200).map(|port| (port, Some(vec![1, 2]))).collect();
+        for table in TABLES {
+            let after = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+            let unconcerned: Vec<_> = after.keys().filter(|chain| !concerns(table, chain)).collect();
+            assert_eq!(unconcerned, ["theirs"]);
+        }
+    }
+
+    #[test]
     fn rules_and_chains_of_others_are_never_touched() {
         for table in TABLES {
             let wanted = Wishes::from([(0, Some(vec![1, 2]))]);

@@ -56,7 +56,7 @@ pub(crate) enum Until {
     Idle,
 }
 
-/// Wakes a learner, and tells it to end.
+/// Wakes a learner, and tells a thread of the driver to end.
 #[derive(Debug)]
 pub(crate) struct Waker {
     event: EventFd,
