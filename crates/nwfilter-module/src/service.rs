@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nwfilter::{Applied, Config, Driver, Error, Xtables};
+use nwfilter::{Applied, Config, Driver, Error, Keeper, Xtables};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
 };
@@ -19,6 +19,8 @@ const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 pub(crate) struct Service {
     driver: Arc<Driver>,
     leaving: Leaving,
+    /// `None` while changes of others cannot be followed.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 /// How a document is checked before it is taken.
@@ -60,7 +62,17 @@ impl Service {
                 log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
             }
         }
-        Ok(Self { driver, leaving: Leaving::default() })
+        let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
+        service.keep();
+        Ok(service)
+    }
+
+    /// Has what others change in the kernel repaired, if that is not so yet.
+    fn keep(&self) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() {
+            *keeper = self.driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
+        }
     }
 
     // ---- filters ----
@@ -128,6 +140,7 @@ impl Service {
             false => self.driver.create_binding(binding),
         };
         warn(&bound?);
+        self.keep();
         self.binding(&port)
     }
 

@@ -93,6 +93,30 @@ fn what_was_lost_while_the_daemon_was_down_is_back_when_it_serves() -> Result<()
 }
 
 #[test]
+fn what_others_flush_under_a_running_daemon_is_back_at_once() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    daemon.define(
+        "<filter name='web'><filterref filter='clean-traffic'/>
+         <rule action='accept' direction='in'><tcp dstportstart='80'/></rule></filter>",
+    )?;
+    let domain = Domain::new(1, Some("web"));
+    domain.start(&daemon)?;
+    let before = host.saved()?;
+    assert!(before.port("tap1").iptables.contains("--dport 80"), "{before:?}");
+    for flush in ["iptables -F", "ebtables -t nat -F"] {
+        let mut process = host.spawn(&flush.split(' ').collect::<Vec<_>>())?;
+        ensure!(process.wait(Duration::from_secs(30))?.success(), "{}", process.log());
+        let said = format!("(process {}) changed", process.pid());
+        common::eventually(flush, Duration::from_secs(30), || {
+            Ok(before.diff(&host.saved()?).is_none() && daemon.log().contains(&said))
+        })?;
+    }
+    domain.destroy(&daemon)
+}
+
+#[test]
 fn the_modules_are_exchanged_both_ways_under_running_domains() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let host = Host::new()?;

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -104,6 +104,10 @@ impl Backend for Xtables {
         let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
         differences.sort();
         Ok(differences)
+    }
+
+    fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
+        Ok(Some(Box::new(nftables::Watch::open()?)))
     }
 }
 

@@ -444,6 +444,20 @@ impl Script {
     }
 }
 
+/// Whether rules of ports are in a chain, or lead to them from it.
+pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
+    let prefixes: &[&str] = match table {
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "HI-", "FJ-", "FP-", "HJ-"],
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => &["CT-"],
+        TableId::EbtablesNat => &["libvirt-", "I-", "O-", "J-", "P-"],
+    };
+    hooks(table).iter().any(|(hook, _)| *hook == chain)
+        || dispatchers(table)
+            .iter()
+            .any(|dispatcher| dispatcher.chain == chain || dispatcher.has_in_tree(chain))
+        || prefixes.iter().any(|prefix| chain.starts_with(prefix))
+}
+
 /// The chains of a table that belong to a port, also those that libvirt uses while it changes one.
 fn owned_chains(table: TableId, saved: &SavedTable, port: &PortDev) -> BTreeSet<String> {
     let names: Vec<String> = match table {
@@ -683,6 +697,16 @@ mod tests {
             let after = committed(&plan(table, &there, &gone), &there);
             prop_assert!(ports(table, &after).is_empty());
             prop_assert!(!after.values().flatten().any(|rule| rule.contains("vnet") && !rule.starts_with("-i vnet0 -j A")));
+        }
+    }
+
+    #[test]
+    fn every_chain_that_a_plan_changes_concerns_ports_and_those_of_others_do_not() {
+        let wanted: Wishes = (0..200).map(|port| (port, Some(vec![1, 2]))).collect();
+        for table in TABLES {
+            let after = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+            let unconcerned: Vec<_> = after.keys().filter(|chain| !concerns(table, chain)).collect();
+            assert_eq!(unconcerned, ["theirs"]);
         }
     }
 

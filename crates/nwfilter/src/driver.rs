@@ -60,7 +60,7 @@ impl Default for Config {
 /// ```
 pub struct Driver {
     config: Config,
-    backend: Arc<dyn Backend>,
+    pub(crate) backend: Arc<dyn Backend>,
     stores: Mutex<Stores>,
     pub(crate) learner: Background,
 }
@@ -303,7 +303,7 @@ impl Driver {
         Ok(batch)
     }
 
-    fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
+    pub(crate) fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
         self.batch(&stores.filter_map(), &stores.known, stores.bindings.documents().map(Arc::as_ref))
     }
 

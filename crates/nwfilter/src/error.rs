@@ -81,6 +81,12 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// What others change in the kernel cannot be followed.
+    #[error("changes of others cannot be repaired")]
+    Keeper {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),
@@ -92,6 +98,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// An error with its causes, for the log.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn list(ports: &[PortDev]) -> String {

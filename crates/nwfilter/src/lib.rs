@@ -9,15 +9,17 @@
 mod driver;
 mod error;
 mod files;
+mod guard;
 mod learn;
 mod stock;
 
 pub use driver::{Config, Driver};
 pub use error::Error;
+pub use guard::Keeper;
 pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use nwfilter_rules as rules;
-pub use nwfilter_rules::{Applied, Backend, Difference};
+pub use nwfilter_rules::{Applied, Backend, Difference, ForeignChange, Watch};
 pub use nwfilter_xml as xml;
 pub use nwfilter_xtables::{Dispatch, Settings, Xtables, restore_text};
 pub use stock::{STOCK, stock_filters};
