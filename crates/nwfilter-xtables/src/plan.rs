@@ -61,14 +61,14 @@ impl Edit {
 }
 
 /// A rule with the port and the filter's rule it belongs to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blame {
     pub(crate) port: PortDev,
     pub(crate) origin: Origin,
 }
 
 /// A chain before and after; `None` where it does not exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct ChainChange {
     before: Option<Vec<String>>,
     after: Option<Vec<String>>,
@@ -77,7 +77,7 @@ struct ChainChange {
 }
 
 /// The changes to one table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     table: TableId,
     chains: BTreeMap<String, ChainChange>,
@@ -345,8 +345,14 @@ impl Plan {
     pub(crate) fn write(&self, script: &mut Script) {
         let tool = self.table.tool();
         script.line(format!("*{}", self.table.name()));
-        let policy = if tool == Tool::Ebtables { "ACCEPT" } else { "- [0:0]" };
+        let dispatchers = dispatchers(self.table);
         for name in self.chains.keys() {
+            let policy = match tool {
+                // What libvirt's chains decide nothing about is accepted, also in the chain that jumped there.
+                Tool::Ebtables if !dispatchers.iter().any(|d| d.has_in_tree(name)) => "ACCEPT",
+                Tool::Ebtables => "RETURN",
+                Tool::Iptables | Tool::Ip6tables => "- [0:0]",
+            };
             script.line(format!(":{name} {policy}"));
         }
         let (deletes, others): (Vec<_>, Vec<_>) =
