@@ -60,7 +60,8 @@ impl Drop for Keeper {
 
 impl Driver {
     /// Brings the kernel to what the bindings ask for, and keeps it there until the returned value is dropped: what
-    /// others change is brought back within a second, and said in the log as a warning, with who did it.
+    /// others change is brought back after 100 to 500 ms and the time of a [`Driver::reload`], and said in the log as a
+    /// warning, with who did it.
     ///
     /// A thread does it, in the network namespace of the calling thread, for all bindings of the store, also those
     /// that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
