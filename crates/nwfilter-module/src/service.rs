@@ -1,8 +1,8 @@
 //! What each function of the driver does, in safe Rust: filters and bindings in, documents out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter::{Applied, Config, Driver, Error, Keeper, Xtables};
+use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Settings, Xtables};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
 };
@@ -23,6 +23,17 @@ pub(crate) struct Service {
     keeper: Mutex<Option<Keeper>>,
 }
 
+static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
+
+fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
+    SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn driver(dispatch: Dispatch) -> Result<Driver, Error> {
+    let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
+    Driver::open(config, Xtables::new(Settings { dispatch, ..Settings::default() }))
+}
+
 /// How a document is checked before it is taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Validation {
@@ -36,8 +47,7 @@ impl Service {
     /// The service of this process. The first call opens the stores and brings the kernel to what they ask for; if
     /// that is impossible, the next call tries again.
     pub(crate) fn get() -> Result<Arc<Service>, Refusal> {
-        static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
-        let mut service = SERVICE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut service = running();
         if let Some(service) = &*service {
             return Ok(service.clone());
         }
@@ -46,9 +56,19 @@ impl Service {
         Ok(opened)
     }
 
+    /// Ends the service, if there is one, and leaves the rules in a form that libvirt's own driver can take over.
+    pub(crate) fn hand_over() -> Result<(), Refusal> {
+        let Some(service) = running().take() else { return Ok(()) };
+        service.leaving.take_all().iter().for_each(|port| remove(&service.driver, port));
+        service.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Ends what it learns too, unless a call is still running.
+        drop(service);
+        driver(Dispatch::List)?.without_learner().reload()?;
+        Ok(())
+    }
+
     fn open() -> Result<Self, Refusal> {
-        let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
-        let driver = Arc::new(Driver::open(config, Xtables::default())?);
+        let driver = Arc::new(driver(Dispatch::Tree)?);
         match driver.reload() {
             Ok(applied) if applied.changed.is_empty() => {
                 log::debug!("the kernel has what the bindings ask for")
