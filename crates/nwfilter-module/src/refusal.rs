@@ -1,7 +1,5 @@
 //! What the caller of libvirt is told: libvirt's error code for the case, and our message.
 
-use std::error::Error as _;
-
 use nwfilter::Error;
 
 /// libvirt's error numbers (virErrorNumber) that this driver uses.
@@ -66,7 +64,7 @@ fn code(error: &Error) -> Code {
 }
 
 /// An error with its causes.
-pub(crate) fn with_causes(error: &Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -48,12 +48,13 @@ impl Service {
         let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
         let driver = Arc::new(Driver::open(config, Xtables::default())?);
         match driver.reload() {
-            Ok(applied) if applied.changed.is_empty() => {
-                log::debug!("the kernel has what the bindings ask for")
-            }
-            Ok(applied) => {
-                log::info!("{} ports were brought to what their bindings ask for", applied.changed.len());
-                warn(&applied);
+            Ok(reloaded) => {
+                match reloaded.applied.changed.len() {
+                    0 => log::debug!("nothing had to be written"),
+                    ports => log::info!("{ports} ports were brought to what their bindings ask for"),
+                }
+                warn(&reloaded.applied);
+                reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
             }
             // What can be served must be: a single broken binding may not keep every domain from starting.
             Err(error) => {

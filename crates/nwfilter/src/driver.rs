@@ -1,21 +1,19 @@
 //! The driver: holds filters and bindings, decides which ruleset each port must have, and brings the kernel there.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter_rules::{Applied, Backend, Batch, Difference, RulesError, Ruleset, includes_itself, reachable};
-use nwfilter_xml::{
-    Binding, Filter, FilterName, Uuid, VarName, read_binding, read_filter, write_binding_status, write_filter,
-};
+use nwfilter_rules::{Applied, Backend, Batch, RulesError, Ruleset, includes_itself};
+use nwfilter_xml::{Binding, Filter, Uuid, VarName, read_filter, write_binding_status, write_filter};
 
 use crate::Error;
-use crate::files::{Directory, lock};
+use crate::files::lock;
 use crate::learn::known::Known;
 use crate::learn::now;
-use crate::learn::service::{Background, NeedCache};
+use crate::learn::service::Background;
 use crate::learn::wanted::wanted;
 use crate::stock::stock_filters;
+use crate::stores::{FilterMap, Stores, interface_exists};
 
 /// Where a driver keeps its filters and bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,17 +63,6 @@ pub struct Driver {
     pub(crate) learner: Background,
 }
 
-pub(crate) struct Stores {
-    filters: Directory<Filter>,
-    pub(crate) bindings: Directory<Binding>,
-    /// The addresses of guests that their bindings do not give.
-    pub(crate) known: Known,
-    pub(crate) need_cache: NeedCache,
-}
-
-/// Filters by name, stock filters included.
-pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
-
 impl Driver {
     /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
     pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
@@ -88,14 +75,13 @@ impl Driver {
     }
 
     fn over(config: Config, backend: Arc<dyn Backend>, learner: Background) -> Result<Self, Error> {
-        let mut stores = Stores {
-            filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
-            bindings: Directory::new(&config.state_dir, read_binding, |binding| binding.port.to_string()),
-            known: Known::new(&config.state_dir),
-            need_cache: NeedCache::default(),
-        };
+        let mut stores = Stores::new(&config);
         stores.refresh()?;
         Ok(Self { config, backend, stores: Mutex::new(stores), learner })
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
     /// Where the filters and the bindings are.
@@ -193,7 +179,7 @@ impl Driver {
 
     fn bind(&self, stores: &mut Stores, mut binding: Binding) -> Result<Applied, Error> {
         let port = binding.port.clone();
-        if nix::net::if_::if_nametoindex(port.as_str()).is_err() {
+        if !interface_exists(&port) {
             return Err(Error::NoSuchPort(port));
         }
         if binding.params.get(VarName::MAC).is_none()
@@ -251,20 +237,6 @@ impl Driver {
         Ok(wanted(&stores.filter_map(), binding, &stores.known, now())?.ruleset)
     }
 
-    /// How the kernel differs from what the bindings ask for.
-    pub fn diff(&self) -> Result<Vec<Difference>, Error> {
-        let stores = self.look()?;
-        Ok(self.backend.diff(&self.desired(&stores)?)?)
-    }
-
-    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
-    pub fn reload(&self) -> Result<Applied, Error> {
-        self.change(|stores| {
-            let batch = self.desired(stores)?;
-            self.apply(&batch)
-        })
-    }
-
     // ---- inside ----
 
     /// The stores as they are on disk now.
@@ -303,10 +275,6 @@ impl Driver {
         Ok(batch)
     }
 
-    fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
-        self.batch(&stores.filter_map(), &stores.known, stores.bindings.documents().map(Arc::as_ref))
-    }
-
     pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
         if batch.ports.is_empty() {
             return Ok(Applied::default());
@@ -330,33 +298,6 @@ impl Driver {
             log::error!("taking back what could not be stored: {failed}");
         }
         error
-    }
-}
-
-impl Stores {
-    fn refresh(&mut self) -> Result<(), Error> {
-        self.filters.refresh()?;
-        self.bindings.refresh()?;
-        self.known.refresh()
-    }
-
-    /// The filters that names refer to: those of the store, then the stock filters.
-    pub(crate) fn filter_map(&self) -> FilterMap {
-        let mut filters = stock_filters().clone();
-        filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
-        filters
-    }
-
-    /// The bindings whose ports need a filter.
-    fn users<'a>(&'a self, filters: &FilterMap, name: &FilterName) -> impl Iterator<Item = &'a Binding> {
-        let mut needed = BTreeMap::new();
-        for binding in self.bindings.documents() {
-            needed
-                .entry(binding.filter.clone())
-                .or_insert_with(|| reachable(filters, &binding.filter).contains(name));
-        }
-        let bindings = self.bindings.documents().map(Arc::as_ref);
-        bindings.filter(move |binding| needed.get(&binding.filter) == Some(&true))
     }
 }
 

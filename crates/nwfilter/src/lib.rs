@@ -10,7 +10,9 @@ mod driver;
 mod error;
 mod files;
 mod learn;
+mod reload;
 mod stock;
+mod stores;
 
 pub use driver::{Config, Driver};
 pub use error::Error;
@@ -20,4 +22,5 @@ pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{Applied, Backend, Difference};
 pub use nwfilter_xml as xml;
 pub use nwfilter_xtables::{Settings, Xtables, restore_text};
+pub use reload::{Drift, FailedPort, Instead, Reloaded};
 pub use stock::{STOCK, stock_filters};

@@ -118,14 +118,14 @@ fn what_was_learned_survives_filters_and_drivers_but_not_the_binding() -> Result
     guest.send(&packet(GUEST, ADDRESS))?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     assert!(driver.binding("tap0")?.params.get("IP").is_none(), "the binding stays as it was given");
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
     lab.host.enter(|| driver.define_filter("mine.xml", &filter("drop")))?;
     assert!(lab.rules("tap0")?.ebtables.contains("--ip-src 10.0.0.2 -j DROP"));
 
     drop(driver);
     let driver = lab.driver()?;
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
     assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2"]);
 
     lab.host.enter(|| driver.delete_binding("tap0"))?;

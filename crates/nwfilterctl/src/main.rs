@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Driver, Settings, Xtables};
+use nwfilter::{Applied, Config, Driver, FailedPort, Reloaded, Settings, Xtables};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -130,8 +130,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
-            eprintln!("error: {}", causes.join("\n  because: "));
+            eprintln!("error: {}", with_causes(error.chain()));
             ExitCode::FAILURE
         }
     }
@@ -150,6 +149,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
     let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
     let learns = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
         Verb::Define { file } => {
@@ -186,9 +186,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             }
         }
         Verb::Diff { json } => {
-            let differences = driver.diff()?;
-            print_differences(&differences, json)?;
-            return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let drift = driver.diff()?;
+            print_differences(&drift.differences, json)?;
+            complain(&drift.failed);
+            return Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Learn => learn::learn(&driver)?,
         #[cfg(feature = "listen")]
@@ -196,9 +197,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         #[cfg(not(feature = "listen"))]
         Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
-            let applied = driver.reload()?;
+            let Reloaded { applied, failed, .. } = driver.reload()?;
             warn(&applied);
             println!("{} ports brought back, {} in all", applied.changed.len(), driver.bindings()?.len());
+            complain(&failed);
+            done = failed.is_empty();
         }
     }
     if learns {
@@ -209,7 +212,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             eprintln!("warning: {error:#}; 'nwfilterctl reload' tries again");
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn fmt(file: &Path) -> Result<ExitCode> {
@@ -224,6 +227,18 @@ fn fmt(file: &Path) -> Result<ExitCode> {
     };
     print!("{canonical}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says of each port why it is not as its binding asks for.
+fn complain(failed: &[FailedPort]) {
+    for port in failed {
+        eprintln!("error: {}", with_causes(anyhow::Chain::new(port)));
+    }
+}
+
+/// An error with its causes, a line each.
+fn with_causes(chain: anyhow::Chain<'_>) -> String {
+    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
 }
 
 fn warn(applied: &Applied) {

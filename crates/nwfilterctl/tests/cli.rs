@@ -119,6 +119,24 @@ fn a_port_is_bound_listed_shown_and_released() {
 }
 
 #[test]
+fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps: [Tap; 2] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    cli.file("etc/ssh.xml", FILTER);
+    cli.file("run/tap0.xml", BINDING);
+    cli.file("run/tap1.xml", &BINDING.replace("tap0", "tap1").replace("'ssh'", "'lost'"));
+    let reloaded = cli.run_on(&host, &["reload"]);
+    let told = refused(&reloaded);
+    assert_eq!(String::from_utf8_lossy(&reloaded.stdout), "2 ports brought back, 2 in all\n");
+    let expected = "error: port 'tap1' does not get filter 'lost' but a drop of everything\n  because: ";
+    assert!(told.starts_with(expected) && told.contains("no filter is named 'lost'"), "{told}");
+    let told = refused(&cli.run_on(&host, &["diff"]));
+    assert!(told.contains("port 'tap1' does not get filter 'lost' but the rules it has"), "{told}");
+    assert!(host.saved().unwrap().port("tap0").iptables.contains("--dport 22"));
+}
+
+#[test]
 fn bad_documents_are_refused_with_file_line_and_column() {
     let cli = Cli::new();
     for (text, expected) in [

@@ -13,8 +13,9 @@ use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
 use super::wanted::{Need, needed, wanted};
 use super::{Family, Method, PortStatus};
+use crate::Driver;
 use crate::Error;
-use crate::driver::{Driver, FilterMap, Stores};
+use crate::stores::{FilterMap, Stores};
 
 /// The thread that learns, once a port needs it.
 #[derive(Debug, Default)]

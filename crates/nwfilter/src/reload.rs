@@ -1,0 +1,259 @@
+//! Bringing the whole kernel to what the bindings ask for, and showing how it differs. What is wrong with one port
+//! does not keep the others.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use nwfilter_rules::{Applied, ApplyError, Batch, Desired, Difference, Origin, RootEntry, Rule, Ruleset};
+use nwfilter_xml::{FilterName, PortDev};
+
+use crate::stores::Stores;
+use crate::{Driver, Error};
+
+/// Refusals of single rules that one reload asks the tools for. Ports beyond that share the last one.
+const MAX_REFUSALS: usize = 32;
+
+/// What a reload did.
+#[derive(Clone, Debug, Default)]
+pub struct Reloaded {
+    /// What was written.
+    pub applied: Applied,
+    /// The ports that do not have what their bindings ask for, sorted.
+    pub failed: Vec<FailedPort>,
+}
+
+/// How the kernel differs from what the bindings ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Drift {
+    /// The rules that a reload would write and remove, sorted.
+    pub differences: Vec<Difference>,
+    /// The ports of whose bindings no rules can be made, sorted.
+    pub failed: Vec<FailedPort>,
+}
+
+impl Drift {
+    /// Whether every port has what its binding asks for.
+    pub fn is_empty(&self) -> bool {
+        self.differences.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// A port that cannot be brought to what its binding asks for.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("port '{port}' does not get filter '{filter}' but {instead}")]
+pub struct FailedPort {
+    /// The port.
+    pub port: PortDev,
+    /// The filter of its binding.
+    pub filter: FilterName,
+    /// What it has instead: it is never less filtered than before.
+    pub instead: Instead,
+    /// Why. Ports that fail for one reason share it.
+    #[source]
+    pub error: Arc<Error>,
+}
+
+/// What a port has in place of its filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// The rules that the kernel holds for it.
+    OldRules,
+    /// The kernel held none: nothing passes.
+    DropAll,
+}
+
+impl fmt::Display for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OldRules => "the rules it has",
+            Self::DropAll => "a drop of everything",
+        })
+    }
+}
+
+impl Driver {
+    /// How the kernel differs from what the bindings ask for. Nothing is changed.
+    ///
+    /// An error is what makes all of it impossible: stores or tables that cannot be read.
+    pub fn diff(&self) -> Result<Drift, Error> {
+        let stores = self.look()?;
+        let wish = Wish::of(self, &stores)?;
+        let differences = self.backend().diff(&wish.batch)?;
+        Ok(Drift { differences, failed: wish.failed })
+    }
+
+    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
+    ///
+    /// A port whose rules cannot be made, or are refused by the kernel, does not keep the others: it is left with the
+    /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. An
+    /// error is what makes all of it impossible: stores or tables that cannot be read, or tools that do not work.
+    pub fn reload(&self) -> Result<Reloaded, Error> {
+        self.change(|stores| {
+            let wish = Wish::of(self, stores)?;
+            let (applied, mut failed) = self.bring(wish.batch, &wish.installed, stores)?;
+            failed.extend(wish.failed);
+            failed.sort_by(|a, b| a.port.cmp(&b.port));
+            Ok(Reloaded { applied, failed })
+        })
+    }
+
+    /// Applies what can be applied of a batch.
+    fn bring(
+        &self,
+        mut batch: Batch,
+        installed: &BTreeSet<PortDev>,
+        stores: &Stores,
+    ) -> Result<(Applied, Vec<FailedPort>), Error> {
+        let mut failed = Vec::new();
+        let mut fail = |ports: Vec<PortDev>, error: &Arc<Error>| {
+            let bound = |port: &PortDev| stores.bindings.get(port.as_str()).cloned();
+            let binding = ports.iter().filter_map(bound);
+            failed.extend(binding.map(|binding| failed_port(&binding, installed, error.clone())));
+        };
+        // First the ports that have nothing in common with one that is refused.
+        let mut suspects = Batch::default();
+        let mut tried = BTreeSet::new();
+        let mut applied = loop {
+            let error = match self.apply(&batch) {
+                Ok(applied) => break applied,
+                Err(error) => error,
+            };
+            let Suspects { guilty, similar } = Suspects::of(&batch, &error);
+            let mut progress = false;
+            for port in guilty.iter().chain(&similar) {
+                let Some(desired) = batch.ports.remove(port) else { continue };
+                if !installed.contains(port) {
+                    batch.filter(port.clone(), Arc::new(Ruleset::drop_all()));
+                }
+                if tried.insert(port.clone()) {
+                    progress = true;
+                    if similar.contains(port) {
+                        suspects.ports.insert(port.clone(), desired);
+                    }
+                }
+            }
+            if !progress {
+                return Err(error);
+            }
+            fail(guilty, &Arc::new(error));
+        };
+        // Then those that have: each refusal names one.
+        for refusals in 1.. {
+            let error = match self.apply(&suspects) {
+                Ok(more) => {
+                    merge(&mut applied, more);
+                    break;
+                }
+                Err(error) => error,
+            };
+            let named = Suspects::of(&suspects, &error).guilty;
+            let guilty = match named.is_empty() || refusals > MAX_REFUSALS {
+                true => suspects.ports.keys().cloned().collect(),
+                false => named,
+            };
+            guilty.iter().for_each(|port| drop(suspects.ports.remove(port)));
+            fail(guilty, &Arc::new(error));
+        }
+        Ok((applied, failed))
+    }
+}
+
+/// What the bindings ask for, as far as rules can be made of them.
+struct Wish {
+    batch: Batch,
+    failed: Vec<FailedPort>,
+    installed: BTreeSet<PortDev>,
+}
+
+impl Wish {
+    fn of(driver: &Driver, stores: &Stores) -> Result<Self, Error> {
+        let installed = driver.backend().installed()?.ports;
+        let filters = stores.filter_map();
+        let mut wish = Self { batch: Batch::default(), failed: Vec::new(), installed };
+        for binding in stores.bindings.documents() {
+            let port = binding.port.clone();
+            match stores.ruleset(&filters, binding) {
+                Ok(ruleset) => wish.batch.filter(port, Arc::new(ruleset)),
+                Err(error) => {
+                    let failed = failed_port(binding, &wish.installed, Arc::new(error));
+                    if failed.instead == Instead::DropAll {
+                        wish.batch.filter(port, Arc::new(Ruleset::drop_all()));
+                    }
+                    wish.failed.push(failed);
+                }
+            }
+        }
+        Ok(wish)
+    }
+}
+
+fn failed_port(
+    binding: &nwfilter_xml::Binding,
+    installed: &BTreeSet<PortDev>,
+    error: Arc<Error>,
+) -> FailedPort {
+    let instead = if installed.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
+    FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), instead, error }
+}
+
+/// The ports of a batch that a refusal is about, and those that it may be about as well.
+#[derive(Default)]
+struct Suspects {
+    guilty: Vec<PortDev>,
+    similar: BTreeSet<PortDev>,
+}
+
+impl Suspects {
+    fn of(batch: &Batch, error: &Error) -> Self {
+        let ports = |is_such: &dyn Fn(&Ruleset) -> bool| {
+            let such = batch.ports.iter().filter(|(_, desired)| match desired {
+                Desired::Filtered(ruleset) => is_such(ruleset),
+                Desired::Gone => false,
+            });
+            such.map(|(port, _)| port.clone()).collect::<Vec<_>>()
+        };
+        match error {
+            Error::Apply(ApplyError::Refused { origin, port, .. }) if batch.ports.contains_key(port) => {
+                let same = |rule: &Rule| is_same(&rule.origin, origin);
+                let mut similar = ports(&|ruleset| rules(ruleset).any(same));
+                similar.retain(|other| other != port);
+                Self { guilty: vec![port.clone()], similar: similar.into_iter().collect() }
+            }
+            // What the host lacks is needed by IP rules only.
+            Error::Apply(ApplyError::Host { .. }) => {
+                let guilty = ports(&|ruleset| ruleset.ipv4.is_some() || ruleset.ipv6.is_some());
+                Self { guilty, ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Whether two rules come from one rule of a filter; rules of our own never do.
+fn is_same(a: &Origin, b: &Origin) -> bool {
+    a.filter.is_some() && a.filter == b.filter && a.line == b.line
+}
+
+/// Every rule of a ruleset that comes from a filter.
+fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
+    let sides = [&ruleset.ethernet.from_guest, &ruleset.ethernet.to_guest].into_iter().flatten();
+    let ethernet = sides.flat_map(|side| {
+        let root = side.root.iter().filter_map(|entry| match entry {
+            RootEntry::Rule(rule) => Some(rule),
+            RootEntry::Jump(_) => None,
+        });
+        root.chain(side.chains.iter().flat_map(|chain| &chain.rules))
+    });
+    let parts = [&ruleset.ipv4, &ruleset.ipv6].into_iter().flatten();
+    let ip = parts.flat_map(|part| part.from_guest.iter().chain(&part.to_guest).chain(&part.to_host));
+    ethernet.chain(ip)
+}
+
+fn merge(applied: &mut Applied, more: Applied) {
+    applied.changed.extend(more.changed);
+    applied.commits += more.commits;
+    applied.warnings.extend(more.warnings);
+    applied.warnings.sort();
+    applied.warnings.dedup();
+}
