@@ -7,12 +7,11 @@ use nwfilter_rules::{Applied, Backend, Batch, RulesError, Ruleset, includes_itse
 use nwfilter_xml::{Binding, Filter, Uuid, VarName, read_filter, write_binding_status, write_filter};
 
 use crate::Error;
-use crate::files::lock;
+use crate::files::{Problem, lock};
 use crate::learn::known::Known;
 use crate::learn::now;
 use crate::learn::service::Background;
 use crate::learn::wanted::wanted;
-use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores, interface_exists};
 
 /// Where a driver keeps its filters and bindings.
@@ -141,8 +140,7 @@ impl Driver {
     /// The filter of that name.
     pub fn filter(&self, name: &str) -> Result<Arc<Filter>, Error> {
         let stores = self.look()?;
-        let found = stores.filters.get(name).or_else(|| stock_filters().get(name));
-        found.cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
+        stores.filter(name).cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
     }
 
     /// Every filter of the store and every stock filter, sorted by name.
@@ -237,6 +235,14 @@ impl Driver {
         Ok(wanted(&stores.filter_map(), binding, &stores.known, now())?.ruleset)
     }
 
+    /// The files of the stores that are as if they were not there, sorted by their paths.
+    pub fn problems(&self) -> Result<Vec<Problem>, Error> {
+        let stores = self.look()?;
+        let mut problems: Vec<_> = stores.filters.problems().chain(stores.bindings.problems()).collect();
+        problems.sort();
+        Ok(problems)
+    }
+
     // ---- inside ----
 
     /// The stores as they are on disk now.
@@ -252,6 +258,7 @@ impl Driver {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
+        stores.set_damaged_aside();
         let done = change(&mut stores)?;
         stores.refresh()?;
         drop(lock);

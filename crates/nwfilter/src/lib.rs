@@ -16,6 +16,7 @@ mod stores;
 
 pub use driver::{Config, Driver};
 pub use error::Error;
+pub use files::{Problem, ProblemKind};
 pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use nwfilter_rules as rules;

@@ -47,9 +47,22 @@ impl Stores {
         self.known.refresh()
     }
 
-    /// The filters that names refer to: those of the store, then the stock filters.
+    /// Moves damaged files out of the way.
+    pub(crate) fn set_damaged_aside(&mut self) {
+        self.filters.set_damaged_aside();
+        self.bindings.set_damaged_aside();
+    }
+
+    /// The filter of a name: that of the store, or a stock filter. None stands in for one whose file is damaged.
+    pub(crate) fn filter(&self, name: &str) -> Option<&Arc<Filter>> {
+        let stock = || stock_filters().get(name).filter(|_| !self.filters.is_lost(name));
+        self.filters.get(name).or_else(stock)
+    }
+
+    /// The filters that names refer to.
     pub(crate) fn filter_map(&self) -> FilterMap {
         let mut filters = stock_filters().clone();
+        filters.retain(|name, _| !self.filters.is_lost(name.as_str()));
         filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
         filters
     }

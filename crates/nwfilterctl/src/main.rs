@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Driver, FailedPort, Reloaded, Settings, Xtables};
+use nwfilter::{Applied, Config, Driver, FailedPort, ProblemKind, Reloaded, Settings, Xtables};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -149,6 +149,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
     let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
     let learns = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    if matches!(cli.verb, Verb::List { .. } | Verb::BindingList { .. } | Verb::Diff { .. } | Verb::Reload) {
+        tell_of_files(&driver)?;
+    }
     let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
@@ -227,6 +230,13 @@ fn fmt(file: &Path) -> Result<ExitCode> {
     };
     print!("{canonical}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which damaged files were moved aside earlier. Those that are found damaged are in the log, on stderr.
+fn tell_of_files(driver: &Driver) -> Result<()> {
+    let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
+    aside.for_each(|problem| eprintln!("warning: {problem}"));
+    Ok(())
 }
 
 /// Says of each port why it is not as its binding asks for.

@@ -137,6 +137,41 @@ fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
 }
 
 #[test]
+fn damaged_files_are_told_of_on_stderr_and_moved_by_verbs_that_write() {
+    let cli = Cli::new();
+    cli.file("f.xml", FILTER);
+    let broken = cli.file("etc/broken.xml", "<filter name='broken'>");
+    let told = stderr(&cli.run(&["list"]));
+    assert!(told.contains("etc/broken.xml is damaged and ignored:"), "{told}");
+    assert!(broken.exists());
+    stdout(&cli.run(&["define", "f.xml"]));
+    assert!(!broken.exists());
+    for verb in ["list", "binding-list", "list"] {
+        let told = stderr(&cli.run(&[verb]));
+        assert_eq!(told, "warning: etc/broken.xml.damaged is damaged and was moved aside\n");
+    }
+}
+
+#[test]
+fn damaged_files_of_libvirts_own_store_stay_where_they_are_until_their_name_is_taken() {
+    skip_unless!(Need::Root, Need::Tool("unshare"), Need::Tool("mount"));
+    skip_unless!(Need::Libvirtd); // Its directory has to be there.
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    cli.file("f.xml", FILTER);
+    // A mount namespace of its own, in which libvirt's directory is empty.
+    let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /etc/libvirt && mkdir /etc/libvirt/nwfilter \
+                  && cd /etc/libvirt/nwfilter && echo '<filter' > other.xml && echo '<filter' > ssh.xml \
+                  && \"$0\" --config-dir $PWD --state-dir /etc/libvirt/state define \"$1\" && ls";
+    let mut command = host.command("unshare");
+    command
+        .args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_nwfilterctl")])
+        .arg(cli.dir.path().join("f.xml"));
+    let listed = stdout(&command.output().unwrap());
+    let files: Vec<_> = listed.lines().skip(1).collect();
+    assert_eq!(files, ["other.xml", "ssh.xml", "ssh.xml.damaged"]);
+}
+
+#[test]
 fn bad_documents_are_refused_with_file_line_and_column() {
     let cli = Cli::new();
     for (text, expected) in [
