@@ -55,6 +55,12 @@ impl Service {
                 }
                 warn(&reloaded.applied);
                 reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+                for port in &reloaded.odd.unbound {
+                    log::warn!("port '{port}' has rules but no binding; they are left as they are");
+                }
+                for port in &reloaded.odd.absent {
+                    log::warn!("port '{port}' has a binding, but there is no network interface of that name");
+                }
             }
             // What can be served must be: a single broken binding may not keep every domain from starting.
             Err(error) => {

@@ -110,7 +110,9 @@ impl Driver {
                 });
             }
             filters.insert(filter.name.clone(), filter.clone());
-            let batch = self.batch(&filters, &stores.known, stores.users(&filters, &filter.name))?;
+            // A port without an interface has its binding for nothing.
+            let users = stores.users(&filters, &filter.name).filter(|user| interface_exists(&user.port));
+            let batch = self.batch(&filters, &stores.known, users)?;
             let file = stores.filters.prepare(filter.name.as_str(), &stored_filter(&filter))?;
             let applied = self.apply(&batch)?;
             match file.publish() {

@@ -23,5 +23,5 @@ pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{Applied, Backend, Difference};
 pub use nwfilter_xml as xml;
 pub use nwfilter_xtables::{Settings, Xtables, restore_text};
-pub use reload::{Drift, FailedPort, Instead, Reloaded};
+pub use reload::{Drift, FailedPort, Instead, OddPorts, Reloaded};
 pub use stock::{STOCK, stock_filters};

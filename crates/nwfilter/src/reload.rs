@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nwfilter_rules::{Applied, ApplyError, Batch, Desired, Difference, Origin, RootEntry, Rule, Ruleset};
 use nwfilter_xml::{FilterName, PortDev};
 
-use crate::stores::Stores;
+use crate::stores::{Stores, interface_exists};
 use crate::{Driver, Error};
 
 /// Refusals of single rules that one reload asks the tools for. Ports beyond that share the last one.
@@ -21,6 +21,22 @@ pub struct Reloaded {
     pub applied: Applied,
     /// The ports that do not have what their bindings ask for, sorted.
     pub failed: Vec<FailedPort>,
+    /// The ports whose rules were removed because neither a binding nor an interface of that name exists, sorted.
+    pub removed: Vec<PortDev>,
+    /// The ports that are not as one would think.
+    pub odd: OddPorts,
+}
+
+/// Ports that a reload leaves as they are because it cannot know better.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OddPorts {
+    /// The ports that have an interface, and rules in the kernel, but no binding here: a driver over other stores may
+    /// have made them, or a process was killed before it stored the binding. Sorted.
+    pub unbound: Vec<PortDev>,
+    /// The ports that have a binding but no interface, sorted. As in libvirt's driver the binding stays until it is
+    /// deleted, and no rules are made for it: the next interface of that name may be another guest's. Rules that
+    /// the kernel still has are left alone.
+    pub absent: Vec<PortDev>,
 }
 
 /// How the kernel differs from what the bindings ask for.
@@ -30,10 +46,12 @@ pub struct Drift {
     pub differences: Vec<Difference>,
     /// The ports of whose bindings no rules can be made, sorted.
     pub failed: Vec<FailedPort>,
+    /// The ports that a reload would leave as they are.
+    pub odd: OddPorts,
 }
 
 impl Drift {
-    /// Whether every port has what its binding asks for.
+    /// Whether a reload would find nothing to do and nothing to complain about. Odd ports do not count.
     pub fn is_empty(&self) -> bool {
         self.differences.is_empty() && self.failed.is_empty()
     }
@@ -80,21 +98,21 @@ impl Driver {
         let stores = self.look()?;
         let wish = Wish::of(self, &stores)?;
         let differences = self.backend().diff(&wish.batch)?;
-        Ok(Drift { differences, failed: wish.failed })
+        Ok(Drift { differences, failed: wish.failed, odd: wish.odd })
     }
 
     /// Brings the kernel to what the bindings ask for. What is already so is not touched.
     ///
     /// A port whose rules cannot be made, or are refused by the kernel, does not keep the others: it is left with the
-    /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. An
-    /// error is what makes all of it impossible: stores or tables that cannot be read, or tools that do not work.
+    /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. Rules of
+    /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible: stores or tables that cannot be read, or tools that do not work.
     pub fn reload(&self) -> Result<Reloaded, Error> {
         self.change(|stores| {
             let wish = Wish::of(self, stores)?;
             let (applied, mut failed) = self.bring(wish.batch, &wish.installed, stores)?;
             failed.extend(wish.failed);
             failed.sort_by(|a, b| a.port.cmp(&b.port));
-            Ok(Reloaded { applied, failed })
+            Ok(Reloaded { applied, failed, removed: wish.removed, odd: wish.odd })
         })
     }
 
@@ -160,9 +178,12 @@ impl Driver {
 }
 
 /// What the bindings ask for, as far as rules can be made of them.
+#[derive(Default)]
 struct Wish {
     batch: Batch,
     failed: Vec<FailedPort>,
+    removed: Vec<PortDev>,
+    odd: OddPorts,
     installed: BTreeSet<PortDev>,
 }
 
@@ -170,9 +191,13 @@ impl Wish {
     fn of(driver: &Driver, stores: &Stores) -> Result<Self, Error> {
         let installed = driver.backend().installed()?.ports;
         let filters = stores.filter_map();
-        let mut wish = Self { batch: Batch::default(), failed: Vec::new(), installed };
+        let mut wish = Self { installed, ..Self::default() };
         for binding in stores.bindings.documents() {
             let port = binding.port.clone();
+            if !interface_exists(&port) {
+                wish.odd.absent.push(port);
+                continue;
+            }
             match stores.ruleset(&filters, binding) {
                 Ok(ruleset) => wish.batch.filter(port, Arc::new(ruleset)),
                 Err(error) => {
@@ -181,6 +206,16 @@ impl Wish {
                         wish.batch.filter(port, Arc::new(Ruleset::drop_all()));
                     }
                     wish.failed.push(failed);
+                }
+            }
+        }
+        let unbound = wish.installed.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
+        for port in unbound {
+            match interface_exists(port) || stores.bindings.is_lost(port.as_str()) {
+                true => wish.odd.unbound.push(port.clone()),
+                false => {
+                    wish.removed.push(port.clone());
+                    wish.batch.remove(port.clone());
                 }
             }
         }

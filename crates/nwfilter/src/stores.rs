@@ -67,7 +67,7 @@ impl Stores {
         filters
     }
 
-    /// The bindings whose ports need a filter.
+    /// The bindings whose ports need a filter, those of absent ports included.
     pub(crate) fn users<'a>(
         &'a self,
         filters: &FilterMap,

@@ -109,3 +109,55 @@ fn of_ports_with_one_rule_only_those_fail_whose_rule_is_refused() {
     assert!(done.failed.iter().all(|failed| failed.instead == Instead::OldRules));
     assert!(fake.kernel().asked.len() < 40, "{}", fake.kernel().asked.len());
 }
+
+#[test]
+fn rules_without_binding_go_when_their_interface_is_gone_and_stay_when_it_exists() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(3);
+    let driver = lab.driver();
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    for port in ["p0", "p1", "p2"] {
+        lab.host.enter(|| driver.create_binding(binding(port, "f"))).unwrap();
+    }
+    let rules = lab.port("p1");
+    for port in ["p1", "p2"] {
+        std::fs::remove_file(lab.bindings().join(format!("{port}.xml"))).unwrap();
+    }
+    lab.host.ip(&["link del p2"]).unwrap();
+
+    let drift = lab.host.enter(|| driver.diff()).unwrap();
+    assert_eq!(names(&drift.odd.unbound), ["p1"]);
+    assert!(
+        !drift.is_empty() && drift.differences.iter().all(|difference| difference.port == "p2"),
+        "{drift:?}"
+    );
+    let done = lab.host.enter(|| driver.reload()).unwrap();
+    assert_eq!((names(&done.removed), names(&done.odd.unbound)), (vec!["p2"], vec!["p1"]));
+    assert_eq!(names(&done.applied.changed), ["p2"]);
+    assert!(lab.host.saved().unwrap().port("p2").is_empty());
+    assert_eq!(lab.port("p1"), rules);
+    assert!(lab.host.enter(|| driver.diff()).unwrap().is_empty());
+}
+
+#[test]
+fn a_binding_whose_interface_is_gone_stays_and_makes_no_rules() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(2);
+    let driver = lab.driver();
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p1", "f"))).unwrap();
+    let rules = lab.port("p1");
+    lab.write_binding("p9", "f");
+    lab.host.ip(&["link del p1"]).unwrap();
+    let done = lab.host.enter(|| driver.reload()).unwrap();
+    assert_eq!(names(&done.odd.absent), ["p1", "p9"]);
+    assert_eq!((done.applied.commits, done.failed.len()), (0, 0));
+    assert_eq!((lab.port("p1"), lab.host.saved().unwrap().port("p9").is_empty()), (rules.clone(), true));
+    // Nor is a filter refused because of it.
+    lab.host.enter(|| define(&driver, &[accepting("f", 80)])).unwrap();
+    assert_eq!(lab.port("p1"), rules);
+    assert!(matches!(driver.undefine_filter("f"), Err(Error::FilterInUse { ports, .. }) if ports.len() == 3));
+    lab.host.enter(|| driver.delete_binding("p1")).unwrap();
+    assert!(lab.host.saved().unwrap().port("p1").is_empty());
+}

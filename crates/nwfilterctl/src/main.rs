@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Driver, FailedPort, ProblemKind, Reloaded, Settings, Xtables};
+use nwfilter::{Applied, Config, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings, Xtables};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -191,7 +191,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Diff { json } => {
             let drift = driver.diff()?;
             print_differences(&drift.differences, json)?;
-            complain(&drift.failed);
+            tell_of_ports(&drift.failed, &drift.odd);
             return Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Learn => learn::learn(&driver)?,
@@ -200,10 +200,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         #[cfg(not(feature = "listen"))]
         Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
-            let Reloaded { applied, failed, .. } = driver.reload()?;
+            let Reloaded { applied, failed, removed, odd } = driver.reload()?;
             warn(&applied);
-            println!("{} ports brought back, {} in all", applied.changed.len(), driver.bindings()?.len());
-            complain(&failed);
+            let back = applied.changed.iter().filter(|port| !removed.contains(port)).count();
+            println!("{back} ports brought back, {} in all", driver.bindings()?.len());
+            if !removed.is_empty() {
+                println!("{} ports that do not exist any more removed", removed.len());
+            }
+            tell_of_ports(&failed, &odd);
             done = failed.is_empty();
         }
     }
@@ -239,10 +243,16 @@ fn tell_of_files(driver: &Driver) -> Result<()> {
     Ok(())
 }
 
-/// Says of each port why it is not as its binding asks for.
-fn complain(failed: &[FailedPort]) {
+/// Says of each port why it is not as its binding asks for, or why it is left alone.
+fn tell_of_ports(failed: &[FailedPort], odd: &OddPorts) {
     for port in failed {
         eprintln!("error: {}", with_causes(anyhow::Chain::new(port)));
+    }
+    for port in &odd.unbound {
+        eprintln!("warning: port '{port}' has rules but no binding here; they are left as they are");
+    }
+    for port in &odd.absent {
+        eprintln!("warning: port '{port}' has a binding, but there is no network interface of that name");
     }
 }
 

@@ -134,6 +134,17 @@ fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
     let told = refused(&cli.run_on(&host, &["diff"]));
     assert!(told.contains("port 'tap1' does not get filter 'lost' but the rules it has"), "{told}");
     assert!(host.saved().unwrap().port("tap0").iptables.contains("--dport 22"));
+    fs::remove_file(cli.dir.path().join("run/tap1.xml")).unwrap();
+    cli.file("run/tap9.xml", &BINDING.replace("tap0", "tap9"));
+    for (verb, expected) in [("diff", "0 differences\n"), ("reload", "0 ports brought back, 2 in all\n")] {
+        let output = cli.run_on(&host, &[verb]);
+        assert_eq!(stdout(&output), expected);
+        assert_eq!(
+            stderr(&output),
+            "warning: port 'tap1' has rules but no binding here; they are left as they are\n\
+             warning: port 'tap9' has a binding, but there is no network interface of that name\n"
+        );
+    }
 }
 
 #[test]
