@@ -3,16 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter_rules::{Applied, Backend, Batch, RulesError, Ruleset, includes_itself};
-use nwfilter_xml::{Binding, Filter, Uuid, VarName, read_filter, write_binding_status, write_filter};
+use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
+use nwfilter_xml::{Binding, Filter, read_filter};
 
-use crate::Error;
 use crate::files::{Problem, lock};
-use crate::learn::known::Known;
-use crate::learn::now;
+use crate::group::Queue;
 use crate::learn::service::Background;
-use crate::learn::wanted::wanted;
-use crate::stores::{FilterMap, Stores, interface_exists};
+use crate::stores::Stores;
+use crate::{Error, Transaction};
 
 /// Where a driver keeps its filters and bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +56,9 @@ impl Default for Config {
 pub struct Driver {
     config: Config,
     backend: Arc<dyn Backend>,
-    stores: Mutex<Stores>,
+    pub(crate) stores: Mutex<Stores>,
+    /// The transactions that wait for the stores.
+    pub(crate) queue: Queue,
     pub(crate) learner: Background,
 }
 
@@ -76,7 +76,7 @@ impl Driver {
     fn over(config: Config, backend: Arc<dyn Backend>, learner: Background) -> Result<Self, Error> {
         let mut stores = Stores::new(&config);
         stores.refresh()?;
-        Ok(Self { config, backend, stores: Mutex::new(stores), learner })
+        Ok(Self { config, backend, stores: Mutex::new(stores), queue: Queue::default(), learner })
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {
@@ -95,48 +95,16 @@ impl Driver {
     ///
     /// `document` names the text in errors.
     pub fn define_filter(&self, document: &str, text: &str) -> Result<(Arc<Filter>, Applied), Error> {
-        let filter = read_filter(document, text).into_result()?;
-        self.change(|stores| {
-            let mut filter = filter;
-            let old = stores.filters.get(filter.name.as_str());
-            filter.uuid = Some(settle_uuid(stores, &filter, old.and_then(|old| old.uuid))?);
-            let filter = Arc::new(filter);
-            let mut filters = stores.filter_map();
-            if let Some(cycle) = includes_itself(&filters, &filter) {
-                let name = filter.name.clone();
-                return Err(Error::IncludesItself {
-                    name,
-                    source: Box::new(RulesError::IncludesItself { cycle }),
-                });
-            }
-            filters.insert(filter.name.clone(), filter.clone());
-            // A port without an interface has its binding for nothing.
-            let users = stores.users(&filters, &filter.name).filter(|user| interface_exists(&user.port));
-            let batch = self.batch(&filters, &stores.known, users)?;
-            let file = stores.filters.prepare(filter.name.as_str(), &stored_filter(&filter))?;
-            let applied = self.apply(&batch)?;
-            match file.publish() {
-                Ok(()) => Ok((filter, applied)),
-                Err(error) => Err(self.take_back(stores, &batch, error)),
-            }
-        })
+        let mut transaction = Transaction::new();
+        transaction.define_filter(read_filter(document, text).into_result()?);
+        let mut done = self.commit(transaction)?;
+        let Some(filter) = done.filters.pop() else { unreachable!("one filter was defined") };
+        Ok((filter, done.applied))
     }
 
     /// Removes a filter from the store. Refused while a port uses it.
     pub fn undefine_filter(&self, name: &str) -> Result<(), Error> {
-        self.change(|stores| {
-            let filters = stores.filter_map();
-            let filter = filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
-            if stores.filters.get(name).is_none() {
-                return Err(Error::StockFilter(filter.name.clone()));
-            }
-            let ports: Vec<_> =
-                stores.users(&filters, &filter.name).map(|binding| binding.port.clone()).collect();
-            if !ports.is_empty() {
-                return Err(Error::FilterInUse { name: filter.name.clone(), ports });
-            }
-            stores.filters.remove(name)
-        })
+        self.alone(|transaction| transaction.undefine_filter(name)).map(drop)
     }
 
     /// The filter of that name.
@@ -164,58 +132,26 @@ impl Driver {
 
     /// Filters a port. Its network interface must exist, and it must have no binding.
     pub fn create_binding(&self, binding: Binding) -> Result<Applied, Error> {
-        self.change(|stores| match stores.bindings.get(binding.port.as_str()) {
-            Some(_) => Err(Error::BindingExists(binding.port)),
-            None => self.bind(stores, binding),
-        })
+        self.alone(|transaction| transaction.create_binding(binding))
     }
 
     /// Filters a port, whatever it had before: one ruleset takes the place of the other in a single transaction a
     /// table. Its network interface must exist. If the port has this very binding already, only what the kernel lost
     /// of it is written.
     pub fn replace_binding(&self, binding: Binding) -> Result<Applied, Error> {
-        self.change(|stores| self.bind(stores, binding))
-    }
-
-    fn bind(&self, stores: &mut Stores, mut binding: Binding) -> Result<Applied, Error> {
-        let port = binding.port.clone();
-        if !interface_exists(&port) {
-            return Err(Error::NoSuchPort(port));
-        }
-        if binding.params.get(VarName::MAC).is_none()
-            && let Ok(name) = VarName::MAC.parse()
-        {
-            binding.params.push(name, &binding.mac.to_string());
-        }
-        match stores.bindings.get(port.as_str()) {
-            Some(old) if **old == binding => {
-                let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
-                return self.apply(&batch);
-            }
-            _ => stores.known.forget(&port)?,
-        }
-        let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
-        let file = stores.bindings.prepare(port.as_str(), &stored_binding(&binding))?;
-        let applied = self.apply(&batch)?;
-        match file.publish() {
-            Ok(()) => Ok(applied),
-            Err(error) => Err(self.take_back(stores, &batch, error)),
-        }
+        self.alone(|transaction| transaction.replace_binding(binding))
     }
 
     /// Stops filtering a port; no trace of it is left in the kernel.
     pub fn delete_binding(&self, port: &str) -> Result<Applied, Error> {
-        self.change(|stores| {
-            let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-            let port_dev = binding.port.clone();
-            let mut batch = Batch::default();
-            batch.remove(port_dev.clone());
-            let applied = self.apply(&batch)?;
-            match stores.bindings.remove(port).and_then(|()| stores.known.forget(&port_dev)) {
-                Ok(()) => Ok(applied),
-                Err(error) => Err(self.take_back(stores, &batch, error)),
-            }
-        })
+        self.alone(|transaction| transaction.delete_binding(port))
+    }
+
+    /// Commits a transaction of one operation.
+    fn alone(&self, operation: impl FnOnce(&mut Transaction) -> &mut Transaction) -> Result<Applied, Error> {
+        let mut transaction = Transaction::new();
+        operation(&mut transaction);
+        Ok(self.commit(transaction)?.applied)
     }
 
     /// The binding of a port.
@@ -234,7 +170,7 @@ impl Driver {
     /// that would be learned.
     pub fn ruleset(&self, binding: &Binding) -> Result<Ruleset, Error> {
         let stores = self.look()?;
-        Ok(wanted(&stores.filter_map(), binding, &stores.known, now())?.ruleset)
+        stores.ruleset(&stores.filter_map(), binding)
     }
 
     /// The files of the stores that are as if they were not there, sorted by their paths.
@@ -257,31 +193,23 @@ impl Driver {
 
     /// Runs a change while no other thread or process makes one.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change_held(&mut self.stores.lock().unwrap_or_else(PoisonError::into_inner), change)
+    }
+
+    /// The same with stores that the caller holds already.
+    pub(crate) fn change_held<T>(
+        &self,
+        stores: &mut Stores,
+        change: impl FnOnce(&mut Stores) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
         stores.set_damaged_aside();
-        let done = change(&mut stores)?;
+        let done = change(stores)?;
         stores.refresh()?;
         drop(lock);
-        self.learner.listen_if_needed(self, &mut stores);
+        self.learner.listen_if_needed(self, stores);
         Ok(done)
-    }
-
-    /// The rulesets that bindings ask for.
-    fn batch<'a>(
-        &self,
-        filters: &FilterMap,
-        known: &Known,
-        bindings: impl Iterator<Item = &'a Binding>,
-    ) -> Result<Batch, Error> {
-        let now = now();
-        let mut batch = Batch::default();
-        for binding in bindings {
-            let ruleset = wanted(filters, binding, known, now)?.ruleset;
-            batch.filter(binding.port.clone(), Arc::new(ruleset));
-        }
-        Ok(batch)
     }
 
     pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
@@ -290,44 +218,4 @@ impl Driver {
         }
         Ok(self.backend.apply(batch)?)
     }
-
-    /// Brings the ports of a batch back to what the stores say, because the change could not be stored.
-    fn take_back(&self, stores: &Stores, batch: &Batch, error: Error) -> Error {
-        let filters = stores.filter_map();
-        let mut old = Batch::default();
-        for port in batch.ports.keys() {
-            let binding = stores.bindings.get(port.as_str());
-            match binding.map(|binding| wanted(&filters, binding, &stores.known, now())) {
-                Some(Ok(wanted)) => old.filter(port.clone(), Arc::new(wanted.ruleset)),
-                Some(Err(_)) => old.filter(port.clone(), Arc::new(Ruleset::drop_all())),
-                None => old.remove(port.clone()),
-            }
-        }
-        if let Err(failed) = self.backend.apply(&old) {
-            log::error!("taking back what could not be stored: {failed}");
-        }
-        error
-    }
-}
-
-/// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.
-fn settle_uuid(stores: &Stores, filter: &Filter, old: Option<Uuid>) -> Result<Uuid, Error> {
-    let Some(uuid) = filter.uuid else { return Ok(old.unwrap_or_else(Uuid::new_v4)) };
-    let conflict = |conflict| Err(Error::UuidConflict { name: filter.name.clone(), uuid, conflict });
-    match old {
-        Some(old) if old != uuid => return conflict(format!("the store has it with {old}")),
-        _ => (),
-    }
-    match stores.filters.documents().find(|other| other.uuid == Some(uuid) && other.name != filter.name) {
-        Some(other) => conflict(format!("that is the one of '{}'", other.name)),
-        None => Ok(uuid),
-    }
-}
-
-fn stored_filter(filter: &Filter) -> String {
-    format!("<!-- Written by nwfilter. To change it: nwfilterctl define FILE -->\n\n{}", write_filter(filter))
-}
-
-fn stored_binding(binding: &Binding) -> String {
-    format!("<!-- Written by nwfilter. It is gone when the port is. -->\n\n{}", write_binding_status(binding))
 }

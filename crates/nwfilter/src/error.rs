@@ -84,6 +84,10 @@ pub enum Error {
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),
+    /// The thread that carried out this change together with others failed. The change was made as a whole or not at
+    /// all.
+    #[error("the change was given up with those of other threads")]
+    Abandoned,
     /// A file or directory could not be read or written.
     #[error("{}", path.display())]
     Store {

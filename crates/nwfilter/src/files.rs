@@ -81,10 +81,11 @@ enum Content<T> {
     None(Problem),
 }
 
-/// A document that is on disk, but not yet under its name.
-pub(crate) struct Prepared {
-    file: NamedTempFile,
+/// A change of one file that is still to be made.
+pub(crate) struct Step {
     target: PathBuf,
+    /// A document that is on disk, but not yet under its name; `None` if there shall be none.
+    content: Option<NamedTempFile>,
     /// Whether a damaged file has the name.
     over_damaged: bool,
 }
@@ -184,8 +185,8 @@ impl<T> Directory<T> {
         self.loaded.get(name)?.1.document()
     }
 
-    /// Puts a document's text on disk, without anybody seeing it yet.
-    pub(crate) fn prepare(&self, name: &str, text: &str) -> Result<Prepared, Error> {
+    /// Puts a document's text on disk. It gets its name when the step is carried out.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<Step, Error> {
         let failed = |source| Error::Store { path: self.path.clone(), source };
         let over_damaged = match self.loaded.get(name) {
             Some((_, Content::None(Problem { path, kind: ProblemKind::Unreadable, why }))) => {
@@ -198,18 +199,12 @@ impl<T> Directory<T> {
         let mut file =
             tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(&self.path).map_err(failed)?;
         file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        Ok(Prepared { file, target: self.file(name), over_damaged })
+        Ok(Step { target: self.file(name), content: Some(file), over_damaged })
     }
 
-    /// Removes a document. One that is gone already is no error.
-    pub(crate) fn remove(&self, name: &str) -> Result<(), Error> {
-        let path = self.file(name);
-        match fs::remove_file(&path).and_then(|()| sync_directory(&self.path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Store { path, source: error })
-            }
-            _ => Ok(()),
-        }
+    /// The removal of a document. One that is gone already is no error.
+    pub(crate) fn remove(&self, name: &str) -> Step {
+        Step { target: self.file(name), content: None, over_damaged: false }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -226,16 +221,60 @@ impl<T> Content<T> {
     }
 }
 
-impl Prepared {
-    /// Makes the document the one of its name.
-    pub(crate) fn publish(self) -> Result<(), Error> {
-        let Self { file, target, over_damaged } = self;
-        let failed = |source| Error::Store { path: target.clone(), source };
-        if over_damaged {
-            set_aside(&target).map_err(failed)?;
+impl Step {
+    fn carry_out(self) -> io::Result<()> {
+        match self.content {
+            Some(content) => {
+                if self.over_damaged {
+                    set_aside(&self.target)?;
+                }
+                content.persist(&self.target).map(drop).map_err(|error| error.error)
+            }
+            None => not_found_is(fs::remove_file(&self.target), ()),
         }
-        file.persist(&target).map_err(|error| failed(error.error))?;
-        target.parent().map_or(Ok(()), sync_directory).map_err(failed)
+    }
+}
+
+/// Takes steps, in their order, and takes them back if one fails.
+pub(crate) fn carry_out(steps: Vec<Step>) -> Result<(), Error> {
+    let mut taken: Vec<(PathBuf, Option<Vec<u8>>)> = Vec::new();
+    let mut directories = BTreeSet::new();
+    let take_all = |taken: &mut Vec<_>| {
+        for step in steps {
+            let path = step.target.clone();
+            let failed = |source| Error::Store { path: path.clone(), source };
+            let old = not_found_is(fs::read(&path).map(Some), None).map_err(failed)?;
+            directories.extend(path.parent().map(Path::to_owned));
+            step.carry_out().map_err(failed)?;
+            taken.push((path, old));
+        }
+        let sync = |path: &PathBuf| {
+            sync_directory(path).map_err(|source| Error::Store { path: path.clone(), source })
+        };
+        directories.iter().try_for_each(sync)
+    };
+    take_all(&mut taken).inspect_err(|_| {
+        for (path, old) in taken.into_iter().rev() {
+            if let Err(error) = put_back(&path, old.as_deref()) {
+                log::error!("{} cannot be brought back: {error}", path.display());
+            }
+        }
+    })
+}
+
+/// Gives a file the content that it had.
+fn put_back(path: &Path, content: Option<&[u8]>) -> io::Result<()> {
+    let Some(content) = content else { return not_found_is(fs::remove_file(path), ()) };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".").suffix(".old").tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+fn not_found_is<T>(result: io::Result<T>, value: T) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(value),
+        result => result,
     }
 }
 

@@ -6,13 +6,16 @@
 //! What a rule means is decided in [`nwfilter_rules`]; how a kernel is told, in a [`Backend`]: [`Xtables`] writes
 //! iptables, ip6tables and ebtables.
 
+mod commit;
 mod driver;
 mod error;
 mod files;
+mod group;
 mod learn;
 mod reload;
 mod stock;
 mod stores;
+mod transaction;
 
 pub use driver::{Config, Driver};
 pub use error::Error;
@@ -25,3 +28,4 @@ pub use nwfilter_xml as xml;
 pub use nwfilter_xtables::{Settings, Xtables, restore_text};
 pub use reload::{Drift, FailedPort, Instead, OddPorts, Reloaded};
 pub use stock::{STOCK, stock_filters};
+pub use transaction::{Committed, Transaction};

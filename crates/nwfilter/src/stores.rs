@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use nwfilter_rules::{Ruleset, reachable};
+use nwfilter_rules::Ruleset;
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, read_binding, read_filter};
 
 use crate::Error;
@@ -13,7 +13,7 @@ use crate::files::Directory;
 use crate::learn::known::Known;
 use crate::learn::now;
 use crate::learn::service::NeedCache;
-use crate::learn::wanted::wanted;
+use crate::learn::wanted::{Past, wanted};
 use crate::stock::stock_filters;
 
 /// Filters by name, stock filters included.
@@ -67,25 +67,9 @@ impl Stores {
         filters
     }
 
-    /// The bindings whose ports need a filter, those of absent ports included.
-    pub(crate) fn users<'a>(
-        &'a self,
-        filters: &FilterMap,
-        name: &FilterName,
-    ) -> impl Iterator<Item = &'a Binding> {
-        let mut needed = BTreeMap::new();
-        for binding in self.bindings.documents() {
-            needed
-                .entry(binding.filter.clone())
-                .or_insert_with(|| reachable(filters, &binding.filter).contains(name));
-        }
-        let bindings = self.bindings.documents().map(Arc::as_ref);
-        bindings.filter(move |binding| needed.get(&binding.filter) == Some(&true))
-    }
-
     /// The ruleset that a binding asks for, of these filters.
     pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
-        Ok(wanted(filters, binding, &self.known, now())?.ruleset)
+        Ok(wanted(filters, binding, &self.known, Past::Counts, now())?.ruleset)
     }
 }
 

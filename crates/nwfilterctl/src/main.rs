@@ -12,7 +12,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings, Xtables};
+use nwfilter::{
+    Applied, Committed, Config, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings, Transaction,
+    Xtables,
+};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -46,8 +49,11 @@ enum BackendName {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Put a filter into the store, in place of one of its name; ports that use it are updated
-    Define { file: PathBuf },
+    /// Put filters into the store, all or none, in place of those of their names; ports that use them are updated
+    Define {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Take a filter out of the store
     Undefine { name: String },
     /// List the filters of the store and the stock filters
@@ -58,8 +64,11 @@ enum Verb {
     },
     /// Print a filter in canonical form
     Dumpxml { name: String },
-    /// Filter a port
-    BindingCreate { file: PathBuf },
+    /// Filter ports, all or none
+    BindingCreate {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Stop filtering a port
     BindingDelete { port: String },
     /// List the ports that are filtered
@@ -155,12 +164,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
-        Verb::Define { file } => {
-            let (filter, applied) = driver.define_filter(&shown(&file), &read(&file)?)?;
+        Verb::Define { files } => {
+            let mut transaction = Transaction::new();
+            for file in &files {
+                transaction.define_filter(read_filter(&shown(file), &read(file)?).into_result()?);
+            }
+            let Committed { filters, applied } = driver.commit(transaction)?;
             warn(&applied);
             let ports = applied.changed.len();
             let updated = if ports > 0 { format!(", {ports} ports updated") } else { String::new() };
-            println!("Network filter {} defined from {}{updated}", filter.name, file.display());
+            for (index, (filter, file)) in filters.iter().zip(&files).enumerate() {
+                let updated = if index + 1 == files.len() { &updated } else { "" };
+                println!("Network filter {} defined from {}{updated}", filter.name, file.display());
+            }
         }
         Verb::Undefine { name } => {
             driver.undefine_filter(&name)?;
@@ -168,11 +184,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::List { json } => print_filters(&driver, json)?,
         Verb::Dumpxml { name } => print!("{}", write_filter(&*driver.filter(&name)?)),
-        Verb::BindingCreate { file } => {
-            let binding = read_binding(&shown(&file), &read(&file)?).into_result()?;
-            let port = binding.port.clone();
-            warn(&driver.create_binding(binding)?);
-            println!("Network filter binding on {port} created from {}", file.display());
+        Verb::BindingCreate { files } => {
+            let mut transaction = Transaction::new();
+            let mut ports = Vec::new();
+            for file in &files {
+                let binding = read_binding(&shown(file), &read(file)?).into_result()?;
+                ports.push(binding.port.clone());
+                transaction.create_binding(binding);
+            }
+            warn(&driver.commit(transaction)?.applied);
+            for (port, file) in ports.iter().zip(&files) {
+                println!("Network filter binding on {port} created from {}", file.display());
+            }
         }
         Verb::BindingDelete { port } => {
             driver.delete_binding(&port)?;

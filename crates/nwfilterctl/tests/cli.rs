@@ -183,6 +183,31 @@ fn damaged_files_of_libvirts_own_store_stay_where_they_are_until_their_name_is_t
 }
 
 #[test]
+fn several_documents_are_taken_together_or_not_at_all() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps: [Tap; 2] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    cli.file("ssh.xml", FILTER);
+    cli.file("web.xml", &FILTER.replace("'ssh'", "'web'").replace("0x16", "80"));
+    cli.file("b0.xml", BINDING);
+    cli.file("b1.xml", &BINDING.replace("tap0", "tap1").replace("'ssh'", "'web'"));
+    assert!(refused(&cli.run_on(&host, &["define", "ssh.xml", "b0.xml"])).contains("b0.xml:1:1"));
+    stdout(&cli.run_on(&host, &["define", "ssh.xml"]));
+    assert!(refused(&cli.run_on(&host, &["binding-create", "b0.xml", "b1.xml"])).contains("'web'"));
+    assert!(host.saved().unwrap().port("tap0").is_empty());
+    assert_eq!(
+        stdout(&cli.run_on(&host, &["define", "web.xml", "ssh.xml"])),
+        "Network filter web defined from web.xml\nNetwork filter ssh defined from ssh.xml\n"
+    );
+    assert_eq!(
+        stdout(&cli.run_on(&host, &["binding-create", "b0.xml", "b1.xml"])),
+        "Network filter binding on tap0 created from b0.xml\nNetwork filter binding on tap1 created from b1.xml\n"
+    );
+    let updated = stdout(&cli.run_on(&host, &["define", "web.xml", "ssh.xml"]));
+    assert!(updated.ends_with("from ssh.xml\n"), "nothing has changed: {updated}");
+}
+
+#[test]
 fn bad_documents_are_refused_with_file_line_and_column() {
     let cli = Cli::new();
     for (text, expected) in [

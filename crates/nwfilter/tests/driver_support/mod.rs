@@ -123,6 +123,8 @@ pub(crate) struct FakeKernel {
     pub(crate) refuses: BTreeSet<String>,
     /// The ports of each batch that was to be applied, in order.
     pub(crate) asked: Vec<Vec<String>>,
+    /// Whether the next batch ends in a panic.
+    pub(crate) panics: bool,
     /// How long a batch takes.
     pub(crate) takes: Duration,
 }
@@ -142,6 +144,10 @@ impl Backend for Fake {
         let takes = self.kernel().takes;
         std::thread::sleep(takes);
         let mut kernel = self.kernel();
+        if std::mem::take(&mut kernel.panics) {
+            drop(kernel);
+            panic!("the backend has a bug");
+        }
         kernel.asked.push(batch.ports.keys().map(ToString::to_string).collect());
         for (port, desired) in &batch.ports {
             let Desired::Filtered(ruleset) = desired else { continue };
