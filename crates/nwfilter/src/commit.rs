@@ -10,7 +10,7 @@ use crate::files::carry_out;
 use crate::group::Waiting;
 use crate::stores::Stores;
 use crate::transaction::{Change, Committed, Draft, Outcome, Transaction};
-use crate::{Driver, Error};
+use crate::{Driver, Error, Event, Phase};
 
 impl Driver {
     /// Makes the changes of a transaction, or none of them.
@@ -55,7 +55,7 @@ impl Driver {
             if let Err(error) = stores.refresh() {
                 return log::error!("changes are given up: {error}");
             }
-            let (mut draft, mut accepted) = (Draft::new(stores), Vec::new());
+            let (mut draft, mut accepted) = (Draft::new(stores, &self.reporter), Vec::new());
             for waiting in group {
                 match draft.add(&waiting.transaction) {
                     Ok(outcome) => accepted.push((waiting, outcome)),
@@ -66,7 +66,15 @@ impl Driver {
             match self.make(stores, &change) {
                 Ok(applied) => {
                     let alone = accepted.len() == 1;
+                    if !accepted.is_empty() {
+                        self.meter().group(accepted.len());
+                    }
                     for (waiting, outcome) in accepted {
+                        let repaired: Vec<_> =
+                            outcome.confirmed.intersection(&applied.changed).cloned().collect();
+                        self.meter().repaired(repaired.len());
+                        self.feed().publish(outcome.events);
+                        self.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
                         let applied = if alone { applied.clone() } else { share(&applied, &outcome.ports) };
                         waiting.answer(Ok(Committed { filters: outcome.filters, applied }));
                     }
@@ -89,13 +97,18 @@ impl Driver {
     /// Makes a change in kernel and stores, or in neither.
     fn make(&self, stores: &mut Stores, change: &Change) -> Result<Applied, Error> {
         let steps = change.prepare(stores)?;
+        let documents = steps.len();
         let applied = self.apply(&change.batch)?;
+        self.reporter.report(Phase::Stores, 0, documents);
         let stored = stores
             .known
             .forget(&change.forgotten)
             .and_then(|forgotten| carry_out(steps).inspect_err(|_| stores.known.remember(forgotten)));
         match stored {
-            Ok(()) => Ok(applied),
+            Ok(()) => {
+                self.reporter.report(Phase::Stores, documents, documents);
+                Ok(applied)
+            }
             Err(error) => Err(self.take_back(stores, &change.batch, error)),
         }
     }

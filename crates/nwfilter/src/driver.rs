@@ -2,15 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
 use nwfilter_xml::{Binding, Filter, read_filter};
 
+use crate::events::Feed;
 use crate::files::{Problem, lock};
 use crate::group::Queue;
 use crate::learn::service::Background;
+use crate::metrics::Meter;
+use crate::progress::Reporter;
 use crate::stores::Stores;
-use crate::{Error, Transaction};
+use crate::{Error, Phase, Transaction};
 
 /// Where a driver keeps its filters and bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,27 +64,58 @@ pub struct Driver {
     /// The transactions that wait for the stores.
     pub(crate) queue: Queue,
     pub(crate) learner: Background,
+    pub(crate) reporter: Reporter,
+    shared: Arc<Shared>,
+}
+
+/// What a driver has in common with the one that learns for it.
+#[derive(Debug, Default)]
+struct Shared {
+    feed: Feed,
+    meter: Meter,
 }
 
 impl Driver {
     /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
     pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
-        Self::over(config, Arc::new(backend), Background::default())
+        Self::over(config, Arc::new(backend), Background::default(), Arc::default())
     }
 
     /// Another driver over the same stores and backend, which leaves learning to others.
     pub(crate) fn over_same_stores(&self) -> Result<Self, Error> {
-        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere())
+        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere(), self.shared.clone())
     }
 
-    fn over(config: Config, backend: Arc<dyn Backend>, learner: Background) -> Result<Self, Error> {
+    fn over(
+        config: Config,
+        backend: Arc<dyn Backend>,
+        learner: Background,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Error> {
         let mut stores = Stores::new(&config);
         stores.refresh()?;
-        Ok(Self { config, backend, stores: Mutex::new(stores), queue: Queue::default(), learner })
+        shared.meter.stores(&stores);
+        Ok(Self {
+            config,
+            backend,
+            stores: Mutex::new(stores),
+            queue: Queue::default(),
+            learner,
+            reporter: Reporter::default(),
+            shared,
+        })
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.shared.meter
     }
 
     /// Where the filters and the bindings are.
@@ -188,6 +223,7 @@ impl Driver {
         // A panic while the stores were held left them at most out of date, and they are read again here.
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.refresh()?;
+        self.meter().stores(&stores);
         Ok(stores)
     }
 
@@ -207,6 +243,7 @@ impl Driver {
         stores.set_damaged_aside();
         let done = change(stores)?;
         stores.refresh()?;
+        self.meter().stores(stores);
         drop(lock);
         self.learner.listen_if_needed(self, stores);
         Ok(done)
@@ -216,6 +253,11 @@ impl Driver {
         if batch.ports.is_empty() {
             return Ok(Applied::default());
         }
-        Ok(self.backend.apply(batch)?)
+        self.reporter.report(Phase::Kernel, 0, batch.ports.len());
+        let begin = Instant::now();
+        let applied = self.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
+        self.meter().applied(batch, begin.elapsed());
+        self.reporter.report(Phase::Kernel, batch.ports.len(), batch.ports.len());
+        Ok(applied)
     }
 }

@@ -9,7 +9,7 @@ use nwfilter_rules::{Applied, ApplyError, Batch, Desired, Difference, Origin, Ro
 use nwfilter_xml::{FilterName, PortDev};
 
 use crate::stores::{Stores, interface_exists};
-use crate::{Driver, Error};
+use crate::{Driver, Error, Event, Phase};
 
 /// Refusals of single rules that one reload asks the tools for. Ports beyond that share the last one.
 const MAX_REFUSALS: usize = 32;
@@ -109,10 +109,13 @@ impl Driver {
     pub fn reload(&self) -> Result<Reloaded, Error> {
         self.change(|stores| {
             let wish = Wish::of(self, stores)?;
+            let removed = wish.removed;
             let (applied, mut failed) = self.bring(wish.batch, &wish.installed, stores)?;
             failed.extend(wish.failed);
             failed.sort_by(|a, b| a.port.cmp(&b.port));
-            Ok(Reloaded { applied, failed, removed: wish.removed, odd: wish.odd })
+            self.meter().repaired(applied.changed.len());
+            self.feed().publish(applied.changed.iter().cloned().map(Event::DriftRepaired));
+            Ok(Reloaded { applied, failed, removed, odd: wish.odd })
         })
     }
 
@@ -192,7 +195,9 @@ impl Wish {
         let installed = driver.backend().installed()?.ports;
         let filters = stores.filter_map();
         let mut wish = Self { installed, ..Self::default() };
-        for binding in stores.bindings.documents() {
+        let total = stores.bindings.documents().count();
+        for (done, binding) in stores.bindings.documents().enumerate() {
+            driver.reporter.report(Phase::Rules, done, total);
             let port = binding.port.clone();
             if !interface_exists(&port) {
                 wish.odd.absent.push(port);
@@ -270,8 +275,8 @@ fn is_same(a: &Origin, b: &Origin) -> bool {
     a.filter.is_some() && a.filter == b.filter && a.line == b.line
 }
 
-/// Every rule of a ruleset that comes from a filter.
-fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
+/// Every rule of a ruleset.
+pub(crate) fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
     let sides = [&ruleset.ethernet.from_guest, &ruleset.ethernet.to_guest].into_iter().flatten();
     let ethernet = sides.flat_map(|side| {
         let root = side.root.iter().filter_map(|entry| match entry {

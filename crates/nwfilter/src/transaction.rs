@@ -6,12 +6,13 @@ use std::sync::Arc;
 use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, VarName, write_binding_status, write_filter};
 
-use crate::Error;
 use crate::files::Step;
 use crate::learn::now;
 use crate::learn::wanted::{Past, wanted};
+use crate::progress::Reporter;
 use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores, interface_exists};
+use crate::{Error, Event, Phase};
 
 /// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
 ///
@@ -112,6 +113,7 @@ pub(crate) struct Change {
 #[derive(Clone)]
 pub(crate) struct Draft<'a> {
     stores: &'a Stores,
+    reporter: &'a Reporter,
     /// The filters that names refer to.
     filters: FilterMap,
     change: Change,
@@ -123,11 +125,15 @@ pub(crate) struct Outcome {
     pub(crate) filters: Vec<Arc<Filter>>,
     /// The ports whose rules it may change.
     pub(crate) ports: BTreeSet<PortDev>,
+    /// What there is to tell when it is carried out.
+    pub(crate) events: Vec<Event>,
+    /// The ports that were bound just so before.
+    pub(crate) confirmed: BTreeSet<PortDev>,
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(stores: &'a Stores) -> Self {
-        Self { stores, filters: stores.filter_map(), change: Change::default() }
+    pub(crate) fn new(stores: &'a Stores, reporter: &'a Reporter) -> Self {
+        Self { stores, reporter, filters: stores.filter_map(), change: Change::default() }
     }
 
     pub(crate) fn into_change(self) -> Change {
@@ -144,17 +150,26 @@ impl<'a> Draft<'a> {
                 Operation::Define(filter) => {
                     let filter = next.define(filter.clone())?;
                     defined.insert(filter.name.clone());
+                    outcome.events.push(Event::FilterDefined(filter.name.clone()));
                     outcome.filters.push(filter);
                 }
-                Operation::Undefine(name) => next.undefine(name)?,
+                Operation::Undefine(name) => {
+                    outcome.events.push(Event::FilterUndefined(next.undefine(name)?));
+                }
                 Operation::Create(binding) if next.binding(binding.port.as_str()).is_some() => {
                     return Err(Error::BindingExists(binding.port.clone()));
                 }
                 Operation::Create(binding) | Operation::Replace(binding) => {
-                    outcome.ports.insert(next.bind(binding.clone())?);
+                    outcome.ports.insert(binding.port.clone());
+                    match next.bind(binding.clone())? {
+                        Some(event) => outcome.events.push(event),
+                        None => drop(outcome.confirmed.insert(binding.port.clone())),
+                    }
                 }
                 Operation::Delete(port) => {
-                    outcome.ports.insert(next.unbind(port)?);
+                    let port = next.unbind(port)?;
+                    outcome.events.push(Event::BindingDeleted(port.clone()));
+                    outcome.ports.insert(port);
                 }
             }
         }
@@ -192,7 +207,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn undefine(&mut self, name: &str) -> Result<(), Error> {
+    fn undefine(&mut self, name: &str) -> Result<FilterName, Error> {
         let filter = self.filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
         let name = filter.name.clone();
         if self.stored_filter(name.as_str()).is_none() {
@@ -207,11 +222,12 @@ impl<'a> Draft<'a> {
             Some(stock) => self.filters.insert(name.clone(), stock.clone()),
             None => self.filters.remove(&name),
         };
-        self.change.filters.insert(name, None);
-        Ok(())
+        self.change.filters.insert(name.clone(), None);
+        Ok(name)
     }
 
-    fn bind(&mut self, mut binding: Binding) -> Result<PortDev, Error> {
+    /// `None` if the port is bound just so.
+    fn bind(&mut self, mut binding: Binding) -> Result<Option<Event>, Error> {
         let port = binding.port.clone();
         if !interface_exists(&port) {
             return Err(Error::NoSuchPort(port));
@@ -221,11 +237,14 @@ impl<'a> Draft<'a> {
         {
             binding.params.push(name, &binding.mac.to_string());
         }
-        if self.binding(port.as_str()).is_none_or(|old| **old != binding) {
-            self.change.forgotten.insert(port.clone());
-            self.change.bindings.insert(port.clone(), Some(Arc::new(binding)));
-        }
-        Ok(port)
+        let event = match self.binding(port.as_str()) {
+            Some(old) if **old == binding => return Ok(None),
+            Some(_) => Event::BindingReplaced(port.clone()),
+            None => Event::BindingCreated(port.clone()),
+        };
+        self.change.forgotten.insert(port.clone());
+        self.change.bindings.insert(port, Some(Arc::new(binding)));
+        Ok(Some(event))
     }
 
     fn unbind(&mut self, port: &str) -> Result<PortDev, Error> {
@@ -239,7 +258,8 @@ impl<'a> Draft<'a> {
     /// Makes the rules of ports anew; those without a binding have none.
     fn make_rules(&mut self, ports: &BTreeSet<PortDev>) -> Result<(), Error> {
         let now = now();
-        for port in ports {
+        for (done, port) in ports.iter().enumerate() {
+            self.reporter.report(Phase::Rules, done, ports.len());
             let Some(binding) = self.binding(port.as_str()) else {
                 self.change.batch.remove(port.clone());
                 continue;

@@ -93,8 +93,10 @@ fn threads_a_redefinition_and_foreign_flushes_end_in_the_desired_state() {
 
     let reloaded = lab.host.enter(|| driver.reload()).unwrap();
     assert!(reloaded.failed.is_empty() && reloaded.removed.is_empty(), "{reloaded:?}");
-    let wanted: BTreeSet<_> =
-        (0..PORTS).filter(|index| (index / THREADS) % 2 == 0).map(|index| format!("p{index}")).collect();
+    let wanted: BTreeSet<_> = (0..PORTS)
+        .filter(|index| (index / THREADS).is_multiple_of(2))
+        .map(|index| format!("p{index}"))
+        .collect();
     let bound: BTreeSet<_> = driver.bindings().unwrap().iter().map(|b| b.port.to_string()).collect();
     assert_eq!(bound, wanted);
     let saved = lab.host.saved().unwrap();

@@ -5,6 +5,7 @@ mod learn;
 #[cfg(feature = "listen")]
 mod listen;
 mod output;
+mod progress;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -157,10 +158,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
     let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
-    let learns = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
     if matches!(cli.verb, Verb::List { .. } | Verb::BindingList { .. } | Verb::Diff { .. } | Verb::Reload) {
         tell_of_files(&driver)?;
     }
+    let changes = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    let (driver, watch) = progress::watched(driver);
     let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
@@ -169,7 +171,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             for file in &files {
                 transaction.define_filter(read_filter(&shown(file), &read(file)?).into_result()?);
             }
-            let Committed { filters, applied } = driver.commit(transaction)?;
+            let Committed { filters, applied } = watch.during(|| driver.commit(transaction))?;
             warn(&applied);
             let ports = applied.changed.len();
             let updated = if ports > 0 { format!(", {ports} ports updated") } else { String::new() };
@@ -192,7 +194,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 ports.push(binding.port.clone());
                 transaction.create_binding(binding);
             }
-            warn(&driver.commit(transaction)?.applied);
+            warn(&watch.during(|| driver.commit(transaction))?.applied);
             for (port, file) in ports.iter().zip(&files) {
                 println!("Network filter binding on {port} created from {}", file.display());
             }
@@ -223,7 +225,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         #[cfg(not(feature = "listen"))]
         Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
-            let Reloaded { applied, failed, removed, odd } = driver.reload()?;
+            let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
             warn(&applied);
             let back = applied.changed.iter().filter(|port| !removed.contains(port)).count();
             println!("{back} ports brought back, {} in all", driver.bindings()?.len());
@@ -234,7 +236,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             done = failed.is_empty();
         }
     }
-    if learns {
+    if changes {
         let switches = [("--keep-bridge-nf", cli.keep_bridge_nf), ("--no-helpers", cli.no_helpers)];
         let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         // The verb has done its work: what is missing now can be made good.

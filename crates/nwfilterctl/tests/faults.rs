@@ -152,6 +152,37 @@ fn a_tool_that_fails_or_is_missing_changes_nothing() {
 }
 
 #[test]
+fn a_change_that_takes_long_tells_a_terminal_how_far_it_is() {
+    skip_unless!(
+        Need::Root,
+        Need::Tool("iptables-restore"),
+        Need::Tool("ebtables-restore"),
+        Need::Tool("script")
+    );
+    let lab = Lab::new();
+    let tools = path_with_fault(lab.dir.path(), "nothing", false);
+    fs::remove_file(tools.join("ebtables-restore")).unwrap();
+    let slow = tools.join("ebtables-restore");
+    fs::write(&slow, "#!/bin/sh\n/bin/sleep 2\nexec /usr/sbin/ebtables-restore \"$@\"\n").unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let define = format!(
+        "PATH={} {} --config-dir etc --state-dir run define",
+        tools.display(),
+        env!("CARGO_BIN_EXE_nwfilterctl")
+    );
+    let mut command = lab.host.command("script");
+    command.current_dir(lab.dir.path()).args(["-qec", &format!("{define} new.xml"), "/dev/null"]);
+    let seen = String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
+    assert!(seen.contains("\rwriting rules of 3 ports\x1b[K"), "{seen:?}");
+    assert!(seen.contains("\r\x1b[KNetwork filter f defined"), "the line is gone: {seen:?}");
+    let mut command = lab.host.command("sh");
+    let output =
+        command.current_dir(lab.dir.path()).args(["-c", &format!("{define} old.xml")]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+}
+
+#[test]
 fn a_killed_process_leaves_no_port_open_and_a_reload_ends_in_the_desired_state() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let lab = Lab::new();

@@ -13,9 +13,8 @@ use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
-use crate::Driver;
-use crate::Error;
 use crate::stores::{FilterMap, Stores};
+use crate::{Driver, Error, Event};
 
 /// The thread that learns, once a port needs it.
 #[derive(Debug, Default)]
@@ -206,7 +205,7 @@ impl Driver {
             let mut affected = stores.known.record(&current)?;
             affected.extend(ports.iter().cloned());
             let (filters, now) = (stores.filter_map(), super::now());
-            let (mut batch, mut complete) = (Batch::default(), Vec::new());
+            let (mut batch, mut complete, mut events) = (Batch::default(), Vec::new(), Vec::new());
             for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
                 match wanted(&filters, binding, &stores.known, Past::Counts, now) {
                     Ok(wanted) => {
@@ -214,11 +213,14 @@ impl Driver {
                             complete.push(binding.port.clone());
                         }
                         batch.filter(binding.port.clone(), Arc::new(wanted.ruleset));
+                        events
+                            .push(Event::AddressChanged { port: binding.port.clone(), state: wanted.state });
                     }
                     Err(error) => log::error!("{error}; it keeps the rules it has"),
                 }
             }
             self.apply(&batch)?;
+            self.feed().publish(events);
             Ok(complete)
         })
     }
