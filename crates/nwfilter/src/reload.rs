@@ -30,8 +30,9 @@ pub struct Reloaded {
 /// Ports that a reload leaves as they are because it cannot know better.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OddPorts {
-    /// The ports that have an interface, and rules in the kernel, but no binding here: a driver over other stores may
-    /// have made them, or a process was killed before it stored the binding. Sorted.
+    /// The ports that have rules in the kernel and an interface, but no binding here: a driver over other stores may
+    /// have made the rules, or a process was killed before it stored the binding. Also those that have no interface,
+    /// but a damaged binding. Sorted.
     pub unbound: Vec<PortDev>,
     /// The ports that have a binding but no interface, sorted. As in libvirt's driver the binding stays until it is
     /// deleted, and no rules are made for it: the next interface of that name may be another guest's. Rules that

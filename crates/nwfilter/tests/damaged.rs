@@ -7,7 +7,7 @@ mod driver_support;
 use std::fs;
 use std::path::Path;
 
-use driver_support::{Fake, Lab, accepting, binding, binding_xml, define};
+use driver_support::{Fake, Lab, accepting, binding, binding_xml, define, names};
 use nwfilter::{Error, ProblemKind};
 use nwfilter_testlab::{Need, skip_unless};
 
@@ -105,6 +105,10 @@ fn a_port_whose_binding_is_damaged_keeps_its_rules_and_can_be_bound_anew() {
     lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(lab.port("p0"), rules);
     assert!(!file.exists() && lab.bindings().join("p0.xml.damaged").exists());
+    lab.host.ip(&["link del p0"]).unwrap();
+    let odd = lab.host.enter(|| driver.reload()).unwrap().odd;
+    assert_eq!((lab.port("p0"), names(&odd.unbound)), (rules.clone(), vec!["p0"]));
+    lab.host.ip(&["tuntap add dev p0 mode tap"]).unwrap();
 
     // A file that is damaged when its name is taken is moved, not overwritten.
     lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();

@@ -6,7 +6,7 @@ mod driver_support;
 
 use driver_support::{Fake, Lab, accepting, binding, define, explained, names, refused};
 use nwfilter::rules::Ruleset;
-use nwfilter::{Error, Instead};
+use nwfilter::{Driver, Error, Instead, Settings, Xtables};
 use nwfilter_testlab::{Need, skip_unless};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -78,6 +78,28 @@ fn a_port_whose_rule_the_tools_refuse_is_left_out_and_the_others_are_brought_in(
         assert!(lab.port(failed.port.as_str()).contains("DROP"));
     }
     assert!(lab.port("p4").contains("--dport 22"));
+}
+
+#[test]
+fn what_the_host_lacks_keeps_only_the_ports_that_need_it() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(2);
+    lab.host.set_bridge_nf(false).unwrap();
+    let settings = Settings { enable_bridge_filtering: false, ..Settings::default() };
+    let driver = Driver::open(lab.config(), Xtables::new(settings)).unwrap().without_learner();
+    let ethernet = "<filter name='e'><rule action='accept' direction='out'><arp opcode='1'/></rule></filter>";
+    define(&driver, &[accepting("ip", 22), ethernet.to_owned()]).unwrap();
+    lab.write_binding("p0", "ip");
+    lab.write_binding("p1", "e");
+    let done = lab.host.enter(|| driver.reload()).unwrap();
+    let [p0] = done.failed.as_slice() else { panic!("{:?}", done.failed) };
+    assert!(
+        p0.port.as_str() == "p0" && explained(p0).contains("bridge-nf-call-iptables"),
+        "{}",
+        explained(p0)
+    );
+    assert!(lab.port("p0").contains("-A libvirt-I-p0 -j DROP"));
+    assert!(lab.port("p1").contains("--arp-op"), "{}", lab.port("p1"));
 }
 
 #[test]
