@@ -33,8 +33,9 @@ impl Default for Config {
 
 /// A network-filter driver over two directories and a backend.
 ///
-/// Every operation is all or nothing: it either does all it says, or returns an error and leaves stores and kernel
-/// as they were. Other processes may work on the same directories; changes are serialised by a lock in the state
+/// Every change is all or nothing: it either does all it says, or returns an error and leaves stores and kernel as they
+/// were; [`Driver::commit`] makes several changes one. A driver may be used from many threads, whose changes are then
+/// made together. Other processes may work on the same directories; changes are serialised by a lock in the state
 /// directory, and each operation sees what others wrote before it.
 ///
 /// ```no_run

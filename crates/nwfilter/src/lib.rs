@@ -16,6 +16,7 @@ mod learn;
 mod metrics;
 mod progress;
 mod reload;
+mod salvage;
 mod stock;
 mod stores;
 mod transaction;

@@ -9,7 +9,7 @@ use nwfilter_xml::PortDev;
 use serde::Serialize;
 
 use crate::Driver;
-use crate::reload::rules;
+use crate::salvage::rules;
 use crate::stores::Stores;
 
 /// Numbers about a driver. Counters count from its opening, in this process.

@@ -5,14 +5,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, ApplyError, Batch, Desired, Difference, Origin, RootEntry, Rule, Ruleset};
-use nwfilter_xml::{FilterName, PortDev};
+use nwfilter_rules::{Applied, Batch, Difference, Ruleset};
+use nwfilter_xml::{Binding, FilterName, PortDev};
 
+use crate::salvage::{self, Salvaged};
 use crate::stores::{Stores, interface_exists};
 use crate::{Driver, Error, Event, Phase};
-
-/// Refusals of single rules that one reload asks the tools for. Ports beyond that share the last one.
-const MAX_REFUSALS: usize = 32;
 
 /// What a reload did.
 #[derive(Clone, Debug, Default)]
@@ -106,78 +104,24 @@ impl Driver {
     ///
     /// A port whose rules cannot be made, or are refused by the kernel, does not keep the others: it is left with the
     /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. Rules of
-    /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible: stores or tables that cannot be read, or tools that do not work.
+    /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible:
+    /// stores or tables that cannot be read, or tools that do not work.
     pub fn reload(&self) -> Result<Reloaded, Error> {
         self.change(|stores| {
-            let wish = Wish::of(self, stores)?;
-            let removed = wish.removed;
-            let (applied, mut failed) = self.bring(wish.batch, &wish.installed, stores)?;
-            failed.extend(wish.failed);
+            let Wish { batch, mut failed, removed, odd, installed } = Wish::of(self, stores)?;
+            let Salvaged { applied, refused } = salvage::apply(self, batch, &installed)?;
+            for (port, error) in refused {
+                // Rules are asked for by bindings only.
+                let Some(binding) = stores.bindings.get(port.as_str()) else { continue };
+                failed.push(failed_port(binding, &installed, error));
+            }
             failed.sort_by(|a, b| a.port.cmp(&b.port));
-            self.meter().repaired(applied.changed.len());
-            self.feed().publish(applied.changed.iter().cloned().map(Event::DriftRepaired));
-            Ok(Reloaded { applied, failed, removed, odd: wish.odd })
+            let is_repaired = |port: &&PortDev| !failed.iter().any(|failed| failed.port == **port);
+            let repaired: Vec<_> = applied.changed.iter().filter(is_repaired).cloned().collect();
+            self.meter().repaired(repaired.len());
+            self.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
+            Ok(Reloaded { applied, failed, removed, odd })
         })
-    }
-
-    /// Applies what can be applied of a batch.
-    fn bring(
-        &self,
-        mut batch: Batch,
-        installed: &BTreeSet<PortDev>,
-        stores: &Stores,
-    ) -> Result<(Applied, Vec<FailedPort>), Error> {
-        let mut failed = Vec::new();
-        let mut fail = |ports: Vec<PortDev>, error: &Arc<Error>| {
-            let bound = |port: &PortDev| stores.bindings.get(port.as_str()).cloned();
-            let binding = ports.iter().filter_map(bound);
-            failed.extend(binding.map(|binding| failed_port(&binding, installed, error.clone())));
-        };
-        // First the ports that have nothing in common with one that is refused.
-        let mut suspects = Batch::default();
-        let mut tried = BTreeSet::new();
-        let mut applied = loop {
-            let error = match self.apply(&batch) {
-                Ok(applied) => break applied,
-                Err(error) => error,
-            };
-            let Suspects { guilty, similar } = Suspects::of(&batch, &error);
-            let mut progress = false;
-            for port in guilty.iter().chain(&similar) {
-                let Some(desired) = batch.ports.remove(port) else { continue };
-                if !installed.contains(port) {
-                    batch.filter(port.clone(), Arc::new(Ruleset::drop_all()));
-                }
-                if tried.insert(port.clone()) {
-                    progress = true;
-                    if similar.contains(port) {
-                        suspects.ports.insert(port.clone(), desired);
-                    }
-                }
-            }
-            if !progress {
-                return Err(error);
-            }
-            fail(guilty, &Arc::new(error));
-        };
-        // Then those that have: each refusal names one.
-        for refusals in 1.. {
-            let error = match self.apply(&suspects) {
-                Ok(more) => {
-                    merge(&mut applied, more);
-                    break;
-                }
-                Err(error) => error,
-            };
-            let named = Suspects::of(&suspects, &error).guilty;
-            let guilty = match named.is_empty() || refusals > MAX_REFUSALS {
-                true => suspects.ports.keys().cloned().collect(),
-                false => named,
-            };
-            guilty.iter().for_each(|port| drop(suspects.ports.remove(port)));
-            fail(guilty, &Arc::new(error));
-        }
-        Ok((applied, failed))
     }
 }
 
@@ -229,72 +173,7 @@ impl Wish {
     }
 }
 
-fn failed_port(
-    binding: &nwfilter_xml::Binding,
-    installed: &BTreeSet<PortDev>,
-    error: Arc<Error>,
-) -> FailedPort {
+fn failed_port(binding: &Binding, installed: &BTreeSet<PortDev>, error: Arc<Error>) -> FailedPort {
     let instead = if installed.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
     FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), instead, error }
-}
-
-/// The ports of a batch that a refusal is about, and those that it may be about as well.
-#[derive(Default)]
-struct Suspects {
-    guilty: Vec<PortDev>,
-    similar: BTreeSet<PortDev>,
-}
-
-impl Suspects {
-    fn of(batch: &Batch, error: &Error) -> Self {
-        let ports = |is_such: &dyn Fn(&Ruleset) -> bool| {
-            let such = batch.ports.iter().filter(|(_, desired)| match desired {
-                Desired::Filtered(ruleset) => is_such(ruleset),
-                Desired::Gone => false,
-            });
-            such.map(|(port, _)| port.clone()).collect::<Vec<_>>()
-        };
-        match error {
-            Error::Apply(ApplyError::Refused { origin, port, .. }) if batch.ports.contains_key(port) => {
-                let same = |rule: &Rule| is_same(&rule.origin, origin);
-                let mut similar = ports(&|ruleset| rules(ruleset).any(same));
-                similar.retain(|other| other != port);
-                Self { guilty: vec![port.clone()], similar: similar.into_iter().collect() }
-            }
-            // What the host lacks is needed by IP rules only.
-            Error::Apply(ApplyError::Host { .. }) => {
-                let guilty = ports(&|ruleset| ruleset.ipv4.is_some() || ruleset.ipv6.is_some());
-                Self { guilty, ..Self::default() }
-            }
-            _ => Self::default(),
-        }
-    }
-}
-
-/// Whether two rules come from one rule of a filter; rules of our own never do.
-fn is_same(a: &Origin, b: &Origin) -> bool {
-    a.filter.is_some() && a.filter == b.filter && a.line == b.line
-}
-
-/// Every rule of a ruleset.
-pub(crate) fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
-    let sides = [&ruleset.ethernet.from_guest, &ruleset.ethernet.to_guest].into_iter().flatten();
-    let ethernet = sides.flat_map(|side| {
-        let root = side.root.iter().filter_map(|entry| match entry {
-            RootEntry::Rule(rule) => Some(rule),
-            RootEntry::Jump(_) => None,
-        });
-        root.chain(side.chains.iter().flat_map(|chain| &chain.rules))
-    });
-    let parts = [&ruleset.ipv4, &ruleset.ipv6].into_iter().flatten();
-    let ip = parts.flat_map(|part| part.from_guest.iter().chain(&part.to_guest).chain(&part.to_host));
-    ethernet.chain(ip)
-}
-
-fn merge(applied: &mut Applied, more: Applied) {
-    applied.changed.extend(more.changed);
-    applied.commits += more.commits;
-    applied.warnings.extend(more.warnings);
-    applied.warnings.sort();
-    applied.warnings.dedup();
 }
