@@ -7,8 +7,8 @@ use std::ptr::{null, null_mut};
 use nwfilter_xml::Uuid;
 
 use crate::abi::{
-    Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, StateDriver, Tables, open_status,
-    pointers,
+    Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, StateDriver, Tables,
+    open_status, pointers,
 };
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text};
 use crate::refusal::{Code, Refusal};
@@ -94,7 +94,13 @@ fn said(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The daemon starts. What fails is tried again when somebody connects: a daemon without this driver would have no
 /// domains with filters at all.
-extern "C" fn initialize(privileged: bool, _: *const c_char, _: bool, _: *const c_void, _: *mut c_void) -> c_int {
+extern "C" fn initialize(
+    privileged: bool,
+    _: *const c_char,
+    _: bool,
+    _: *const c_void,
+    _: *mut c_void,
+) -> c_int {
     // The daemon of a user other than root filters nothing, as with libvirt's driver.
     if !privileged {
         return StateDriver::SKIPPED;

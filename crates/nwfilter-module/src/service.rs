@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Settings, Xtables};
+use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Xtables, with_causes};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
 };
 
 use crate::leaving::Leaving;
 use crate::libvirt::uuid_of;
-use crate::refusal::{Code, Refusal, with_causes};
+use crate::refusal::{Code, Refusal};
 
 /// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
 const FILTERS: &str = "/etc/libvirt/nwfilter";
@@ -69,22 +69,18 @@ impl Service {
 
     fn open() -> Result<Self, Refusal> {
         let driver = Arc::new(driver(Dispatch::Tree)?);
-        match driver.reload() {
-            Ok(applied) if applied.changed.is_empty() => {
-                log::debug!("the kernel has what the bindings ask for")
-            }
-            Ok(applied) => {
-                log::info!("{} ports were brought to what their bindings ask for", applied.changed.len());
-                warn(&applied);
-            }
-            // What can be served must be: a single broken binding may not keep every domain from starting.
-            Err(error) => {
-                log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
-            }
+        // What can be served must be: a host whose tables cannot be read now may have them read later.
+        if let Err(error) = driver.reload().map(tell) {
+            log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
         let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
         service.keep();
         Ok(service)
+    }
+
+    /// Brings the kernel to what the stores ask for.
+    pub(crate) fn reload(&self) -> Result<(), Refusal> {
+        Ok(self.driver.reload().map(tell)?)
     }
 
     /// Has what others change in the kernel repaired, if that is not so yet.
@@ -189,6 +185,22 @@ fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
         return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
     }
     reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
+}
+
+/// What a reload did, in libvirt's log.
+fn tell(reloaded: Reloaded) {
+    match reloaded.applied.changed.len() {
+        0 => log::debug!("nothing had to be written"),
+        ports => log::info!("{ports} ports were brought to what their bindings ask for"),
+    }
+    warn(&reloaded.applied);
+    reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+    for port in &reloaded.odd.unbound {
+        log::warn!("port '{port}' has rules but no binding; they are left as they are");
+    }
+    for port in &reloaded.odd.absent {
+        log::warn!("port '{port}' has a binding, but there is no network interface of that name");
+    }
 }
 
 fn warn(applied: &Applied) {

@@ -90,6 +90,10 @@ pub enum Error {
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),
+    /// The thread that carried out this change together with others failed. The change was made as a whole or not at
+    /// all.
+    #[error("the change was given up with those of other threads")]
+    Abandoned,
     /// A file or directory could not be read or written.
     #[error("{}", path.display())]
     Store {
@@ -100,8 +104,8 @@ pub enum Error {
     },
 }
 
-/// An error with its causes, for the log.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error with its causes in one line, as a log shows it.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

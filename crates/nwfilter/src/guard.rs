@@ -68,7 +68,7 @@ impl Driver {
     /// alone, cause no write. After more than ten repairs within a minute the next ones wait, at most for 30 s.
     pub fn keep(&self) -> Result<Keeper, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Keeper { source };
-        let watch = self.backend.watch().map_err(|error| failed(Box::new(error)))?;
+        let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
         let watch = watch.ok_or_else(|| failed("the backend gives no word of them".into()))?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
         let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.over_same_stores()?);
@@ -76,21 +76,6 @@ impl Driver {
         let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| guard.run());
         let thread = thread.map_err(|error| failed(Box::new(error)))?;
         Ok(Keeper { waker, repairs, thread: Some(thread) })
-    }
-
-    /// Brings the kernel to what the bindings ask for where it differs, and tells where it did.
-    fn repair(&self) -> Result<Vec<Difference>, Error> {
-        self.change(|stores| {
-            let batch = self.desired(stores)?;
-            if batch.ports.is_empty() {
-                return Ok(Vec::new());
-            }
-            let differences = self.backend.diff(&batch)?;
-            if !differences.is_empty() {
-                self.apply(&batch)?;
-            }
-            Ok(differences)
-        })
     }
 }
 
@@ -176,7 +161,7 @@ impl Guard {
         let told = match &mut self.watch {
             Some(watch) => watch.changes(),
             None if self.rests_until.is_some_and(|until| until > Instant::now()) => return,
-            None => self.driver.backend.watch().map(|watch| {
+            None => self.driver.backend().watch().map(|watch| {
                 self.watch = watch;
                 Vec::new()
             }),
