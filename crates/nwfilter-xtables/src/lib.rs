@@ -1,8 +1,8 @@
 //! The iptables, ip6tables and ebtables backend.
 //!
-//! A batch becomes at most one run of each restore tool: the whole change of a table is one transaction. What the
-//! tables hold is read first, and only what differs is written. If a later tool refuses, what an earlier one
-//! committed is taken back.
+//! A batch becomes one run of each restore tool, and one more of iptables' where old rules have to hold until ebtables'
+//! are in: the whole change of a table is one transaction. What the tables hold is known first, and only what differs
+//! is written. If a later tool refuses, what an earlier one committed is taken back.
 //!
 //! Chains have libvirt's names and contents: `libvirt-I-PORT`, `libvirt-O-PORT` and `I-PORT-CHAIN` in ebtables' nat
 //! table, `FI-PORT`, `FO-PORT` and `HI-PORT` in the filter tables, reached from `libvirt-in`, `libvirt-out`,
@@ -10,23 +10,30 @@
 //! `CT-PORT`, reached from `nwfilter-ct`.
 
 mod canonical;
+mod dispatch;
 mod host;
+mod memory;
+mod nftables;
 mod plan;
 mod render;
 mod saved;
+mod steps;
 mod tool;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset,
 };
 use nwfilter_xml::PortDev;
 
+pub use crate::dispatch::Dispatch;
+use crate::memory::{Memory, Tables};
+pub use crate::nftables::generation;
 use crate::plan::{Plan, Script, Wanted};
 use crate::render::PortTable;
-use crate::saved::Saved;
+use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
 /// What the backend may do to the host.
@@ -37,25 +44,36 @@ pub struct Settings {
     pub enable_bridge_filtering: bool,
     /// Whether connections may be given conntrack helpers.
     pub conntrack_helpers: bool,
+    /// How packets are dispatched to the chains of their ports.
+    pub dispatch: Dispatch,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { enable_bridge_filtering: true, conntrack_helpers: true }
+        Self { enable_bridge_filtering: true, conntrack_helpers: true, dispatch: Dispatch::Tree }
     }
 }
 
-/// The backend. It keeps no state: what is installed is asked of the kernel, in the network namespace of the
-/// calling thread.
-#[derive(Clone, Copy, Debug, Default)]
+/// The backend, in the network namespace of the calling thread. What the tables hold is asked of the tools, and
+/// remembered for as long as the kernel's count of changes (see [`generation`]) says that nobody changed anything.
+#[derive(Debug, Default)]
 pub struct Xtables {
     settings: Settings,
+    memory: Mutex<Memory>,
 }
 
 impl Xtables {
     /// A backend with these settings.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, memory: Mutex::default() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(|poisoned| {
+            let mut memory = PoisonError::into_inner(poisoned);
+            memory.forget();
+            memory
+        })
     }
 }
 
@@ -64,23 +82,25 @@ impl Backend for Xtables {
         let mut warnings = Vec::new();
         let rendered = self.render(batch, &mut warnings);
         self.prepare_host(&rendered)?;
-        let plans = plans(&rendered)?;
-        let mut applied = commit(&plans)?;
+        let mut memory = self.memory();
+        let (tables, dispatch) = (memory.tables()?, self.settings.dispatch);
+        let plans = plans(&rendered, tables, dispatch);
+        let steps = steps::steps(plans, tables, |table| wanted(&rendered, table), dispatch);
+        let mut applied = steps::commit(&steps).inspect_err(|_| memory.forget())?;
+        memory.committed(&steps);
         applied.warnings = warnings;
         Ok(applied)
     }
 
     fn installed(&self) -> Result<Installed, ApplyError> {
-        let mut ports = BTreeSet::new();
-        let saved = save_all()?;
-        for table in TableId::ALL {
-            ports.extend(plan::ports(table, saved[&table.tool()].table(table.name())));
-        }
-        Ok(Installed { ports })
+        let mut memory = self.memory();
+        let tables = memory.tables()?.iter();
+        Ok(Installed { ports: tables.flat_map(|(table, saved)| plan::ports(*table, saved)).collect() })
     }
 
     fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        let plans = plans(&self.render(batch, &mut Vec::new()))?;
+        let rendered = self.render(batch, &mut Vec::new());
+        let plans = plans(&rendered, self.memory().tables()?, self.settings.dispatch);
         let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
         differences.sort();
         Ok(differences)
@@ -152,79 +172,14 @@ impl Xtables {
     }
 }
 
-fn save_all() -> Result<BTreeMap<Tool, Saved>, ApplyError> {
-    Tool::ALL.into_iter().map(|tool| Ok((tool, Saved::parse(&tool::save(tool)?)))).collect()
-}
-
-fn plans(rendered: &Rendered<'_>) -> Result<Vec<Plan>, ApplyError> {
-    let saved = save_all()?;
-    let plans = TableId::ALL
-        .into_iter()
-        .map(|table| Plan::new(table, saved[&table.tool()].table(table.name()), &wanted(rendered, table)));
-    Ok(plans.filter(|plan| !plan.is_empty()).collect())
+fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Plan> {
+    let plan = |(table, saved): (&TableId, _)| Plan::new(*table, saved, &wanted(rendered, *table), dispatch);
+    tables.iter().map(plan).filter(|plan| !plan.is_empty()).collect()
 }
 
 /// What the ports must have in one table.
 fn wanted<'a>(rendered: &'a Rendered<'_>, table: TableId) -> Wanted<'a> {
     rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect()
-}
-
-/// Commits the plans tool by tool; takes back what was committed when one is refused.
-fn commit(plans: &[Plan]) -> Result<Applied, ApplyError> {
-    let mut applied = Applied::default();
-    for tool in Tool::ALL {
-        let of_tool = || plans.iter().filter(move |plan| plan.tool() == tool);
-        if of_tool().next().is_none() {
-            continue;
-        }
-        let mut script = Script::default();
-        of_tool().for_each(|plan| plan.write(&mut script));
-        if let Err(error) = commit_script(tool, &script) {
-            take_back(plans);
-            return Err(error);
-        }
-        applied.commits += of_tool().count();
-        applied.changed.extend(of_tool().flat_map(|plan| plan.changed.iter().cloned()));
-    }
-    Ok(applied)
-}
-
-fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
-    log::trace!("{}-restore --noflush\n{}", tool.name(), script.text);
-    let Err(refusal) = tool::restore(tool, &script.text)? else { return Ok(()) };
-    match refusal.line.and_then(|line| script.rule_at(line)) {
-        Some((rule, blame)) => Err(ApplyError::Refused {
-            origin: blame.origin.clone(),
-            port: blame.port.clone(),
-            tool: tool.name(),
-            rule: rule.to_owned(),
-            why: refusal.message,
-        }),
-        None => Err(ApplyError::Tool { tool: format!("{}-restore", tool.name()), why: refusal.message }),
-    }
-}
-
-/// Brings the tables back to where they were before the plans. Which plans were committed is asked of the tables: of
-/// a tool's two tables the first may have been, and a tool that did not answer may have done its work.
-fn take_back(plans: &[Plan]) {
-    for plan in plans.iter().rev() {
-        let tool = plan.tool();
-        let result = tool::save(tool).and_then(|text| {
-            if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
-                return Ok(());
-            }
-            let mut script = Script::default();
-            plan.inverse().write(&mut script);
-            commit_script(tool, &script)
-        });
-        if let Err(error) = result {
-            log::error!(
-                "taking back the change of table {} of {}: {error}",
-                plan.table().name(),
-                tool.name()
-            );
-        }
-    }
 }
 
 /// The restore texts that would bring rulesets to ports that have none: for each tool that has something to do its
@@ -238,7 +193,7 @@ pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
     let text_of = |tool: Tool| {
         let mut script = Script::default();
         for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
-            let plan = Plan::new(table, &BTreeMap::new(), &wanted(&rendered, table));
+            let plan = Plan::new(table, &SavedTable::new(), &wanted(&rendered, table), Dispatch::Tree);
             if !plan.is_empty() {
                 plan.write(&mut script);
             }

@@ -1,8 +1,7 @@
 //! What has to be written to a table so that ports are as desired, and how it is undone.
 //!
-//! A plan is made from what the table holds and touches only what differs: chains of ports that change, the
-//! dispatch rules that lead to them, and our base chains where they are missing. Everything else in the table is
-//! somebody else's.
+//! A plan is made from what the table holds and touches only what differs: chains of ports that change, what
+//! dispatches to them, and our base chains where they are missing. Everything else in the table is somebody else's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,7 +9,8 @@ use nwfilter_rules::{Difference, DifferenceKind, Origin};
 use nwfilter_xml::PortDev;
 
 use crate::canonical::{canonical, same};
-use crate::render::{FROM_GUEST, FROM_GUEST_POST, HELPERS, PortTable, TO_GUEST, TO_HOST};
+use crate::dispatch::{Dispatch, Dispatcher, Layout, dispatchers};
+use crate::render::{Chains, FROM_GUEST, FROM_GUEST_POST, HELPERS, PortTable, TO_GUEST, TO_HOST};
 use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
@@ -94,7 +94,7 @@ pub(crate) type Wanted<'a> = BTreeMap<&'a PortDev, Option<&'a PortTable>>;
 
 impl Plan {
     /// The changes that bring `saved` to what is wanted.
-    pub(crate) fn new(table: TableId, saved: &SavedTable, wanted: &Wanted<'_>) -> Self {
+    pub(crate) fn new(table: TableId, saved: &SavedTable, wanted: &Wanted<'_>, dispatch: Dispatch) -> Self {
         let mut plan = Self {
             table,
             chains: BTreeMap::new(),
@@ -102,10 +102,11 @@ impl Plan {
             edited: Vec::new(),
             changed: BTreeSet::new(),
         };
-        let dispatch = dispatch_of(table, saved);
         for (port, wanted) in wanted {
-            let places = dispatch.get(port.as_str()).map_or(&[][..], Vec::as_slice);
-            plan.port(saved, places, port, *wanted);
+            plan.port(saved, port, *wanted);
+        }
+        for dispatcher in dispatchers(table) {
+            plan.dispatch(saved, &dispatcher, wanted, dispatch);
         }
         if wanted.values().any(|wanted| wanted.is_some_and(|wanted| !wanted.dispatch.is_empty())) {
             plan.base_chains(saved);
@@ -131,24 +132,14 @@ impl Plan {
         self.chains.is_empty() && self.edits.is_empty()
     }
 
-    fn port(
-        &mut self,
-        saved: &SavedTable,
-        places: &[(&'static str, usize)],
-        port: &PortDev,
-        wanted: Option<&PortTable>,
-    ) {
-        const NOTHING: &PortTable = &PortTable { chains: BTreeMap::new(), dispatch: Vec::new() };
-        let wanted = wanted.unwrap_or(NOTHING);
-        let tool = self.table.tool();
-        let before = (self.chains.len(), self.edits.len());
-        for (name, lines) in &wanted.chains {
+    /// Brings the chains of a port to what is wanted.
+    fn port(&mut self, saved: &SavedTable, port: &PortDev, wanted: Option<&PortTable>) {
+        const NONE: &Chains = &Chains::new();
+        let wanted = wanted.map_or(NONE, |wanted| &wanted.chains);
+        let before = self.chains.len();
+        for (name, lines) in wanted {
             let held = saved.get(name);
-            let unchanged = held.is_some_and(|held| {
-                held.len() == lines.len()
-                    && held.iter().zip(lines).all(|(held, line)| same(tool, held, &line.text))
-            });
-            if !unchanged {
+            if !held.is_some_and(|held| self.holds(held, lines.iter().map(|line| line.text.as_str()))) {
                 let after = Some(lines.iter().map(|line| line.text.clone()).collect());
                 let blame =
                     lines.iter().map(|line| Blame { port: port.clone(), origin: line.origin.clone() });
@@ -157,38 +148,99 @@ impl Plan {
             }
         }
         for name in owned_chains(self.table, saved, port) {
-            if !wanted.chains.contains_key(&name) {
-                let before = saved.get(&name).cloned();
-                self.chains.insert(name, ChainChange { before, after: None, blame: Vec::new() });
+            if !wanted.contains_key(&name) {
+                self.remove_chain(saved, name);
             }
         }
-        self.dispatch(saved, places, wanted);
-        if (self.chains.len(), self.edits.len()) != before {
+        if self.chains.len() != before {
             self.changed.insert(port.clone());
         }
     }
 
-    /// Makes each wanted dispatch rule stand once, and takes away the port's others, of which `places` tells. Of a
-    /// repeated rule the last stays: a deletion by text takes the first.
-    fn dispatch(&mut self, saved: &SavedTable, places: &[(&'static str, usize)], wanted: &PortTable) {
+    /// Whether a chain holds just these rules.
+    fn holds<'a>(&self, held: &[String], rules: impl ExactSizeIterator<Item = &'a str>) -> bool {
         let tool = self.table.tool();
-        let mut missing: Vec<_> = wanted.dispatch.iter().collect();
+        held.len() == rules.len() && held.iter().zip(rules).all(|(held, rule)| same(tool, held, rule))
+    }
+
+    fn remove_chain(&mut self, saved: &SavedTable, name: String) {
+        let before = saved.get(&name).cloned();
+        self.chains.insert(name, ChainChange { before, after: None, blame: Vec::new() });
+    }
+
+    /// Makes a dispatcher lead to the ports of the batch as they want it, and to the others as it does.
+    fn dispatch(
+        &mut self,
+        saved: &SavedTable,
+        dispatcher: &Dispatcher,
+        wanted: &Wanted<'_>,
+        dispatch: Dispatch,
+    ) {
+        let tool = self.table.tool();
+        let mut entries = dispatcher.entries(saved);
+        for (port, table) in wanted {
+            let rules = table.iter().flat_map(|table| &table.dispatch);
+            let rules: Vec<_> = rules
+                .filter(|(chain, _)| *chain == dispatcher.chain)
+                .map(|(_, rule)| rule.as_str())
+                .collect();
+            let held = entries.get(port.as_str()).map_or(&[][..], Vec::as_slice);
+            if held.len() == rules.len() && held.iter().zip(&rules).all(|(held, rule)| same(tool, held, rule))
+            {
+                continue;
+            }
+            self.changed.insert((*port).clone());
+            match rules.is_empty() {
+                true => entries.remove(port.as_str()),
+                false => entries.insert(port.as_str(), rules),
+            };
+        }
+        let rules_of = |port: &str| {
+            let chain = format!("CT-{port}");
+            let port = port.parse::<PortDev>().ok();
+            let wanted = port.and_then(|port| wanted.get(&port).copied().flatten());
+            match wanted.and_then(|table| table.chains.get(&chain)) {
+                Some(lines) => lines.iter().map(|line| line.text.as_str()).collect(),
+                None => saved.get(&chain).into_iter().flatten().map(String::as_str).collect(),
+            }
+        };
+        let Layout { rules, tree } = dispatcher.layout(&entries, dispatch, rules_of);
+        for (name, _) in dispatcher.tree_chains(saved).filter(|(name, _)| !tree.contains_key(*name)) {
+            self.remove_chain(saved, name.clone());
+        }
+        for (name, rules) in tree {
+            let before = saved.get(&name).cloned();
+            if !before.as_ref().is_some_and(|held| self.holds(held, rules.iter().map(String::as_str))) {
+                self.chains.insert(name, ChainChange { before, after: Some(rules), blame: Vec::new() });
+            }
+        }
+        self.edit(saved, dispatcher, rules);
+    }
+
+    /// Makes each of these rules stand once in a dispatcher's chain, and takes away its others. Of a repeated rule the
+    /// last stays: a deletion by text takes the first.
+    fn edit(&mut self, saved: &SavedTable, dispatcher: &Dispatcher, rules: Vec<String>) {
+        let chain = || dispatcher.chain.to_owned();
+        let mut missing: HashMap<&str, usize> = HashMap::new();
+        rules.iter().for_each(|rule| *missing.entry(rule).or_default() += 1);
+        let held = saved.get(dispatcher.chain).map_or(&[][..], Vec::as_slice);
         let mut deletions = Vec::new();
-        for (chain, index) in places.iter().rev() {
-            let Some(rule) = saved.get(*chain).and_then(|rules| rules.get(*index)) else { continue };
-            match missing.iter().position(|(place, wanted)| place == chain && same(tool, wanted, rule)) {
-                Some(found) => drop(missing.remove(found)),
-                None => deletions.push(Edit::Delete {
-                    chain: (*chain).to_owned(),
-                    position: index + 1,
-                    rule: rule.clone(),
-                }),
+        for (index, rule) in held.iter().enumerate().rev().filter(|(_, rule)| dispatcher.is_dispatching(rule))
+        {
+            match missing.get_mut(rule.as_str()).filter(|count| **count > 0) {
+                Some(count) => *count -= 1,
+                None => {
+                    deletions.push(Edit::Delete { chain: chain(), position: index + 1, rule: rule.clone() })
+                }
             }
         }
         self.edits.extend(deletions.into_iter().rev());
-        let append =
-            |(chain, rule): &(&str, String)| Edit::Append { chain: (*chain).to_owned(), rule: rule.clone() };
-        self.edits.extend(missing.into_iter().map(append));
+        for rule in &rules {
+            if let Some(count) = missing.get_mut(rule.as_str()).filter(|count| **count > 0) {
+                *count -= 1;
+                self.edits.push(Edit::Append { chain: chain(), rule: rule.clone() });
+            }
+        }
     }
 
     /// Makes our base chains, and makes the built-in chains start with jumps to them.
@@ -220,17 +272,57 @@ impl Plan {
 
     /// Whether a table shows that the plan was committed. A commit is all or nothing, so one change tells.
     pub(crate) fn is_committed(&self, saved: &SavedTable) -> bool {
-        let tool = self.table.tool();
         if let Some((name, change)) = self.chains.iter().next() {
             return match (saved.get(name), &change.after) {
-                (Some(held), Some(after)) => {
-                    held.len() == after.len() && held.iter().zip(after).all(|(a, b)| same(tool, a, b))
-                }
+                (Some(held), Some(after)) => self.holds(held, after.iter().map(String::as_str)),
                 (held, after) => held.is_some() == after.is_some(),
             };
         }
         let edit = self.edits.first();
         edit.is_some_and(|edit| saved.get(edit.chain_and_rule().0) != Some(&self.edited))
+    }
+
+    /// Makes the same of a table as the tool makes of the kernel's.
+    pub(crate) fn carry_out(&self, table: &mut SavedTable) {
+        for (name, change) in &self.chains {
+            match &change.after {
+                Some(rules) => drop(table.insert(name.clone(), rules.clone())),
+                None => drop(table.remove(name)),
+            }
+        }
+        for edit in self.edits_in_order() {
+            let (chain, rule) = edit.chain_and_rule();
+            let rules = table.entry(chain.to_owned()).or_default();
+            match edit {
+                Edit::Append { .. } => rules.push(rule.to_owned()),
+                Edit::Insert { position, .. } => {
+                    rules.insert((position - 1).min(rules.len()), rule.to_owned())
+                }
+                Edit::Delete { .. } => {
+                    if let Some(index) = rules.iter().position(|held| held == rule) {
+                        rules.remove(index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The edits as they are written: what goes, what is inserted, what comes to the end.
+    fn edits_in_order(&self) -> impl Iterator<Item = &Edit> {
+        // A chain declared above is empty already.
+        let deletes = self.edits.iter().filter(|edit| match edit {
+            Edit::Delete { chain, .. } => !self.chains.contains_key(chain),
+            _ => false,
+        });
+        // In ascending order each inserted rule stands at its position when all are in.
+        let mut inserts: Vec<_> =
+            self.edits.iter().filter(|edit| matches!(edit, Edit::Insert { .. })).collect();
+        inserts.sort_by_key(|edit| match edit {
+            Edit::Insert { chain, position, .. } => (chain, *position),
+            Edit::Append { chain, .. } | Edit::Delete { chain, .. } => (chain, usize::MAX),
+        });
+        let appends = self.edits.iter().filter(|edit| matches!(edit, Edit::Append { .. }));
+        deletes.chain(inserts).chain(appends)
     }
 
     /// The plan that takes everything back.
@@ -257,27 +349,15 @@ impl Plan {
         for name in self.chains.keys() {
             script.line(format!(":{name} {policy}"));
         }
-        // A chain declared above is empty already.
-        let deletes = self.edits.iter().filter(|edit| match edit {
-            Edit::Delete { chain, .. } => !self.chains.contains_key(chain),
-            _ => false,
-        });
-        deletes.for_each(|edit| script.line(edit.text()));
+        let (deletes, others): (Vec<_>, Vec<_>) =
+            self.edits_in_order().partition(|edit| matches!(edit, Edit::Delete { .. }));
+        deletes.into_iter().for_each(|edit| script.line(edit.text()));
         for (name, change) in &self.chains {
             for (index, rule) in change.after.iter().flatten().enumerate() {
                 script.blamed(format!("-A {name} {rule}"), change.blame.get(index));
             }
         }
-        // In ascending order each inserted rule stands at its position when all are in.
-        let mut inserts: Vec<_> =
-            self.edits.iter().filter(|edit| matches!(edit, Edit::Insert { .. })).collect();
-        inserts.sort_by_key(|edit| match edit {
-            Edit::Insert { chain, position, .. } => (chain, *position),
-            Edit::Append { chain, .. } | Edit::Delete { chain, .. } => (chain, usize::MAX),
-        });
-        inserts.into_iter().for_each(|edit| script.line(edit.text()));
-        let appends = self.edits.iter().filter(|edit| matches!(edit, Edit::Append { .. }));
-        appends.for_each(|edit| script.line(edit.text()));
+        others.into_iter().for_each(|edit| script.line(edit.text()));
         for name in self.chains.iter().filter(|(_, change)| change.after.is_none()).map(|(name, _)| name) {
             script.line(format!("-X {name}"));
         }
@@ -296,7 +376,7 @@ impl Plan {
             let wanted: Vec<_> = after.map(|rule| canonical(tool, rule)).collect();
             let mut add = |kind, rule: &str, blame: Option<&Blame>| {
                 found.push(Difference {
-                    port: blame.map_or_else(|| self.port_of(name), |blame| blame.port.to_string()),
+                    port: blame.map_or_else(|| self.port_of(name, rule), |blame| blame.port.to_string()),
                     tool: tool.name(),
                     chain: name.clone(),
                     kind,
@@ -317,17 +397,25 @@ impl Plan {
                     (DifferenceKind::Missing, chain, rule)
                 }
             };
-            let port = dispatched(self.table, rule).find(|port| self.changed.contains(*port));
-            let port = port.unwrap_or("*").to_owned();
+            let port = self.port_of(chain, rule);
             let (chain, rule) = (chain.clone(), rule.clone());
             found.push(Difference { port, tool: tool.name(), chain, kind, rule, origin: None });
         }
         found
     }
 
-    fn port_of(&self, chain: &str) -> String {
-        let named = self.changed.iter().filter(|port| chain.contains(port.as_str()));
-        named.max_by_key(|port| port.as_str().len()).map_or("*".to_owned(), ToString::to_string)
+    /// The port that a rule in a chain of ours is about; `*` if it is about none in particular.
+    fn port_of(&self, chain: &str, rule: &str) -> String {
+        let dispatchers = dispatchers(self.table);
+        let dispatcher = dispatchers.iter().find(|d| d.chain == chain || d.has_in_tree(chain));
+        let port = match dispatcher {
+            Some(dispatcher) => dispatcher.port(rule),
+            None => {
+                let named = self.changed.iter().map(PortDev::as_str).filter(|port| chain.contains(port));
+                named.max_by_key(|port| port.len())
+            }
+        };
+        port.unwrap_or("*").to_owned()
     }
 }
 
@@ -354,57 +442,6 @@ impl Script {
         let blame = self.blame.get(line.checked_sub(1)?)?.as_ref()?;
         Some((self.text.lines().nth(line - 1)?, blame))
     }
-}
-
-/// The chains in which dispatch rules stand.
-fn dispatch_chains(table: TableId) -> &'static [&'static str] {
-    match table {
-        TableId::EbtablesNat => &["PREROUTING", "POSTROUTING"],
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
-            &[FROM_GUEST, TO_GUEST, FROM_GUEST_POST, TO_HOST]
-        }
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => &[HELPERS],
-    }
-}
-
-/// The ports whose packets a rule of a dispatch chain leads into their chains.
-fn dispatched(table: TableId, rule: &str) -> impl Iterator<Item = &str> {
-    let words: Vec<_> = rule.split_ascii_whitespace().collect();
-    let value =
-        |options: &[&str]| words.windows(2).find(|pair| options.contains(&pair[0])).map(|pair| pair[1]);
-    let target = value(&["-j", "-g"]);
-    let ports = match table {
-        // Only jumps to a chain of the port are ours: the hook is shared with everybody.
-        TableId::EbtablesNat => {
-            let of_target = target.and_then(|target| {
-                ["I", "O", "J", "P"].iter().find_map(|letter| {
-                    target.strip_prefix("libvirt-")?.strip_prefix(letter)?.strip_prefix('-')
-                })
-            });
-            [of_target.filter(|port| value(&["-i", "-o"]) == Some(port)), None]
-        }
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
-            let (from, to) = (value(&["--physdev-in"]), value(&["--physdev-out"]));
-            [from, to.filter(|_| to != from)]
-        }
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => {
-            [target.and_then(|target| target.strip_prefix("CT-")), None]
-        }
-    };
-    ports.into_iter().flatten()
-}
-
-/// Where each port's dispatch rules are: the chain and the index in it.
-type Dispatch<'a> = HashMap<&'a str, Vec<(&'static str, usize)>>;
-
-fn dispatch_of(table: TableId, saved: &SavedTable) -> Dispatch<'_> {
-    let mut found = Dispatch::new();
-    for chain in dispatch_chains(table) {
-        for (index, rule) in saved.get(*chain).into_iter().flatten().enumerate() {
-            dispatched(table, rule).for_each(|port| found.entry(port).or_default().push((chain, index)));
-        }
-    }
-    found
 }
 
 /// The chains of a table that belong to a port, also those that libvirt uses while it changes one.
@@ -580,7 +617,7 @@ mod tests {
     type Wishes = BTreeMap<u8, Option<Vec<u8>>>;
 
     fn wishes() -> impl Strategy<Value = Wishes> {
-        btree_map(0u8..4, proptest::option::of(vec(0u8..4, 0..4)), 0..4)
+        btree_map(0u8..14, proptest::option::of(vec(0u8..4, 0..4)), 0..14)
     }
 
     fn plan(table: TableId, saved: &SavedTable, wishes: &Wishes) -> Plan {
@@ -592,7 +629,12 @@ mod tests {
                 (port, wanted)
             })
             .collect();
-        Plan::new(table, saved, &ports.iter().map(|(port, wanted)| (port, wanted.as_ref())).collect())
+        Plan::new(
+            table,
+            saved,
+            &ports.iter().map(|(port, wanted)| (port, wanted.as_ref())).collect(),
+            Dispatch::Tree,
+        )
     }
 
     /// A table of others, who have rules in the built-in chains.
@@ -624,6 +666,9 @@ mod tests {
             prop_assert!(change.is_empty() || !change.is_committed(&before));
             let after = committed(&change, &before);
             prop_assert!(change.is_empty() || change.is_committed(&after));
+            let mut carried_out = before.clone();
+            change.carry_out(&mut carried_out);
+            prop_assert_eq!(&carried_out, &after);
             prop_assert!(plan(table, &after, &second).is_empty(), "{after:#?}");
             prop_assert_eq!(&after["theirs"], &before["theirs"]);
             prop_assert_eq!(committed(&change.inverse(), &after), before);

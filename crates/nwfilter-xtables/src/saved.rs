@@ -32,6 +32,11 @@ impl Saved {
         Self { tables }
     }
 
+    /// Takes a table out; an empty one where the tool shows none.
+    pub(crate) fn take(&mut self, name: &str) -> SavedTable {
+        self.tables.remove(name).unwrap_or_default()
+    }
+
     /// A table; an empty one where the tool shows none.
     pub(crate) fn table(&self, name: &str) -> &SavedTable {
         const EMPTY: &SavedTable = &SavedTable::new();

@@ -254,18 +254,23 @@ enum Variant {
 /// The first version whose restore tools take a part of a table (`--noflush`) as one transaction in both variants.
 const OLDEST: [u16; 3] = [1, 8, 0];
 
+/// Whether a tool talks to nf_tables.
+pub(crate) fn is_nf_tables(tool: Tool) -> Result<bool, ApplyError> {
+    Ok(require(tool)?.variant == Variant::NfTables)
+}
+
 /// Refuses a tool that is missing or too old. Asked once for each tool of a process.
-fn require(tool: Tool) -> Result<(), ApplyError> {
+fn require(tool: Tool) -> Result<Version, ApplyError> {
     static FOUND: [OnceLock<Version>; 3] = [const { OnceLock::new() }; 3];
     let found = &FOUND[tool as usize];
-    if found.get().is_none() {
-        let said = run(tool.name(), &["--version"], None)?;
-        let version = check_version(tool, &String::from_utf8_lossy(&said.stdout))?;
-        log::debug!("{} {version}", tool.name());
-        // Another thread may have asked at the same time, and heard the same.
-        let _ = found.set(version);
+    if let Some(version) = found.get() {
+        return Ok(*version);
     }
-    Ok(())
+    let said = run(tool.name(), &["--version"], None)?;
+    let version = check_version(tool, &String::from_utf8_lossy(&said.stdout))?;
+    log::debug!("{} {version}", tool.name());
+    // Another thread may have asked at the same time, and heard the same.
+    Ok(*found.get_or_init(|| version))
 }
 
 fn check_version(tool: Tool, said: &str) -> Result<Version, ApplyError> {

@@ -30,7 +30,7 @@ impl Lab {
         Ok(Self { host, guest, peer })
     }
 
-    fn apply(&self, backend: Xtables, filter: &str, params: &[(&str, &str)]) -> Result<()> {
+    fn apply(&self, backend: &Xtables, filter: &str, params: &[(&str, &str)]) -> Result<()> {
         let batch = batch(filter, params)?;
         self.host.enter(|| backend.apply(&batch))?;
         assert_eq!(self.host.enter(|| backend.diff(&batch))?, []);
@@ -100,7 +100,7 @@ fn continue_on_an_ip_rule_counts_and_goes_on_to_the_next() -> Result<()> {
       </filter>";
     assert!(libvirt_refuses(filter)?.contains("CONTINUE"));
     let lab = Lab::new()?;
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     let passes = |port| lab.sent_by_guest(&frames::tcp(&ends()?, 1000, port, tcp_flags::SYN));
     assert!(!passes(80)?);
     assert!(!passes(81)?);
@@ -121,7 +121,7 @@ fn dstipto_of_an_ipv6_rule_is_an_ipv6_address() -> Result<()> {
       </filter>";
     assert!(libvirt_refuses(filter)?.contains("dstipto"));
     let lab = Lab::new()?;
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     assert!(!lab.sent_by_guest(&frames::udp(&ends6()?, 1, 2, b"inside"))?);
     let outside = Ends::v6(GUEST, "2001:db8::2".parse()?, PEER, "2001:db8::a".parse()?);
     assert!(lab.sent_by_guest(&frames::udp(&outside, 1, 2, b"outside"))?);
@@ -142,7 +142,7 @@ fn sub_chains_of_either_direction_work_in_any_order_of_priorities() -> Result<()
                  </filter>"
             );
             let lab = Lab::new()?;
-            lab.apply(Xtables::default(), &filter, &[])?;
+            lab.apply(&Xtables::default(), &filter, &[])?;
             let request = |src: Mac| -> Result<Vec<u8>> {
                 let arp = Arp::request(src, "10.0.0.2".parse()?, "10.0.0.9".parse()?);
                 Ok(frames::arp(src, Mac::BROADCAST, arp))
@@ -161,7 +161,7 @@ fn the_protocol_inside_a_vlan_tag_is_the_one_that_was_named() -> Result<()> {
     let filter = "<filter name='f'>
         <rule action='drop' direction='out'><vlan encap-protocol='arp'/></rule>
       </filter>";
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     let arp = frames::arp(GUEST, PEER, Arp::request(GUEST, "10.0.0.2".parse()?, "10.0.0.9".parse()?));
     assert!(!lab.sent_by_guest(&frames::vlan(7, &arp))?);
     assert!(lab.sent_by_guest(&frames::vlan(7, &frames::udp(&ends()?, 1, 2, b"data")))?);
@@ -176,7 +176,7 @@ fn gratuitous_may_be_a_variable() -> Result<()> {
     let filter = "<filter name='f'>
         <rule action='drop' direction='out'><arp gratuitous='$WHICH'/></rule>
       </filter>";
-    lab.apply(Xtables::default(), filter, &[("WHICH", "true")])?;
+    lab.apply(&Xtables::default(), filter, &[("WHICH", "true")])?;
     let addr = "10.0.0.2".parse()?;
     assert!(!lab.sent_by_guest(&frames::arp(GUEST, Mac::BROADCAST, Arp::gratuitous(GUEST, addr)))?);
     let request = Arp::request(GUEST, addr, "10.0.0.9".parse()?);
@@ -193,7 +193,7 @@ fn an_ipset_works_on_every_ip_element_and_a_comment_may_be_a_variable() -> Resul
     let lab = Lab::new()?;
     lab.host.run(&["ipset", "create", "blocked", "hash:ip"])?;
     lab.host.run(&["ipset", "add", "blocked", "10.0.0.2"])?;
-    lab.apply(Xtables::default(), filter, &[("WHY", "spam")])?;
+    lab.apply(&Xtables::default(), filter, &[("WHY", "spam")])?;
     assert!(!lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
     let unblocked = Ends::v4(GUEST, "10.0.0.3".parse()?, PEER, "10.0.0.9".parse()?);
     assert!(lab.sent_by_guest(&frames::udp(&unblocked, 1, 2, b"data"))?);
@@ -209,7 +209,7 @@ fn an_ipset_with_flags_is_matched_with_them() -> Result<()> {
       </filter>";
     let lab = Lab::new()?;
     lab.host.run(&["ipset", "create", "allowed", "hash:ip"])?;
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     assert!(!lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
     lab.host.run(&["ipset", "add", "allowed", "10.0.0.9"])?;
     assert!(lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
@@ -248,14 +248,14 @@ fn ip_rules_work_where_bridge_filtering_was_off_or_are_refused_where_it_must_sta
     let before = lab.host.saved()?;
 
     let careful = Xtables::new(Settings { enable_bridge_filtering: false, ..Settings::default() });
-    let error = lab.apply(careful, filter, &[]).unwrap_err().to_string();
+    let error = lab.apply(&careful, filter, &[]).unwrap_err().to_string();
     assert!(error.contains("bridge-nf-call-iptables is 0, and the settings forbid to change it"), "{error}");
     assert_eq!(before.diff(&lab.host.saved()?), None);
     assert!(lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
     let ethernet = "<filter name='f'><rule action='drop' direction='out'><arp/></rule></filter>";
-    lab.apply(careful, ethernet, &[])?;
+    lab.apply(&careful, ethernet, &[])?;
 
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     assert!(!lab.sent_by_guest(&frames::udp(&ends()?, 1, 2, b"data"))?);
     Ok(())
 }
@@ -267,7 +267,7 @@ fn what_cannot_be_enforced_is_refused_and_the_kernel_stays_as_it_was() -> Result
     let filtered = "<filter name='f'><rule action='drop' direction='out'><udp/></rule>
         <rule action='drop' direction='in'><arp/></rule>
         <rule action='drop' direction='in'><udp-ipv6/></rule></filter>";
-    lab.apply(Xtables::default(), filtered, &[])?;
+    lab.apply(&Xtables::default(), filtered, &[])?;
     let before = lab.host.saved()?;
     let unchanged = |saved: Saved| before.diff(&saved);
 
@@ -284,7 +284,7 @@ fn what_cannot_be_enforced_is_refused_and_the_kernel_stays_as_it_was() -> Result
     let late = "<filter name='late' chain='arp'><rule action='accept' direction='inout'><arp/></rule>
         <rule action='drop' direction='out'><udp dstportstart='53'/></rule>
         <rule action='drop' direction='out'><all-ipv6 ipset='nosuchset' ipsetflags='src'/></rule></filter>";
-    let error = lab.apply(Xtables::default(), late, &[]).unwrap_err().to_string();
+    let error = lab.apply(&Xtables::default(), late, &[]).unwrap_err().to_string();
     assert_eq!(
         error,
         "late:3: refused on port tap0 by ip6tables: Set nosuchset doesn't exist.\n  \
@@ -295,7 +295,7 @@ fn what_cannot_be_enforced_is_refused_and_the_kernel_stays_as_it_was() -> Result
     let fresh = Lab::new()?;
     fresh.host.run(&["iptables", "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT"])?;
     let before = fresh.host.saved()?;
-    assert!(fresh.apply(Xtables::default(), late, &[]).is_err());
+    assert!(fresh.apply(&Xtables::default(), late, &[]).is_err());
     assert_eq!(before.diff(&fresh.host.saved()?), None);
     assert!(fresh.sent_by_guest(&frames::udp(&ends()?, 1, 53, b"data"))?);
     Ok(())
@@ -318,7 +318,7 @@ fn packets_to_the_host_meet_the_same_rules() -> Result<()> {
     };
     assert!(answered(&lab, 1)?);
     let filter = "<filter name='f'><rule action='drop' direction='out'><icmp type='8'/></rule></filter>";
-    lab.apply(Xtables::default(), filter, &[])?;
+    lab.apply(&Xtables::default(), filter, &[])?;
     assert!(!answered(&lab, 2)?);
     Ok(())
 }

@@ -19,5 +19,5 @@ pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{Applied, Backend, Difference};
 pub use nwfilter_xml as xml;
-pub use nwfilter_xtables::{Settings, Xtables, restore_text};
+pub use nwfilter_xtables::{Dispatch, Settings, Xtables, restore_text};
 pub use stock::{STOCK, stock_filters};

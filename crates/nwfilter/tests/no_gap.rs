@@ -149,7 +149,6 @@ const TABLES: [&str; 2] = [
 ];
 
 #[test]
-#[ignore = "the tables are committed one after the other, with a gap between them"]
 fn a_rule_that_moves_to_another_table_leaves_no_gap() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new(Xtables::default());

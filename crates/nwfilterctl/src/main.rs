@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Driver, Settings, Xtables};
+use nwfilter::{Applied, Config, Dispatch, Driver, Settings, Xtables};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -35,8 +35,17 @@ struct Cli {
     /// Give no connection a conntrack helper
     #[arg(long, global = true)]
     no_helpers: bool,
+    /// How packets find their port: a tree where there are many ports, or libvirt's list, which its driver can take over
+    #[arg(long, global = true, default_value = "tree")]
+    dispatch: DispatchName,
     #[command(subcommand)]
     verb: Verb,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DispatchName {
+    Tree,
+    List,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -143,8 +152,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Fmt { file } => return fmt(&file),
         _ => (),
     }
-    let settings =
-        Settings { enable_bridge_filtering: !cli.keep_bridge_nf, conntrack_helpers: !cli.no_helpers };
+    let settings = Settings {
+        enable_bridge_filtering: !cli.keep_bridge_nf,
+        conntrack_helpers: !cli.no_helpers,
+        dispatch: match cli.dispatch {
+            DispatchName::Tree => Dispatch::Tree,
+            DispatchName::List => Dispatch::List,
+        },
+    };
     let BackendName::Xtables = cli.backend;
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
@@ -202,7 +217,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     if learns {
-        let switches = [("--keep-bridge-nf", cli.keep_bridge_nf), ("--no-helpers", cli.no_helpers)];
+        let switches = [
+            ("--keep-bridge-nf", cli.keep_bridge_nf),
+            ("--no-helpers", cli.no_helpers),
+            ("--dispatch=list", cli.dispatch == DispatchName::List),
+        ];
         let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         // The verb has done its work: what is missing now can be made good.
         if let Err(error) = learn::start_if_needed(&driver, &config, &given) {

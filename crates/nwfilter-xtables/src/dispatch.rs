@@ -1,0 +1,399 @@
+//! How a packet finds the chains of its port.
+//!
+//! A few ports are a list of rules, one for each port, as libvirt has it: each packet is compared with one after the
+//! other. For more ports the rules are the leaves of a tree over the ports' names. A chain of the tree holds the rules
+//! of a few ports, or sends on what comes from ports whose names begin alike:
+//!
+//! ```text
+//! -A libvirt-in -g nwfilter-in
+//! -A nwfilter-in -m physdev --physdev-in vnet1+ -g nwfilter-in-vnet1
+//! -A nwfilter-in -m physdev --physdev-in vnet2 -g FI-vnet2
+//! -A nwfilter-in-vnet1 -m physdev --physdev-in vnet1 -g FI-vnet1
+//! -A nwfilter-in-vnet1 -m physdev --physdev-in vnet10 -g FI-vnet10
+//! ```
+//!
+//! In the raw table, where a packet of a connection is what finds its helper, the tree is one over the ports of the
+//! transport protocols that have helpers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use crate::canonical::canonical;
+use crate::render::{FROM_GUEST, FROM_GUEST_POST, HELPERS, TO_GUEST, TO_HOST};
+use crate::saved::SavedTable;
+use crate::tool::TableId;
+
+/// How packets are dispatched to the chains of their ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dispatch {
+    /// By a tree over the names of the ports where there are 8 ports or more, by libvirt's list below: the cost of a
+    /// packet hardly grows with the number of ports.
+    #[default]
+    Tree,
+    /// By libvirt's list, however many ports there are. libvirt's own driver can take over from it.
+    List,
+}
+
+/// The number of ports from which on there is a tree.
+const TREE_FROM: usize = 8;
+
+/// The most rules a chain of the tree has before it is divided further.
+const LEAF_RULES: usize = 8;
+
+/// A chain whose packets are dispatched to the ports of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dispatcher {
+    table: TableId,
+    /// The chain. It may hold rules of others, which stay.
+    pub(crate) chain: &'static str,
+    /// The root of the tree. Chains further down are named after it.
+    tree: &'static str,
+    by: By,
+}
+
+/// What tells to which port a packet belongs.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// An interface of the bridge: an option of ebtables.
+    Interface(&'static str),
+    /// A port of the bridge: an option of iptables' physdev match, and what stands behind the port.
+    Physdev(&'static str, &'static str),
+    /// The conntrack helper that the port has rules for.
+    Helper,
+}
+
+/// The rules of each port, in one dispatcher.
+pub(crate) type Entries<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+/// What dispatches to the ports: rules at the end of the dispatcher's chain, and the chains of the tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) rules: Vec<String>,
+    pub(crate) tree: BTreeMap<String, Vec<String>>,
+}
+
+/// The dispatchers of a table.
+pub(crate) fn dispatchers(table: TableId) -> Vec<Dispatcher> {
+    const IN: By = By::Physdev("--physdev-in", "");
+    const OUT: By = By::Physdev("--physdev-out", " --physdev-is-bridged");
+    let all: &[(&str, &str, By)] = match table {
+        TableId::EbtablesNat => &[
+            ("PREROUTING", "nwfilter-in", By::Interface("-i")),
+            ("POSTROUTING", "nwfilter-out", By::Interface("-o")),
+        ],
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => &[
+            (FROM_GUEST, "nwfilter-in", IN),
+            (TO_GUEST, "nwfilter-out", OUT),
+            (FROM_GUEST_POST, "nwfilter-post", IN),
+            (TO_HOST, "nwfilter-host", IN),
+        ],
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => &[(HELPERS, "nwfilter-helpers", By::Helper)],
+    };
+    all.iter().map(|(chain, tree, by)| Dispatcher { table, chain, tree, by: *by }).collect()
+}
+
+/// The transport protocol and the destination port of connections that a rule gives a helper.
+type HelperKey = (String, String);
+
+impl Dispatcher {
+    /// Whether a chain belongs to the tree.
+    pub(crate) fn has_in_tree(&self, chain: &str) -> bool {
+        chain.strip_prefix(self.tree).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+
+    /// The chains of the tree that a table holds.
+    pub(crate) fn tree_chains<'a>(
+        &self,
+        saved: &'a SavedTable,
+    ) -> impl Iterator<Item = (&'a String, &'a Vec<String>)> {
+        let from_here = saved.range::<str, _>((Bound::Included(self.tree), Bound::Unbounded));
+        from_here
+            .take_while(|(name, _)| name.starts_with(self.tree))
+            .filter(|(name, _)| self.has_in_tree(name))
+    }
+
+    /// Whether a rule of the dispatcher's chain is there to dispatch.
+    pub(crate) fn is_dispatching(&self, rule: &str) -> bool {
+        rule == self.root_rule() || self.port(rule).is_some()
+    }
+
+    /// The port whose packets a rule leads into the port's chains.
+    pub(crate) fn port<'a>(&self, rule: &'a str) -> Option<&'a str> {
+        let value = |options: &[&str]| {
+            let mut words = rule.split_ascii_whitespace();
+            words.find(|word| options.contains(word)).and_then(|_| words.next())
+        };
+        let target = value(&["-j", "-g"]);
+        match self.by {
+            // Only jumps to a chain of the port are ours: the hook is shared with everybody.
+            By::Interface(option) => value(&[option]).filter(|port| {
+                let target = target.and_then(|target| target.strip_prefix("libvirt-"));
+                let of_target = target.and_then(|target| target.split_once('-'));
+                of_target.is_some_and(|(letter, of)| ["I", "O", "J", "P"].contains(&letter) && of == *port)
+            }),
+            By::Physdev(option, _) => value(&[option]).filter(|port| !port.ends_with('+')),
+            By::Helper => target.and_then(|target| target.strip_prefix("CT-")),
+        }
+    }
+
+    /// The rules that a table holds for each port, in a list or in a tree, repeated ones once.
+    pub(crate) fn entries<'a>(&self, saved: &'a SavedTable) -> Entries<'a> {
+        let mut entries = Entries::new();
+        let list = saved.get(self.chain).into_iter().flatten();
+        for rule in list.chain(self.tree_chains(saved).flat_map(|(_, rules)| rules)) {
+            let Some(port) = self.port(rule) else { continue };
+            let rules = entries.entry(port).or_default();
+            // In a tree a port with several helpers is in several chains.
+            if !rules.contains(&rule.as_str()) {
+                rules.push(rule);
+            }
+        }
+        entries
+    }
+
+    /// How ports with these rules are dispatched. `rules_of` gives the rules of a port's own chain.
+    pub(crate) fn layout<'a>(
+        &self,
+        entries: &Entries<'_>,
+        dispatch: Dispatch,
+        rules_of: impl Fn(&str) -> Vec<&'a str>,
+    ) -> Layout {
+        let mut layout = Layout::default();
+        if dispatch == Dispatch::List || entries.len() < TREE_FROM {
+            layout.rules = entries.values().flatten().map(|rule| (*rule).to_owned()).collect();
+            return layout;
+        }
+        layout.rules.push(self.root_rule());
+        match self.by {
+            By::Helper => self.plant_helpers(entries, rules_of, &mut layout.tree),
+            By::Interface(_) | By::Physdev(..) => {
+                let ports: Vec<_> = entries.iter().map(|(port, rules)| (*port, rules.as_slice())).collect();
+                self.plant(self.tree.to_owned(), 0, &ports, &mut layout.tree);
+            }
+        }
+        layout
+    }
+
+    /// Adds the chain of ports whose names begin alike for `common` bytes, and those below it. Port names are ASCII.
+    fn plant(
+        &self,
+        chain: String,
+        common: usize,
+        ports: &[(&str, &[&str])],
+        tree: &mut BTreeMap<String, Vec<String>>,
+    ) {
+        let next = |port: &(&str, _)| port.0.as_bytes().get(common).copied();
+        let mut rules = Vec::new();
+        for group in ports.chunk_by(|a, b| next(a) == next(b)) {
+            if let ([(first, _), .., (last, _)], true) = (group, ports.len() > LEAF_RULES) {
+                // In order, so that what the ends have in common all have.
+                let alike = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+                let (prefix, below) = (&first[..alike], format!("{}-{}", self.tree, &first[..alike]));
+                rules.push(self.leading_on(&format!("{prefix}+"), &below));
+                self.plant(below, alike, group, tree);
+            } else {
+                rules.extend(group.iter().flat_map(|(_, rules)| *rules).map(|rule| (*rule).to_owned()));
+            }
+        }
+        tree.insert(chain, rules);
+    }
+
+    fn plant_helpers<'a>(
+        &self,
+        entries: &Entries<'_>,
+        rules_of: impl Fn(&str) -> Vec<&'a str>,
+        tree: &mut BTreeMap<String, Vec<String>>,
+    ) {
+        let mut root = Vec::new();
+        let mut by_key: BTreeMap<HelperKey, Vec<String>> = BTreeMap::new();
+        for (port, rules) in entries {
+            let keys: Option<BTreeSet<_>> =
+                rules_of(port).into_iter().map(|rule| self.helper_key(rule)).collect();
+            let rules = rules.iter().map(|rule| (*rule).to_owned());
+            match keys.filter(|keys| !keys.is_empty()) {
+                Some(keys) => {
+                    keys.into_iter().for_each(|key| by_key.entry(key).or_default().extend(rules.clone()))
+                }
+                // Somebody changed the port's chain.
+                None => root.extend(rules),
+            }
+        }
+        for ((protocol, port), rules) in by_key {
+            let chain = format!("{}-{protocol}-{port}", self.tree);
+            root.push(format!("-p {protocol} -m {protocol} --dport {port} -j {chain}"));
+            tree.insert(chain, rules);
+        }
+        tree.insert(self.tree.to_owned(), root);
+    }
+
+    fn helper_key(&self, rule: &str) -> Option<HelperKey> {
+        let rule = canonical(self.table.tool(), rule);
+        let value = |option| {
+            let mut words = rule.split_ascii_whitespace();
+            words.find(|word| *word == option).and_then(|_| words.next())
+        };
+        let protocol = match value("-p")? {
+            "6" => "tcp",
+            "17" => "udp",
+            _ => return None,
+        };
+        Some((protocol.to_owned(), value("--dport")?.to_owned()))
+    }
+
+    fn root_rule(&self) -> String {
+        let jump = if matches!(self.by, By::Physdev(..)) { "-g" } else { "-j" };
+        format!("{jump} {}", self.tree)
+    }
+
+    /// The rule that sends on the packets of interfaces that match a pattern.
+    fn leading_on(&self, pattern: &str, chain: &str) -> String {
+        match self.by {
+            By::Interface(option) => format!("{option} {pattern} -j {chain}"),
+            // Behind a goto no other rule of the chain is tried.
+            By::Physdev(option, more) => format!("-m physdev {option} {pattern}{more} -g {chain}"),
+            By::Helper => format!("-j {chain}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn dispatcher() -> Dispatcher {
+        dispatchers(TableId::IptablesFilter)[0]
+    }
+
+    fn layout(rules: &[(String, String)], dispatch: Dispatch) -> Layout {
+        let mut entries = Entries::new();
+        rules.iter().for_each(|(port, rule)| entries.entry(port).or_default().push(rule));
+        dispatcher().layout(&entries, dispatch, |_| Vec::new())
+    }
+
+    fn rules<'a>(ports: impl IntoIterator<Item = &'a String>) -> Vec<(String, String)> {
+        let rule = |port: &String| (port.clone(), format!("-m physdev --physdev-in {port} -g FI-{port}"));
+        ports.into_iter().map(rule).collect()
+    }
+
+    /// Where a packet of a port gets, and how many rules it is compared with on the way.
+    fn walk<'a>(layout: &'a Layout, port: &str) -> (Option<&'a str>, usize) {
+        let (mut rules, mut compared) = (&layout.rules, 0);
+        'chain: loop {
+            for rule in rules {
+                let words: Vec<_> = rule.split(' ').collect();
+                let target = *words.last().unwrap();
+                compared += 1;
+                let matches = match words[..] {
+                    ["-g", _] => true,
+                    ["-m", "physdev", "--physdev-in", name, "-g", _] => match name.strip_suffix('+') {
+                        Some(prefix) => port.starts_with(prefix),
+                        None => port == name,
+                    },
+                    _ => panic!("{rule}"),
+                };
+                match layout.tree.get(target) {
+                    Some(chain) if matches => {
+                        rules = chain;
+                        continue 'chain;
+                    }
+                    _ if matches => return (Some(target), compared),
+                    _ => (),
+                }
+            }
+            return (None, compared);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_port_gets_to_its_chain_and_nobody_else_to_any(
+            ports in btree_set("(vnet|tap|v|web-)[0-9a-z.-]{0,4}", 0..60),
+            other in "(vnet|tap|v|web-)[0-9a-z.-]{0,4}",
+        ) {
+            let layout = layout(&rules(&ports), Dispatch::Tree);
+            for port in &ports {
+                prop_assert_eq!(walk(&layout, port).0.map(str::to_owned), Some(format!("FI-{port}")));
+            }
+            if !ports.contains(&other) {
+                prop_assert_eq!(walk(&layout, &other).0, None);
+            }
+            for (chain, rules) in &layout.tree {
+                prop_assert!(chain.len() <= 28 && !rules.is_empty(), "{}", chain);
+            }
+        }
+
+        #[test]
+        fn a_tree_is_read_back_as_the_list_it_stands_for(
+            ports in btree_set("vnet[0-9]{1,3}", 0..60)
+        ) {
+            let wanted = rules(&ports);
+            let layout = layout(&wanted, Dispatch::Tree);
+            let mut saved = SavedTable::from([(FROM_GUEST.to_owned(), layout.rules)]);
+            saved.extend(layout.tree);
+            let read: Vec<_> = dispatcher().entries(&saved).into_iter().collect();
+            let expected: Vec<_> = wanted.iter().map(|(port, rule)| (port.as_str(), vec![rule.as_str()])).collect();
+            prop_assert_eq!(read, expected);
+        }
+    }
+
+    #[test]
+    fn below_eight_ports_and_where_it_is_asked_for_there_is_a_list() {
+        let ports: Vec<_> = (0..8).map(|number| format!("vnet{number}")).collect();
+        assert!(layout(&rules(&ports[..7]), Dispatch::Tree).tree.is_empty());
+        assert!(!layout(&rules(&ports), Dispatch::Tree).tree.is_empty());
+        let list = layout(&rules(&ports), Dispatch::List);
+        assert_eq!((list.rules.len(), list.tree.len()), (8, 0));
+    }
+
+    #[test]
+    fn a_packet_is_compared_with_few_rules_however_many_ports_there_are() {
+        let ports: Vec<_> = (0..1000).map(|number| format!("vnet{number}")).collect();
+        let layout = layout(&rules(&ports), Dispatch::Tree);
+        let most = ports.iter().map(|port| walk(&layout, port).1).max();
+        assert!(most <= Some(35), "{most:?}");
+    }
+
+    #[test]
+    fn names_as_long_as_they_get_make_chains_that_the_tools_take() {
+        let ports: Vec<_> = (0..10).map(|number| format!("vnet-abcdefghi{number}")).collect();
+        assert_eq!(ports[0].len(), 15);
+        for table in TableId::ALL {
+            for dispatcher in dispatchers(table) {
+                let mut entries = Entries::new();
+                ports.iter().for_each(|port| entries.entry(port).or_default().push("-j CT-x"));
+                let layout =
+                    dispatcher.layout(&entries, Dispatch::Tree, |_| vec!["-p udp -m udp --dport 65535"]);
+                assert!(layout.tree.keys().all(|chain| chain.len() <= 28), "{:?}", layout.tree.keys());
+            }
+        }
+    }
+
+    #[test]
+    fn ports_that_have_a_helper_are_found_by_the_port_of_the_connection() {
+        let dispatcher = dispatchers(TableId::IptablesRaw)[0];
+        let ports: Vec<_> =
+            (0..9).map(|number| (format!("vnet{number}"), format!("-j CT-vnet{number}"))).collect();
+        let mut entries = Entries::new();
+        ports.iter().for_each(|(port, rule)| entries.entry(port).or_default().push(rule));
+        let layout = dispatcher.layout(&entries, Dispatch::Tree, |port| match port {
+            "vnet0" => vec![
+                "-p tcp -m tcp --dport 21 -j CT --helper ftp",
+                "-p udp -m udp --dport 69 -j CT --helper tftp",
+            ],
+            _ => vec!["-d 10.0.0.1/32 -p tcp -m tcp --dport 21 -j CT --helper ftp"],
+        });
+        assert_eq!(layout.rules, ["-j nwfilter-helpers"]);
+        assert_eq!(
+            layout.tree["nwfilter-helpers"],
+            [
+                "-p tcp -m tcp --dport 21 -j nwfilter-helpers-tcp-21",
+                "-p udp -m udp --dport 69 -j nwfilter-helpers-udp-69"
+            ]
+        );
+        assert_eq!(layout.tree["nwfilter-helpers-tcp-21"].len(), 9);
+        assert_eq!(layout.tree["nwfilter-helpers-udp-69"], ["-j CT-vnet0"]);
+    }
+}

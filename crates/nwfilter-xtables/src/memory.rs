@@ -1,0 +1,91 @@
+//! What the tables hold, remembered for as long as the kernel says that nothing has changed.
+//!
+//! The save tools take a second and more for the rules of a thousand ports; asking for the generation of the rules
+//! takes microseconds.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+
+use nwfilter_rules::ApplyError;
+
+use crate::nftables::generation;
+use crate::saved::{Saved, SavedTable};
+use crate::steps::Step;
+use crate::tool::{self, TableId, Tool};
+
+/// The tables that hold rules of ours.
+pub(crate) type Tables = BTreeMap<TableId, SavedTable>;
+
+/// The tables as they were when they were last read or written.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    last: Option<(State, Tables)>,
+    /// Where the tables are not remembered.
+    unremembered: Tables,
+}
+
+/// What tells whether tables are still what they were: the network namespace, by device and inode, and the generation
+/// of its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    namespace: (u64, u64),
+    generation: u32,
+}
+
+impl Memory {
+    /// The tables as they are in the network namespace of the calling thread.
+    pub(crate) fn tables(&mut self) -> Result<&Tables, ApplyError> {
+        let before = state();
+        if !matches!(&self.last, Some((known, _)) if Some(*known) == before) {
+            self.last = None;
+            let tables = read()?;
+            match before {
+                // What was changed while the tools read is read again next time.
+                Some(before) if state() == Some(before) => self.last = Some((before, tables)),
+                _ => self.unremembered = tables,
+            }
+        }
+        Ok(self.last.as_ref().map_or(&self.unremembered, |(_, tables)| tables))
+    }
+
+    /// Takes note of steps that were committed to the tables of the last call of [`Self::tables`]. If anybody else
+    /// changed anything meanwhile, the tables are read anew next time.
+    pub(crate) fn committed(&mut self, steps: &[Step]) {
+        let Some((known, tables)) = &mut self.last else { return };
+        // Each table that a restore tool changes is a transaction, and each transaction a generation.
+        let commits = u32::try_from(steps.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
+        known.generation = known.generation.wrapping_add(commits);
+        if state() != Some(*known) {
+            self.last = None;
+            return;
+        }
+        for plan in steps.iter().flatten() {
+            plan.carry_out(tables.entry(plan.table()).or_default());
+        }
+    }
+
+    /// Reads the tables anew next time.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+/// `None` where changes cannot be told: the legacy variants do not count, and the kernel may not answer.
+fn state() -> Option<State> {
+    if !Tool::ALL.into_iter().all(|tool| tool::is_nf_tables(tool).unwrap_or(false)) {
+        return None;
+    }
+    let namespace = std::fs::metadata("/proc/thread-self/ns/net").ok()?;
+    Some(State { namespace: (namespace.dev(), namespace.ino()), generation: generation().ok()? })
+}
+
+fn read() -> Result<Tables, ApplyError> {
+    let mut tables = Tables::new();
+    for tool in Tool::ALL {
+        let mut saved = Saved::parse(&tool::save(tool)?);
+        for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
+            tables.insert(table, saved.take(table.name()));
+        }
+    }
+    Ok(tables)
+}

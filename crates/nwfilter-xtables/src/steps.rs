@@ -1,0 +1,198 @@
+//! In which order tables are written so that no frame passes meanwhile that neither the old rules nor the new ones let
+//! pass, and none is lost that both let pass.
+//!
+//! Each table changes in one transaction, but a frame has to pass two of them: ebtables' nat, and the filter table of
+//! its IP family. If a batch moves a drop from one to the other, a frame could slip through between two transactions,
+//! whichever comes first. So where both change, the IP tables first get rules that drop what the old ones *or* the new
+//! ones drop, then ebtables changes, then the IP tables get the new rules alone:
+//!
+//! | | ebtables | IP tables | passes |
+//! | --- | --- | --- | --- |
+//! | before | old | old | |
+//! | | old | old and new | what passed before, less what is dropped now |
+//! | | new | old and new | what passes now, less what was dropped before |
+//! | after | new | new | |
+//!
+//! A port that is new to the IP tables needs no step in between: to have no rules there is to let everything pass.
+
+use std::collections::BTreeMap;
+
+use nwfilter_rules::{Applied, ApplyError, Origin};
+use nwfilter_xml::PortDev;
+
+use crate::canonical::same;
+use crate::dispatch::Dispatch;
+use crate::memory::Tables;
+use crate::plan::{Plan, Script, Wanted};
+use crate::render::{Line, PortTable};
+use crate::saved::{Saved, SavedTable};
+use crate::tool::{self, TableId, Tool};
+
+/// What is written by one run of a restore tool: a transaction for each plan.
+pub(crate) type Step = Vec<Plan>;
+
+/// The chains of a port in a filter table, and where its old rules are while the new ones are joined to them. libvirt
+/// uses these names while it changes a port; nothing of them is left in the end.
+const CHAINS: [(&str, &str); 3] = [("FI", "FJ"), ("FO", "FP"), ("HI", "HJ")];
+
+/// The steps that bring tables to what ports want, given the plans that would do it at once.
+pub(crate) fn steps<'a>(
+    plans: Vec<Plan>,
+    tables: &Tables,
+    wanted: impl Fn(TableId) -> Wanted<'a>,
+    dispatch: Dispatch,
+) -> Vec<Step> {
+    let (ethernet, ip): (Step, Step) = plans.into_iter().partition(|plan| plan.tool() == Tool::Ebtables);
+    let (raw, filter): (Step, Step) = ip.into_iter().partition(|plan| !is_filter(plan.table()));
+    let (mut first, mut last) = (Step::new(), Step::new());
+    for plan in filter {
+        let (saved, wanted) = (&tables[&plan.table()], wanted(plan.table()));
+        let joined = if ethernet.is_empty() { None } else { joined(plan.tool(), saved, &wanted) };
+        let Some(joined) = joined else {
+            first.push(plan);
+            continue;
+        };
+        let joined = joined.iter().map(|(port, table)| (*port, table.as_ref())).collect();
+        let join = Plan::new(plan.table(), saved, &joined, dispatch);
+        if join.is_empty() {
+            last.push(plan);
+            continue;
+        }
+        let mut between = saved.clone();
+        join.carry_out(&mut between);
+        last.push(Plan::new(plan.table(), &between, &wanted, dispatch));
+        first.push(join);
+    }
+    // Nothing is dropped there: where it does not cost a run of its own.
+    for plan in raw {
+        let with_last = last.iter().any(|other| other.tool() == plan.tool());
+        if with_last { last.push(plan) } else { first.push(plan) }
+    }
+    [by_tool(first), vec![ethernet], by_tool(last)]
+        .concat()
+        .into_iter()
+        .filter(|step| !step.is_empty())
+        .collect()
+}
+
+fn is_filter(table: TableId) -> bool {
+    matches!(table, TableId::IptablesFilter | TableId::Ip6tablesFilter)
+}
+
+fn by_tool(mut plans: Step) -> Vec<Step> {
+    plans.sort_by_key(Plan::table);
+    plans.chunk_by(|a, b| a.tool() == b.tool()).map(<[Plan]>::to_vec).collect()
+}
+
+/// What the ports have in a filter table while ebtables changes: the old rules joined with the new ones. A port that
+/// keeps its old rules is not named. `None` if no port has old rules that change.
+fn joined<'a>(
+    tool: Tool,
+    saved: &SavedTable,
+    wanted: &Wanted<'a>,
+) -> Option<BTreeMap<&'a PortDev, Option<PortTable>>> {
+    let mut any = false;
+    let mut joined = BTreeMap::new();
+    for (port, table) in wanted {
+        let held = CHAINS.iter().any(|(name, _)| saved.contains_key(&format!("{name}-{port}")));
+        match table {
+            None if held => any = true,
+            None => drop(joined.insert(*port, None)),
+            Some(table) if !held => drop(joined.insert(*port, Some((*table).clone()))),
+            Some(table) => {
+                let (table, changes) = join(tool, saved, port, table);
+                any |= changes;
+                joined.insert(*port, Some(table));
+            }
+        }
+    }
+    any.then_some(joined)
+}
+
+/// What a port wants, with a jump to its old rules before the new ones in each chain that changes, and whether one
+/// does.
+fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (PortTable, bool) {
+    let ours = |text: String| Line { text, origin: Origin { filter: None, line: 0 } };
+    let (mut table, mut changes) = (wanted.clone(), false);
+    for (name, old) in CHAINS {
+        let (name, old) = (format!("{name}-{port}"), format!("{old}-{port}"));
+        let (Some(held), Some(lines)) = (saved.get(&name), table.chains.get_mut(&name)) else { continue };
+        if held.len() == lines.len() && held.iter().zip(&*lines).all(|(a, b)| same(tool, a, &b.text)) {
+            continue;
+        }
+        changes = true;
+        let to_old = format!("-j {old}");
+        lines.insert(0, ours(to_old.clone()));
+        // Whoever was killed between two steps left old rules there already.
+        let held = held.iter().flat_map(|rule| match saved.get(&old).filter(|_| *rule == to_old) {
+            Some(older) => older.as_slice(),
+            None => std::slice::from_ref(rule),
+        });
+        // What the old rules accept goes on to the new ones.
+        let accepted_goes_on = |rule: &String| match rule.strip_suffix("-j ACCEPT") {
+            Some(matches) => format!("{matches}-j RETURN"),
+            None => rule.clone(),
+        };
+        let held = held.map(|rule| ours(accepted_goes_on(rule))).collect();
+        table.chains.insert(old, held);
+    }
+    (table, changes)
+}
+
+// ---- commit ----
+
+/// Carries out the steps; takes back what was committed when one is refused.
+pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
+    let mut applied = Applied::default();
+    for (done, step) in steps.iter().enumerate() {
+        let Some(tool) = step.first().map(Plan::tool) else { continue };
+        let mut script = Script::default();
+        step.iter().for_each(|plan| plan.write(&mut script));
+        if let Err(error) = commit_script(tool, &script) {
+            take_back(&steps[..=done]);
+            return Err(error);
+        }
+        applied.commits += step.len();
+        applied.changed.extend(step.iter().flat_map(|plan| plan.changed.iter().cloned()));
+    }
+    Ok(applied)
+}
+
+fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
+    log::trace!("{}-restore --noflush\n{}", tool.name(), script.text);
+    let Err(refusal) = tool::restore(tool, &script.text)? else { return Ok(()) };
+    match refusal.line.and_then(|line| script.rule_at(line)) {
+        Some((rule, blame)) => Err(ApplyError::Refused {
+            origin: blame.origin.clone(),
+            port: blame.port.clone(),
+            tool: tool.name(),
+            rule: rule.to_owned(),
+            why: refusal.message,
+        }),
+        None => Err(ApplyError::Tool { tool: format!("{}-restore", tool.name()), why: refusal.message }),
+    }
+}
+
+/// Brings the tables back to where they were before the steps, the last one first. Which plans were committed is asked
+/// of the tables: of a tool's two tables the first may have been, and a tool that did not answer may have done its
+/// work.
+fn take_back(steps: &[Step]) {
+    for plan in steps.iter().rev().flat_map(|step| step.iter().rev()) {
+        let tool = plan.tool();
+        let result = tool::save(tool).and_then(|text| {
+            if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
+                return Ok(());
+            }
+            let mut script = Script::default();
+            plan.inverse().write(&mut script);
+            commit_script(tool, &script)
+        });
+        if let Err(error) = result {
+            log::error!(
+                "taking back the change of table {} of {}: {error}",
+                plan.table().name(),
+                tool.name()
+            );
+        }
+    }
+}
