@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use nwfilter_rules::{Backend, Batch, Filters, instantiate};
 use nwfilter_xml::{Binding, read_binding};
 
@@ -158,7 +159,9 @@ impl Pair {
 
 /// How long the calling thread has had a processor.
 fn worked() -> Result<Duration> {
-    Ok(Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?))
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let duration = |time: TimeVal| Duration::new(time.tv_sec().unsigned_abs(), 1000 * time.tv_usec() as u32);
+    Ok(duration(usage.user_time()) + duration(usage.system_time()))
 }
 
 fn port(number: usize) -> String {
