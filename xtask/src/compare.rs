@@ -1,5 +1,7 @@
 //! `cargo xtask compare`: the same jobs by the installed libvirtd and by this driver, in one run.
 
+mod rates;
+
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -13,6 +15,9 @@ use nwfilter_testlab::{Host, Libvirtd, Tap};
 use crate::packages::{DEMO, TEST, ensure_installed};
 
 const FILTER: &str = include_str!("../../xml-fixtures/seed/ftp-by-port.xml");
+
+/// What stands behind this line was measured by hand, and stays.
+const BY_HAND: &str = "\n<!-- What follows is not written by `cargo xtask compare`. -->\n";
 
 /// One job, and how long each took for it.
 struct Row {
@@ -42,14 +47,15 @@ pub(crate) fn run(ports: usize) -> Result<ExitCode> {
         .zip(theirs.into_iter().zip(ours))
         .map(|(job, (libvirt, ours))| Row { job, libvirt, ours })
         .collect();
-    let report = report(&rows)?;
+    println!("packets a second");
+    let report = report(&rows)? + &rates::section(&rates::measure()?)?;
     print!("{report}");
     fs::create_dir_all("docs")?;
     let file = Path::new("docs/performance.md");
-    // What was measured by hand stands in sections behind the table, and stays.
     let old = fs::read_to_string(file).unwrap_or_default();
-    let by_hand = old.find("\n## ").map_or("", |start| &old[start..]);
-    fs::write(file, report + by_hand).with_context(|| format!("cannot write {}", file.display()))?;
+    let by_hand = old.find(BY_HAND).map_or("", |start| &old[start + BY_HAND.len()..]);
+    fs::write(file, report + BY_HAND + by_hand)
+        .with_context(|| format!("cannot write {}", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -39,6 +39,7 @@ mod libvirtd;
 mod need;
 mod netns;
 mod pair;
+pub mod rate;
 mod saved;
 pub mod seed;
 mod services;

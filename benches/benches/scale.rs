@@ -1,0 +1,181 @@
+//! A host with a thousand ports, each filtered by the seed filter. Needs root; takes half a minute.
+//!
+//! What is printed are ratios of two times of the same run, and whether they are as expected; nothing fails by a time.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nwfilter::{Config, Driver, Xtables};
+use nwfilter_benches::{binding, seed_filters};
+use nwfilter_rules::{Batch, instantiate};
+use nwfilter_testlab::rate::RateLab;
+use nwfilter_testlab::{Host, Need, requirements};
+use nwfilter_xml::write_binding_status;
+use nwfilter_xtables::restore_texts;
+
+const PORTS: usize = 1000;
+const FILTER: &str = "ftp-by-port";
+
+/// How often what takes long is done, and what takes little. The fastest counts.
+const FEW: usize = 3;
+const MANY: usize = 10;
+
+/// Something measured, what was expected of it, and how it came about.
+struct Row {
+    what: &'static str,
+    found: f64,
+    expected: f64,
+    /// Whether the expectation is the least that it may be, or the most.
+    at_least: bool,
+    unit: &'static str,
+    from: String,
+}
+
+fn main() -> Result<()> {
+    if let Err(missing) = requirements(&[Need::Root, Need::Tool("ip"), Need::Tool("ebtables-restore")]) {
+        eprintln!("skipped: {missing}");
+        return Ok(());
+    }
+    // The first row is about this process before anything else needed memory.
+    let rows = [memory()?, cold_start()?, one_more()?, rate()?];
+    println!("| what | found | expected | met | from |\n| --- | ---: | ---: | --- | --- |");
+    for Row { what, found, expected, at_least, unit, from } in rows {
+        let (limit, met) = if at_least { ("≥", found >= expected) } else { ("≤", found <= expected) };
+        let met = if met { "yes" } else { "no" };
+        println!("| {what} | {found:.2}{unit} | {limit} {expected}{unit} | {met} | {from} |");
+    }
+    Ok(())
+}
+
+fn port(number: usize) -> String {
+    format!("vnet{number}")
+}
+
+/// A driver on a host with no rules yet, and bindings of the ports in its store.
+struct Lab {
+    host: Host,
+    driver: Driver,
+    _dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new(ports: usize) -> Result<Self> {
+        let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+        let config =
+            Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+        for dir in [&config.config_dir, &config.state_dir] {
+            fs::create_dir(dir)?;
+        }
+        let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../xml-fixtures/seed/{FILTER}.xml"));
+        fs::copy(seed, config.config_dir.join(format!("{FILTER}.xml")))?;
+        for number in 0..ports {
+            let text = write_binding_status(&binding(&port(number), FILTER)?);
+            fs::write(config.state_dir.join(format!("{}.xml", port(number))), text)?;
+        }
+        let driver = Driver::open(config, Xtables::default())?;
+        Ok(Self { host, driver, _dir: dir })
+    }
+
+    fn reload(&self) -> Result<()> {
+        self.host.enter(|| self.driver.reload())?;
+        Ok(())
+    }
+
+    /// Attaches a port that has an interface, and detaches it again. How long the first of the two took.
+    fn attach(&self, port: &str) -> Result<Duration> {
+        let binding = binding(port, FILTER)?;
+        self.host.enter(|| {
+            let begin = Instant::now();
+            self.driver.create_binding(binding)?;
+            let taken = begin.elapsed();
+            self.driver.delete_binding(port)?;
+            Ok(taken)
+        })
+    }
+}
+
+/// The fastest of several.
+fn fastest(runs: usize, mut run: impl FnMut() -> Result<Duration>) -> Result<Duration> {
+    let times = (0..runs).map(|_| run()).collect::<Result<Vec<_>>>()?;
+    times.into_iter().min().context("not run once")
+}
+
+/// The memory that a process has which holds the driver.
+fn memory() -> Result<Row> {
+    let lab = Lab::new(PORTS)?;
+    let _tap = lab.host.tap(&port(PORTS))?;
+    lab.reload()?;
+    lab.attach(&port(PORTS))?;
+    lab.reload()?;
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    let from = "VmRSS after a reload, an attach and a reload".to_owned();
+    let found = kib / 1024.0;
+    Ok(Row { what: "resident memory", found, expected: 64.0, at_least: false, unit: " MiB", from })
+}
+
+/// From a store of bindings and no rules to all rules, beside the tools alone with texts made before.
+fn cold_start() -> Result<Row> {
+    let ours = fastest(FEW, || {
+        let lab = Lab::new(PORTS)?;
+        let begin = Instant::now();
+        lab.reload()?;
+        Ok(begin.elapsed())
+    })?;
+    let (filters, mut batch) = (seed_filters()?, Batch::default());
+    for number in 0..PORTS {
+        let binding = binding(&port(number), FILTER)?;
+        batch.filter(binding.port.clone(), Arc::new(instantiate(&filters, &binding)?));
+    }
+    let texts = restore_texts(&batch);
+    let tools = fastest(FEW, || {
+        let host = Host::new()?;
+        let begin = Instant::now();
+        for (tool, text) in &texts {
+            host.run_with_stdin(&[&format!("{tool}-restore"), "--noflush"], text)?;
+        }
+        Ok(begin.elapsed())
+    })?;
+    Ok(ratio("start of all", ours, tools, 1.5, "the restore tools alone"))
+}
+
+/// One port more, beside the first of all.
+fn one_more() -> Result<Row> {
+    let first = Lab::new(0)?;
+    let last = Lab::new(PORTS)?;
+    let _taps = (first.host.tap(&port(PORTS))?, last.host.tap(&port(PORTS))?);
+    last.reload()?;
+    let last = fastest(MANY, || last.attach(&port(PORTS)))?;
+    let first = fastest(MANY, || first.attach(&port(PORTS)))?;
+    Ok(ratio("attach of the 1,001st port", last, first, 3.0, "of the first"))
+}
+
+fn ratio(what: &'static str, ours: Duration, base: Duration, expected: f64, of: &str) -> Row {
+    let from = format!("{ours:.3?} / {base:.3?} {of}");
+    let found = ours.as_secs_f64() / base.as_secs_f64();
+    Row { what, found, expected, at_least: false, unit: "", from }
+}
+
+/// Frames forwarded beside many ports, and beside few.
+fn rate() -> Result<Row> {
+    let filters = seed_filters()?;
+    let rate = |others: usize| -> Result<f64> {
+        let lab = RateLab::new(others)?;
+        lab.filter(&Xtables::default(), &filters, "ftp-by-state")?;
+        lab.frames_a_second(Duration::from_millis(200))
+    };
+    let (few, many) = (rate(10)?, rate(PORTS)?);
+    let from = format!("{many:.0} / {few:.0} frames/s beside 10");
+    Ok(Row {
+        what: "packet rate beside 1,000",
+        found: many / few,
+        expected: 0.9,
+        at_least: true,
+        unit: "",
+        from,
+    })
+}

@@ -1,0 +1,189 @@
+//! How many frames a second a host with many filtered ports forwards.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use nwfilter_rules::{Backend, Batch, Filters, instantiate};
+use nwfilter_xml::{Binding, read_binding};
+
+use crate::{Ends, Host, Mac, Tap, frames};
+
+/// More frames than the queue of a tap holds.
+const MORE_THAN_A_QUEUE: usize = 1100;
+
+/// How often each pair is measured. The fastest run counts.
+const RUNS: u32 = 5;
+
+/// A host on which all ports are filtered in the same way, and some of them measured in pairs.
+///
+/// A frame of 64 bytes goes from one port of a pair to the other: a UDP datagram of a connection that both guests have
+/// sent in before, so that it is let through by filters that go by state.
+#[derive(Debug)]
+pub struct RateLab {
+    host: Host,
+    ports: usize,
+    pairs: Vec<Pair>,
+}
+
+#[derive(Debug)]
+struct Pair {
+    from: Tap,
+    to: Tap,
+    known: Vec<u8>,
+    unknown: Vec<u8>,
+}
+
+impl RateLab {
+    /// A host where `others` ports are filtered beside the two that are measured.
+    ///
+    /// Ports are named as libvirt names them, `vnet0` and so on. Measured are the first, the middle and the last two in
+    /// the order of their names; with fewer than 4 others, the first two. A port that is not measured has rules but no
+    /// interface: rules are found by the names of the interfaces that a frame goes through.
+    pub fn new(others: usize) -> Result<Self> {
+        let host = Host::new()?;
+        let ports = others + 2;
+        // Connections are not known before a rule asks for them.
+        host.run(&["iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"])?;
+        let mut order: Vec<usize> = (0..ports).collect();
+        order.sort_by_key(|&number| port(number));
+        let firsts = if others < 4 { vec![0] } else { vec![0, ports / 2 - 1, ports - 2] };
+        let pair = |first: usize| Pair::new(&host, order[first], order[first + 1]);
+        let pairs = firsts.into_iter().map(pair).collect::<Result<_>>()?;
+        Ok(Self { host, ports, pairs })
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The names of the ports that have an interface.
+    pub fn measured(&self) -> BTreeSet<&str> {
+        self.pairs.iter().flat_map(|pair| [pair.from.name(), pair.to.name()]).collect()
+    }
+
+    /// Filters all ports by `filter`, one of `filters`, in one batch.
+    pub fn filter(&self, backend: &dyn Backend, filters: &impl Filters, filter: &str) -> Result<()> {
+        let mut batch = Batch::default();
+        for number in 0..self.ports {
+            let binding = binding(number, filter)?;
+            batch.filter(binding.port.clone(), Arc::new(instantiate(filters, &binding)?));
+        }
+        self.host.enter(|| backend.apply(&batch))?;
+        Ok(())
+    }
+
+    /// Frames that one processor forwards in a second, as the mean of the pairs. `run` is the length of one run of
+    /// several.
+    ///
+    /// Fails when a frame of the known connection does not get through, or one of another connection does.
+    pub fn frames_a_second(&self, run: Duration) -> Result<f64> {
+        let rate = |pair: &Pair| {
+            ensure!(
+                pair.from.delivers(&pair.to, &pair.known)?,
+                "frames of a known connection do not get through"
+            );
+            ensure!(
+                !pair.from.delivers(&pair.to, &pair.unknown)?,
+                "frames of an unknown connection get through"
+            );
+            for _ in 0..MORE_THAN_A_QUEUE {
+                pair.from.send(&pair.known)?;
+            }
+            let runs = (0..RUNS).map(|_| self.run(pair, run)).collect::<Result<Vec<_>>>()?;
+            Ok(runs.into_iter().fold(0.0, f64::max))
+        };
+        let rates = self.pairs.iter().map(rate).collect::<Result<Vec<_>>>()?;
+        Ok(rates.iter().sum::<f64>() / rates.len() as f64)
+    }
+
+    /// Sends for a time, and counts what leaves at the other port. Nobody reads there: the queue of the tap is full,
+    /// and the kernel counts every frame that arrives as dropped.
+    ///
+    /// The kernel does all work for a frame within the call that writes it, so the time that counts is that which the
+    /// thread had a processor: how busy the machine is otherwise makes no difference.
+    fn run(&self, pair: &Pair, duration: Duration) -> Result<f64> {
+        let left_before = self.left_at(&pair.to)?;
+        let (begin, worked_before) = (Instant::now(), worked()?);
+        let mut sent = 0;
+        while begin.elapsed() < duration {
+            for _ in 0..64 {
+                pair.from.send(&pair.known)?;
+            }
+            sent += 64;
+        }
+        let worked = worked()? - worked_before;
+        let left = self.left_at(&pair.to)? - left_before;
+        ensure!(left == sent, "{left} of {sent} frames left at {}", pair.to.name());
+        Ok(left as f64 / worked.as_secs_f64())
+    }
+
+    /// Frames that left at a port or were dropped there because its queue was full.
+    fn left_at(&self, port: &Tap) -> Result<u64> {
+        let text = self.host.enter(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let line =
+            text.lines().find_map(|line| line.trim_start().strip_prefix(port.name())?.strip_prefix(':'));
+        let mut transmit = line.context("a port without counters")?.split_ascii_whitespace().skip(9);
+        let mut next =
+            || transmit.next().context("a short line of counters")?.parse::<u64>().context("a counter");
+        let (packets, _errors, drops) = (next()?, next()?, next()?);
+        Ok(packets + drops)
+    }
+}
+
+impl Pair {
+    /// Two ports that have no rules yet, and the connection between them.
+    fn new(host: &Host, from: usize, to: usize) -> Result<Self> {
+        let taps = (host.tap(&port(from))?, host.tap(&port(to))?);
+        let ends = Ends::v4(mac(from), ip(from), mac(to), ip(to));
+        let payload = [0; 64 - 14 - 20 - 8];
+        let pair = Self {
+            known: frames::udp(&ends, 53, 53, &payload),
+            unknown: frames::udp(&ends, 53, 54, &payload),
+            from: taps.0,
+            to: taps.1,
+        };
+        // The one who is to receive has asked.
+        let question = frames::udp(&ends.reverse(), 53, 53, &payload);
+        ensure!(pair.to.delivers(&pair.from, &question)?, "no question gets through");
+        ensure!(pair.from.delivers(&pair.to, &pair.known)?, "no answer gets through");
+        Ok(pair)
+    }
+}
+
+/// How long the calling thread has had a processor.
+fn worked() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let duration = |time: TimeVal| Duration::new(time.tv_sec().unsigned_abs(), 1000 * time.tv_usec() as u32);
+    Ok(duration(usage.user_time()) + duration(usage.system_time()))
+}
+
+fn port(number: usize) -> String {
+    format!("vnet{number}")
+}
+
+fn mac(number: usize) -> Mac {
+    let [.., high, low] = number.to_be_bytes();
+    Mac::new([0x52, 0x54, 0, 0, high, low])
+}
+
+fn ip(number: usize) -> Ipv4Addr {
+    let [.., high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 1, high, low)
+}
+
+fn binding(number: usize, filter: &str) -> Result<Binding> {
+    let (port, mac, ip) = (port(number), mac(number), ip(number));
+    let text = format!(
+        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>\
+         <portdev name='{port}'/><mac address='{mac}'/><filterref filter='{filter}'>\
+         <parameter name='IP' value='{ip}'/></filterref></filterbinding>"
+    );
+    Ok(read_binding("binding", &text).into_result()?)
+}
