@@ -134,7 +134,7 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
     // Another process with other words for the same thing finds nothing to do.
     let other = lab.driver(Dispatch::Tree);
     assert!(lab.host.enter(|| other.diff()).unwrap().is_empty());
-    assert_eq!(lab.host.enter(|| other.reload()).unwrap().commits, 0);
+    assert_eq!(lab.host.enter(|| other.reload()).unwrap().applied.commits, 0);
 
     let list = lab.driver(Dispatch::List);
     lab.host.enter(|| list.reload()).unwrap();
