@@ -1,13 +1,13 @@
 //! Carrying out transactions: rules into the kernel, documents into the stores, and back where something fails.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use nwfilter_rules::{Applied, ApplyError, Batch, Ruleset};
 use nwfilter_xml::PortDev;
 
 use crate::files::carry_out;
-use crate::group::Waiting;
+use crate::group::{Turn, Waiting};
 use crate::stores::Stores;
 use crate::transaction::{Change, Committed, Draft, Outcome, Transaction};
 use crate::{Driver, Error, Event, Phase};
@@ -30,22 +30,16 @@ impl Driver {
     ///   in the store; the next [`Driver::reload`] brings the kernel to those that are.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
         let ticket = self.queue.join(transaction);
-        // Whoever holds the stores carries out transactions; this one's may be among them.
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = ticket.answer() {
-            return answer;
-        }
-        let carried_out = self.change_held(&mut stores, |stores| {
-            self.carry_out(stores, self.queue.take(&ticket));
+        let lead = match self.queue.turn(&ticket) {
+            Turn::Answered(answer) => return answer,
+            Turn::Leads(lead) => lead,
+        };
+        let carried_out = self.change(|stores| {
+            self.carry_out(stores, lead.take());
             Ok(())
         });
-        match (ticket.answer(), carried_out) {
-            (Some(answer), _) => answer,
-            (None, carried_out) => {
-                self.queue.leave(&ticket);
-                Err(carried_out.err().unwrap_or(Error::Abandoned))
-            }
-        }
+        // The change is made once there is an answer, whatever went wrong afterwards.
+        ticket.answer().unwrap_or_else(|| Err(carried_out.err().unwrap_or(Error::Abandoned)))
     }
 
     /// Carries out transactions together, or, where that fails, apart.

@@ -61,8 +61,8 @@ impl Default for Config {
 pub struct Driver {
     config: Config,
     backend: Arc<dyn Backend>,
-    pub(crate) stores: Mutex<Stores>,
-    /// The transactions that wait for the stores.
+    stores: Mutex<Stores>,
+    /// The transactions that wait for another one.
     pub(crate) queue: Queue,
     pub(crate) learner: Background,
     pub(crate) reporter: Reporter,
@@ -230,23 +230,15 @@ impl Driver {
 
     /// Runs a change while no other thread or process makes one.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        self.change_held(&mut self.stores.lock().unwrap_or_else(PoisonError::into_inner), change)
-    }
-
-    /// The same with stores that the caller holds already.
-    pub(crate) fn change_held<T>(
-        &self,
-        stores: &mut Stores,
-        change: impl FnOnce(&mut Stores) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
         stores.set_damaged_aside();
-        let done = change(stores)?;
+        let done = change(&mut stores)?;
         stores.refresh()?;
-        self.meter().stores(stores);
+        self.meter().stores(&stores);
         drop(lock);
-        self.learner.listen_if_needed(self, stores);
+        self.learner.listen_if_needed(self, &mut stores);
         Ok(done)
     }
 

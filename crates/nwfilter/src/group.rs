@@ -1,9 +1,8 @@
 //! Group commit: transactions of threads that come while another is carried out are carried out together.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
 use crate::transaction::{Committed, Transaction};
@@ -11,8 +10,17 @@ use crate::transaction::{Committed, Transaction};
 /// The transactions that wait to be carried out, in the order of their arrival.
 #[derive(Default)]
 pub(crate) struct Queue {
-    waiting: Mutex<Vec<Waiting>>,
-    next: AtomicU64,
+    state: Mutex<State>,
+    /// A thread that led has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiting>,
+    next: u64,
+    /// Whether a thread carries out transactions, or is about to.
+    is_led: bool,
 }
 
 /// A transaction that somebody waits for.
@@ -37,32 +45,69 @@ type Namespace = (u64, u64);
 impl Queue {
     /// Lets a transaction wait.
     pub(crate) fn join(&self, transaction: Transaction) -> Ticket {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let file = std::fs::metadata("/proc/thread-self/ns/net");
         let namespace = file.ok().map(|file| (file.dev(), file.ino()));
         let (sender, answer) = channel();
-        self.waiting().push(Waiting { number, namespace, transaction, answer: sender });
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        state.waiting.push(Waiting { number, namespace, transaction, answer: sender });
         Ticket { number, namespace, answer }
     }
 
-    /// The transactions that wait and can be carried out by the owner of the ticket, its own among them.
-    pub(crate) fn take(&self, ticket: &Ticket) -> Vec<Waiting> {
-        let mut waiting = self.waiting();
+    /// Waits until the transaction was carried out by another thread, or this one is to do it.
+    pub(crate) fn turn<'a>(&'a self, ticket: &'a Ticket) -> Turn<'a> {
+        let mut state = self.state();
+        loop {
+            if let Some(answer) = ticket.answer() {
+                return Turn::Answered(answer);
+            }
+            if !state.is_led {
+                state.is_led = true;
+                return Turn::Leads(Lead { queue: self, ticket });
+            }
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is a single step, so a panic leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a thread that waits has to do.
+pub(crate) enum Turn<'a> {
+    /// Nothing: this is the answer.
+    Answered(Result<Committed, Error>),
+    /// To carry out what waits.
+    Leads(Lead<'a>),
+}
+
+/// The right of one thread to carry out what waits. The others go on when it is dropped.
+pub(crate) struct Lead<'a> {
+    queue: &'a Queue,
+    ticket: &'a Ticket,
+}
+
+impl Lead<'_> {
+    /// The transactions that wait and can be carried out by this thread, its own among them.
+    pub(crate) fn take(&self) -> Vec<Waiting> {
         let joins = |other: &mut Waiting| {
-            other.number == ticket.number
-                || (other.namespace.is_some() && other.namespace == ticket.namespace)
+            let near = other.namespace.is_some() && other.namespace == self.ticket.namespace;
+            near || other.number == self.ticket.number
         };
-        waiting.extract_if(.., joins).collect()
+        self.queue.state().waiting.extract_if(.., joins).collect()
     }
+}
 
-    /// Withdraws a transaction that nobody has taken.
-    pub(crate) fn leave(&self, ticket: &Ticket) {
-        self.waiting().retain(|waiting| waiting.number != ticket.number);
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
-        // Each change of the list is a single step, so a panic leaves it whole.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        // If it was not taken, nobody waits for its answer any more.
+        state.waiting.retain(|waiting| waiting.number != self.ticket.number);
+        state.is_led = false;
+        self.queue.ended.notify_all();
     }
 }
 
