@@ -94,6 +94,8 @@ pub struct Applied {
 pub struct Installed {
     /// The ports that have rules.
     pub ports: BTreeSet<PortDev>,
+    /// Those of them that are open none the less, in part or whole, because nothing leads to some of their rules.
+    pub unreached: BTreeSet<PortDev>,
 }
 
 /// A rule that differs between the kernel and what is desired.

@@ -151,6 +151,20 @@ impl Dispatcher {
         entries
     }
 
+    /// The ports to whose rules packets get from the dispatcher's chain.
+    pub(crate) fn reached<'a>(&self, saved: &'a SavedTable) -> BTreeSet<&'a str> {
+        let (mut reached, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut waiting = vec![self.chain];
+        while let Some(rules) = waiting.pop().and_then(|chain| saved.get(chain)) {
+            for rule in rules {
+                reached.extend(self.port(rule));
+                let target = rule.rsplit(' ').next().filter(|target| self.has_in_tree(target));
+                waiting.extend(target.filter(|target| saved.contains_key(*target) && seen.insert(*target)));
+            }
+        }
+        reached
+    }
+
     /// How ports with these rules are dispatched. `rules_of` gives the rules of a port's own chain.
     pub(crate) fn layout<'a>(
         &self,
@@ -335,6 +349,8 @@ mod tests {
             let read: Vec<_> = dispatcher().entries(&saved).into_iter().collect();
             let expected: Vec<_> = wanted.iter().map(|(port, rule)| (port.as_str(), vec![rule.as_str()])).collect();
             prop_assert_eq!(read, expected);
+            let reached: Vec<_> = dispatcher().reached(&saved).into_iter().map(str::to_owned).collect();
+            prop_assert_eq!(reached, ports.into_iter().collect::<Vec<_>>());
         }
     }
 

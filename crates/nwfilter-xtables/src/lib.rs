@@ -114,8 +114,13 @@ impl Backend for Xtables {
 
     fn installed(&self) -> Result<Installed, ApplyError> {
         let mut memory = self.memory();
-        let tables = memory.tables()?.iter();
-        Ok(Installed { ports: tables.flat_map(|(table, saved)| plan::ports(*table, saved)).collect() })
+        let mut installed = Installed::default();
+        for (table, saved) in memory.tables()? {
+            let ports = plan::ports(*table, saved);
+            installed.unreached.extend(plan::unreached(*table, saved, &ports));
+            installed.ports.extend(ports);
+        }
+        Ok(installed)
     }
 
     fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {

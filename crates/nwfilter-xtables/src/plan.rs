@@ -511,6 +511,29 @@ pub(crate) fn ports(table: TableId, saved: &SavedTable) -> BTreeSet<PortDev> {
     names.filter_map(|name| name.parse().ok()).collect()
 }
 
+/// Those of a table's ports that have a chain which drops, but to which none of their packets gets.
+pub(crate) fn unreached(table: TableId, saved: &SavedTable, ports: &BTreeSet<PortDev>) -> BTreeSet<PortDev> {
+    let chains: &[&str] = match table {
+        TableId::EbtablesNat => &["libvirt-I-", "libvirt-O-"],
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "FI-", "HI-"],
+        // Nothing is dropped there.
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => return BTreeSet::new(),
+    };
+    let hooked = hooks(table).iter().all(|(hook, bases)| {
+        let held = saved.get(*hook).map_or(&[][..], Vec::as_slice);
+        bases.iter().all(|base| held.contains(&format!("-j {base}")))
+    });
+    let mut unreached = BTreeSet::new();
+    for (dispatcher, chain) in dispatchers(table).iter().zip(chains) {
+        let reached = if hooked { dispatcher.reached(saved) } else { BTreeSet::new() };
+        let is_open = |port: &&PortDev| {
+            saved.contains_key(&format!("{chain}{port}")) && !reached.contains(port.as_str())
+        };
+        unreached.extend(ports.iter().filter(is_open).cloned());
+    }
+    unreached
+}
+
 /// The indexes of what stands in only one of two lists, both in order, by a longest common subsequence of their
 /// middles.
 fn uncommon(a: &[String], b: &[String]) -> (Vec<usize>, Vec<usize>) {

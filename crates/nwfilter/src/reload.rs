@@ -126,12 +126,12 @@ impl Driver {
     }
 
     fn bring(&self, stores: &Stores, wish: Wish) -> Result<Reloaded, Error> {
-        let Wish { batch, mut failed, removed, odd, installed } = wish;
-        let Salvaged { applied, refused } = salvage::apply(self, batch, &installed)?;
+        let Wish { batch, mut failed, removed, odd, filtered } = wish;
+        let Salvaged { applied, refused } = salvage::apply(self, batch, &filtered)?;
         for (port, error) in refused {
             // Rules are asked for by bindings only.
             let Some(binding) = stores.bindings.get(port.as_str()) else { continue };
-            failed.push(failed_port(binding, &installed, error));
+            failed.push(failed_port(binding, &filtered, error));
         }
         failed.sort_by(|a, b| a.port.cmp(&b.port));
         let is_repaired = |port: &&PortDev| !failed.iter().any(|failed| failed.port == **port);
@@ -149,14 +149,16 @@ struct Wish {
     failed: Vec<FailedPort>,
     removed: Vec<PortDev>,
     odd: OddPorts,
-    installed: BTreeSet<PortDev>,
+    /// The ports that are filtered by what the kernel holds.
+    filtered: BTreeSet<PortDev>,
 }
 
 impl Wish {
     fn of(driver: &Driver, stores: &Stores) -> Result<Self, Error> {
-        let installed = driver.backend().installed()?.ports;
+        let installed = driver.backend().installed()?;
         let filters = stores.filter_map();
-        let mut wish = Self { installed, ..Self::default() };
+        let filtered = &installed.ports - &installed.unreached;
+        let mut wish = Self { filtered, ..Self::default() };
         let total = stores.bindings.documents().count();
         for (done, binding) in stores.bindings.documents().enumerate() {
             driver.reporter.report(Phase::Rules, done, total);
@@ -168,7 +170,7 @@ impl Wish {
             match stores.ruleset(&filters, binding) {
                 Ok(ruleset) => wish.batch.filter(port, Arc::new(ruleset)),
                 Err(error) => {
-                    let failed = failed_port(binding, &wish.installed, Arc::new(error));
+                    let failed = failed_port(binding, &wish.filtered, Arc::new(error));
                     if failed.instead == Instead::DropAll {
                         wish.batch.filter(port, Arc::new(Ruleset::drop_all()));
                     }
@@ -176,7 +178,7 @@ impl Wish {
                 }
             }
         }
-        let unbound = wish.installed.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
+        let unbound = installed.ports.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
         for port in unbound {
             match interface_exists(port) || stores.bindings.is_lost(port.as_str()) {
                 true => wish.odd.unbound.push(port.clone()),
@@ -190,7 +192,7 @@ impl Wish {
     }
 }
 
-fn failed_port(binding: &Binding, installed: &BTreeSet<PortDev>, error: Arc<Error>) -> FailedPort {
-    let instead = if installed.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
+fn failed_port(binding: &Binding, filtered: &BTreeSet<PortDev>, error: Arc<Error>) -> FailedPort {
+    let instead = if filtered.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
     FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), instead, error }
 }

@@ -18,14 +18,14 @@ pub(crate) struct Salvaged {
     pub(crate) refused: Vec<(PortDev, Arc<Error>)>,
 }
 
-/// Applies a batch as far as possible. `installed` are the ports that the kernel holds rules for.
+/// Applies a batch as far as possible. `filtered` are the ports that what the kernel holds filters.
 ///
 /// First come the ports that have nothing in common with one that is refused, so that they do not wait for the others.
 /// Ports that are refused or not tried yet are closed meanwhile if the kernel holds no rules for them.
 pub(crate) fn apply(
     driver: &Driver,
     mut batch: Batch,
-    installed: &BTreeSet<PortDev>,
+    filtered: &BTreeSet<PortDev>,
 ) -> Result<Salvaged, Error> {
     let (mut refused, mut later) = (Vec::new(), Batch::default());
     let mut set_aside = BTreeSet::new();
@@ -43,7 +43,7 @@ pub(crate) fn apply(
         for (port, suspicion) in suspects {
             set_aside.insert(port.clone());
             let Some(desired) = batch.ports.remove(&port) else { continue };
-            if !installed.contains(&port) {
+            if !filtered.contains(&port) {
                 batch.filter(port.clone(), Arc::new(Ruleset::drop_all()));
             }
             match suspicion {

@@ -56,6 +56,12 @@ fn a_port_without_rules_keeps_what_it_has_or_is_closed_and_the_others_are_brough
     let again = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!((again.applied.commits, again.failed.len()), (0, 2));
     assert_eq!(again.failed[1].instead, Instead::OldRules, "the drop is what it has");
+
+    // Rules to which nothing leads filter nothing.
+    lab.host.run(&["iptables", "-F", "libvirt-in"]).unwrap();
+    let closed = lab.host.enter(|| driver.reload()).unwrap();
+    assert_eq!((closed.failed[0].port.as_str(), closed.failed[0].instead), ("p1", Instead::DropAll));
+    assert!(lab.port("p1").contains("-A libvirt-I-p1 -j DROP"), "{}", lab.port("p1"));
 }
 
 #[test]

@@ -172,7 +172,7 @@ impl Backend for Fake {
     }
 
     fn installed(&self) -> Result<Installed, ApplyError> {
-        Ok(Installed { ports: self.kernel().held.keys().cloned().collect() })
+        Ok(Installed { ports: self.kernel().held.keys().cloned().collect(), ..Installed::default() })
     }
 
     fn diff(&self, _: &Batch) -> Result<Vec<Difference>, ApplyError> {
