@@ -31,6 +31,9 @@ pub(crate) fn run(step: Step, dir: Option<PathBuf>) -> Result<ExitCode> {
         Step::Uninstall => {
             uninstall(&dir)?;
             println!("{} is libvirt's again", dir.join(FILE).display());
+            println!(
+                "If the daemon is killed instead of stopped, see 'Back to libvirt's driver' in docs/libvirt.md first"
+            );
         }
     }
     println!("It is loaded at the next start of the daemon: systemctl restart libvirtd (or virtnwfilterd)");
