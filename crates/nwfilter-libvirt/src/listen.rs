@@ -130,8 +130,14 @@ impl Listener {
 
     /// Closes what has no binding, and enforces the bindings there are.
     fn prepare(&mut self, driver: &Driver) -> Result<(), ListenError> {
-        if let Err(error) = driver.reload() {
-            log::error!("the kernel could not be brought to what the bindings ask for: {}", chain(&error));
+        match driver.reload() {
+            Ok(reloaded) => reloaded.failed.iter().for_each(|failed| log::error!("{}", chain(failed))),
+            Err(error) => {
+                log::error!(
+                    "the kernel could not be brought to what the bindings ask for: {}",
+                    chain(&error)
+                );
+            }
         }
         match self.guard {
             Some(_) => self.open_bound(driver),

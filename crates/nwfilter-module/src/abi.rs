@@ -88,10 +88,34 @@ pub(crate) struct NwFilterDriver {
     pub(crate) binding_get_xml_desc: extern "C" fn(*mut NwFilterBinding, c_uint) -> *mut c_char,
 }
 
+/// virStateDriver: what the daemon calls when it starts, when it shall read its files again, and when it ends.
+///
+/// Known for 9.0.0 and 11.3.0, where it is equal; the operations behind `reload` are absent, whatever they are.
+#[repr(C)]
+pub(crate) struct StateDriver {
+    pub(crate) name: *const c_char,
+    /// libvirt's to set.
+    pub(crate) initialized: bool,
+    /// (privileged, root, monolithic, callback, opaque)
+    pub(crate) initialize: extern "C" fn(bool, *const c_char, bool, *const c_void, *mut c_void) -> c_int,
+    pub(crate) cleanup: extern "C" fn() -> c_int,
+    pub(crate) reload: extern "C" fn() -> c_int,
+    pub(crate) absent: [*const c_void; 8],
+}
+
+impl StateDriver {
+    pub(crate) const ABSENT: [*const c_void; 8] = [null(); 8];
+    /// VIR_DRV_STATE_INIT_SKIPPED
+    pub(crate) const SKIPPED: c_int = 0;
+    /// VIR_DRV_STATE_INIT_COMPLETE
+    pub(crate) const COMPLETE: c_int = 1;
+}
+
 /// The tables that libvirt keeps pointers to for as long as the process lives.
 pub(crate) struct Tables {
     pub(crate) connect: ConnectDriver,
     pub(crate) nwfilter: NwFilterDriver,
+    pub(crate) state: StateDriver,
 }
 
 /// The beginning of libvirt's virNWFilterDef, which is all that its access checks read of it.
@@ -127,6 +151,7 @@ pub(crate) struct LogSource {
 
 pub(crate) type RegisterConnectDriver = unsafe extern "C" fn(*mut ConnectDriver, bool) -> c_int;
 pub(crate) type SetSharedNwFilterDriver = unsafe extern "C" fn(*mut NwFilterDriver) -> c_int;
+pub(crate) type RegisterStateDriver = unsafe extern "C" fn(*mut StateDriver) -> c_int;
 pub(crate) type GetNwFilter =
     unsafe extern "C" fn(*mut Connect, *const c_char, *const c_uchar) -> *mut NwFilter;
 pub(crate) type GetNwFilterBinding =

@@ -7,8 +7,8 @@ use std::ptr::{null, null_mut};
 use nwfilter_xml::Uuid;
 
 use crate::abi::{
-    Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, Tables, open_status,
-    pointers,
+    Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, StateDriver, Tables,
+    open_status, pointers,
 };
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text};
 use crate::refusal::{Code, Refusal};
@@ -60,7 +60,15 @@ pub(crate) fn driver() -> Tables {
         binding_delete,
         binding_get_xml_desc,
     };
-    Tables { connect, nwfilter }
+    let state = StateDriver {
+        name: c"nwfilter".as_ptr(),
+        initialized: false,
+        initialize,
+        cleanup,
+        reload,
+        absent: StateDriver::ABSENT,
+    };
+    Tables { connect, nwfilter, state }
 }
 
 /// Runs the safe part of a call; what goes wrong is reported to libvirt, and `failed` returned.
@@ -82,6 +90,41 @@ fn serve<T>(failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
 fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
+/// The daemon starts. What fails is tried again when somebody connects: a daemon without this driver would have no
+/// domains with filters at all.
+extern "C" fn initialize(
+    privileged: bool,
+    _: *const c_char,
+    _: bool,
+    _: *const c_void,
+    _: *mut c_void,
+) -> c_int {
+    // The daemon of a user other than root filters nothing, as with libvirt's driver.
+    if !privileged {
+        return StateDriver::SKIPPED;
+    }
+    serve(StateDriver::COMPLETE, |_| {
+        Service::get()?;
+        Ok(StateDriver::COMPLETE)
+    })
+}
+
+/// The daemon ends.
+extern "C" fn cleanup() -> c_int {
+    serve(-1, |_| {
+        Service::hand_over()?;
+        Ok(0)
+    })
+}
+
+/// The daemon shall read its files again (SIGHUP).
+extern "C" fn reload() -> c_int {
+    serve(-1, |_| {
+        Service::get()?.reload()?;
+        Ok(0)
+    })
 }
 
 extern "C" fn connect_open(connect: *mut Connect, _: *mut c_void, _: *mut c_void, _: c_uint) -> c_int {

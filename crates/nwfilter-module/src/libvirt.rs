@@ -10,7 +10,7 @@ use crate::abi::{
     BindingIdentity, BindingPort, CheckBinding, CheckFilter, Connect, EnsureBinding, EnsureConnect,
     EnsureFilter, FilterIdentity, FilterName, FreeBinding, FreeFilter, GetNwFilter, GetNwFilterBinding,
     GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding, NwFilterDriver, RegisterConnectDriver,
-    ReportError, SetSharedNwFilterDriver, Tables,
+    RegisterStateDriver, ReportError, SetSharedNwFilterDriver, Tables,
 };
 use crate::refusal::{Code, Refusal};
 
@@ -38,6 +38,7 @@ pub(crate) struct Libvirt {
     pub(crate) log_message: LogMessage,
     register_connect_driver: RegisterConnectDriver,
     set_shared_driver: SetSharedNwFilterDriver,
+    register_state_driver: RegisterStateDriver,
     report_error: ReportError,
     get_filter: GetNwFilter,
     get_binding: GetNwFilterBinding,
@@ -125,6 +126,7 @@ impl Libvirt {
             log_message: symbol!("virLogMessage" as LogMessage),
             register_connect_driver: symbol!("virRegisterConnectDriver" as RegisterConnectDriver),
             set_shared_driver: symbol!("virSetSharedNWFilterDriver" as SetSharedNwFilterDriver),
+            register_state_driver: symbol!("virRegisterStateDriver" as RegisterStateDriver),
             report_error: symbol!("virReportErrorHelper" as ReportError),
             get_filter: symbol!("virGetNWFilter" as GetNwFilter),
             get_binding: symbol!("virGetNWFilterBinding" as GetNwFilterBinding),
@@ -174,7 +176,7 @@ impl Libvirt {
 
     /// Hands the driver's tables to libvirt, which keeps them until the process ends.
     pub(crate) fn register(&self, tables: Tables) -> Result<(), LoadError> {
-        let Tables { connect, nwfilter } = tables;
+        let Tables { connect, nwfilter, state } = tables;
         let nwfilter: *mut NwFilterDriver = Box::leak(Box::new(nwfilter));
         let connect = Box::leak(Box::new(connect));
         connect.nwfilter = nwfilter;
@@ -185,6 +187,10 @@ impl Libvirt {
         // SAFETY: as above.
         if unsafe { (self.set_shared_driver)(nwfilter) } < 0 {
             return Err(LoadError::Refused("virSetSharedNWFilterDriver"));
+        }
+        // SAFETY: as above.
+        if unsafe { (self.register_state_driver)(Box::leak(Box::new(state))) } < 0 {
+            return Err(LoadError::Refused("virRegisterStateDriver"));
         }
         Ok(())
     }

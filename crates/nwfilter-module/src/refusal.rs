@@ -1,8 +1,6 @@
 //! What the caller of libvirt is told: libvirt's error code for the case, and our message.
 
-use std::error::Error as _;
-
-use nwfilter::Error;
+use nwfilter::{Error, with_causes};
 
 /// libvirt's error numbers (virErrorNumber) that this driver uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,16 +61,4 @@ fn code(error: &Error) -> Code {
         }
         _ => Code::Internal,
     }
-}
-
-/// An error with its causes.
-pub(crate) fn with_causes(error: &Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(": ");
-        message.push_str(&error.to_string());
-        cause = error.source();
-    }
-    message
 }

@@ -1,15 +1,15 @@
 //! What each function of the driver does, in safe Rust: filters and bindings in, documents out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter::{Applied, Config, Driver, Error, Xtables};
+use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Xtables, with_causes};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
 };
 
 use crate::leaving::Leaving;
 use crate::libvirt::uuid_of;
-use crate::refusal::{Code, Refusal, with_causes};
+use crate::refusal::{Code, Refusal};
 
 /// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
 const FILTERS: &str = "/etc/libvirt/nwfilter";
@@ -19,6 +19,19 @@ const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 pub(crate) struct Service {
     driver: Arc<Driver>,
     leaving: Leaving,
+    /// `None` while changes of others cannot be followed.
+    keeper: Mutex<Option<Keeper>>,
+}
+
+static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
+
+fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
+    SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn driver(dispatch: Dispatch) -> Result<Driver, Error> {
+    let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
+    Driver::open(config, Xtables::new(Settings { dispatch, ..Settings::default() }))
 }
 
 /// How a document is checked before it is taken.
@@ -34,8 +47,7 @@ impl Service {
     /// The service of this process. The first call opens the stores and brings the kernel to what they ask for; if
     /// that is impossible, the next call tries again.
     pub(crate) fn get() -> Result<Arc<Service>, Refusal> {
-        static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
-        let mut service = SERVICE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut service = running();
         if let Some(service) = &*service {
             return Ok(service.clone());
         }
@@ -44,23 +56,39 @@ impl Service {
         Ok(opened)
     }
 
+    /// Ends the service, if there is one, and leaves the rules in a form that libvirt's own driver can take over.
+    pub(crate) fn hand_over() -> Result<(), Refusal> {
+        let Some(service) = running().take() else { return Ok(()) };
+        service.leaving.take_all().iter().for_each(|port| remove(&service.driver, port));
+        service.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Ends what it learns too, unless a call is still running.
+        drop(service);
+        driver(Dispatch::List)?.without_learner().reload()?;
+        Ok(())
+    }
+
     fn open() -> Result<Self, Refusal> {
-        let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
-        let driver = Arc::new(Driver::open(config, Xtables::default())?);
-        match driver.reload() {
-            Ok(applied) if applied.changed.is_empty() => {
-                log::debug!("the kernel has what the bindings ask for")
-            }
-            Ok(applied) => {
-                log::info!("{} ports were brought to what their bindings ask for", applied.changed.len());
-                warn(&applied);
-            }
-            // What can be served must be: a single broken binding may not keep every domain from starting.
-            Err(error) => {
-                log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
-            }
+        let driver = Arc::new(driver(Dispatch::Tree)?);
+        // What can be served must be: a host whose tables cannot be read now may have them read later.
+        if let Err(error) = driver.reload().map(tell) {
+            log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
-        Ok(Self { driver, leaving: Leaving::default() })
+        let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
+        service.keep();
+        Ok(service)
+    }
+
+    /// Brings the kernel to what the stores ask for.
+    pub(crate) fn reload(&self) -> Result<(), Refusal> {
+        Ok(self.driver.reload().map(tell)?)
+    }
+
+    /// Has what others change in the kernel repaired, if that is not so yet.
+    fn keep(&self) {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() {
+            *keeper = self.driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
+        }
     }
 
     // ---- filters ----
@@ -128,6 +156,7 @@ impl Service {
             false => self.driver.create_binding(binding),
         };
         warn(&bound?);
+        self.keep();
         self.binding(&port)
     }
 
@@ -156,6 +185,22 @@ fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
         return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
     }
     reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
+}
+
+/// What a reload did, in libvirt's log.
+fn tell(reloaded: Reloaded) {
+    match reloaded.applied.changed.len() {
+        0 => log::debug!("nothing had to be written"),
+        ports => log::info!("{ports} ports were brought to what their bindings ask for"),
+    }
+    warn(&reloaded.applied);
+    reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+    for port in &reloaded.odd.unbound {
+        log::warn!("port '{port}' has rules but no binding; they are left as they are");
+    }
+    for port in &reloaded.odd.absent {
+        log::warn!("port '{port}' has a binding, but there is no network interface of that name");
+    }
 }
 
 fn warn(applied: &Applied) {

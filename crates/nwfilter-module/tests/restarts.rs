@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nwfilter_testlab::{Connect, Host, Libvirtd, Need, skip_unless};
+use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
 
 use common::traffic::while_sending;
 use common::{Domain, Module, libvirtd};
@@ -18,6 +18,14 @@ fn handles(host: &Host) -> Result<String> {
         all += &host.run(&["nft", "--handle", "--stateless", "list", "ruleset", family])?;
     }
     Ok(all)
+}
+
+/// The rules in a port's own chains, without those that lead there.
+fn chains(saved: &Saved, port: &str) -> Vec<String> {
+    let leads =
+        |line: &&str| ["-A PREROUTING", "-A POSTROUTING", "-A nwfilter-"].iter().any(|p| line.starts_with(p));
+    let ebtables = saved.port(port).ebtables;
+    ebtables.lines().filter(|line| !leads(line)).map(str::to_owned).collect()
 }
 
 fn start_all(daemon: &Libvirtd, count: u8) -> Result<Vec<Domain>> {
@@ -36,27 +44,36 @@ fn ports(daemon: &Libvirtd) -> Result<BTreeMap<String, String>> {
 }
 
 #[test]
-fn a_restart_or_a_crash_with_twenty_domains_touches_no_rule_and_serves_at_once() -> Result<()> {
+fn a_crash_or_a_restart_with_twenty_domains_leaves_every_port_as_it_is_and_serves_at_once() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("nft"));
     let host = Host::new()?;
     let (_dir, mut daemon) = libvirtd(&host, Module::Ours)?;
     let probe = host.tap("probe")?;
     let domains = start_all(&daemon, 20)?;
-    let (rules, bindings) = (handles(&host)?, ports(&daemon)?);
+    let (rules, saved, bindings) = (handles(&host)?, host.saved()?, ports(&daemon)?);
     assert_eq!(bindings.len(), 20);
 
     let mut served = Vec::new();
     let traffic = while_sending(&host, &probe, &domains[7], || {
-        for crash in [false, true] {
+        for crash in [true, false] {
             if crash {
                 daemon.kill()?
             } else {
-                daemon.stop()?
+                daemon.stop()?;
+                // libvirt's own module could take over here: it cannot delete what a tree refers to.
+                assert!(!host.saved()?.ebtables.contains("nwfilter-in"));
+            }
+            for port in bindings.keys() {
+                assert_eq!(chains(&host.saved()?, port), chains(&saved, port));
             }
             let begin = Instant::now();
             daemon.start_again()?;
             assert_eq!(ports(&daemon)?, bindings);
             served.push(begin.elapsed());
+            if crash {
+                assert_eq!(handles(&host)?, rules, "a rule was written");
+            }
+            assert_eq!(saved.diff(&host.saved()?), None);
             for domain in &domains {
                 common::eventually("every domain is known again", Duration::from_secs(30), || {
                     Ok(domain.is_running(&daemon))
@@ -67,7 +84,6 @@ fn a_restart_or_a_crash_with_twenty_domains_touches_no_rule_and_serves_at_once()
     })?;
     eprintln!("served after {served:?}; {traffic:?}");
     assert_eq!((traffic.arrived, traffic.leaked), (traffic.rounds, 0));
-    assert_eq!(handles(&host)?, rules);
     ensure!(served.iter().all(|time| *time < Duration::from_secs(10)), "{served:?}");
 
     domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
@@ -90,6 +106,30 @@ fn what_was_lost_while_the_daemon_was_down_is_back_when_it_serves() -> Result<()
     assert_eq!(before.diff(&host.saved()?), None);
     domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
     Ok(())
+}
+
+#[test]
+fn what_others_flush_under_a_running_daemon_is_back_at_once() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    daemon.define(
+        "<filter name='web'><filterref filter='clean-traffic'/>
+         <rule action='accept' direction='in'><tcp dstportstart='80'/></rule></filter>",
+    )?;
+    let domain = Domain::new(1, Some("web"));
+    domain.start(&daemon)?;
+    let before = host.saved()?;
+    assert!(before.port("tap1").iptables.contains("--dport 80"), "{before:?}");
+    for flush in ["iptables -F", "ebtables -t nat -F"] {
+        let mut process = host.spawn(&flush.split(' ').collect::<Vec<_>>())?;
+        ensure!(process.wait(Duration::from_secs(30))?.success(), "{}", process.log());
+        let said = format!("(process {}) changed", process.pid());
+        common::eventually(flush, Duration::from_secs(30), || {
+            Ok(before.diff(&host.saved()?).is_none() && daemon.log().contains(&said))
+        })?;
+    }
+    domain.destroy(&daemon)
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nwfilter_xml::PortDev;
 use serde::Serialize;
@@ -19,6 +21,33 @@ pub trait Backend: Send + Sync {
 
     /// How the kernel differs from what `batch` asks for, rule by rule; nothing is changed.
     fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError>;
+
+    /// Follows, from now on, what others change in the kernel, in the network namespace of the calling thread. `None`
+    /// for a backend that cannot.
+    fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
+        Ok(None)
+    }
+}
+
+/// Follows what others change in the kernel where rules of ports are, or lead to them.
+///
+/// The descriptor is readable when [`Watch::changes`] may have something to tell.
+pub trait Watch: AsFd + Send {
+    /// What others changed since the last call, without waiting. What this process had written by the backend is not
+    /// told. That something is told does not mean that a port has not what it must have: [`Backend::diff`] knows.
+    fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError>;
+
+    /// How often to ask although the descriptor is not readable, for what the kernel gives no word of.
+    fn interval(&self) -> Option<Duration>;
+}
+
+/// Something that others changed in the kernel, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChange {
+    /// The program and process that did it, where the kernel tells.
+    pub by: Option<String>,
+    /// What it is about.
+    pub what: String,
 }
 
 /// What ports must have.

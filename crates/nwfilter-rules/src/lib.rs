@@ -34,7 +34,9 @@ mod ruleset;
 mod tree;
 mod variables;
 
-pub use backend::{Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Installed};
+pub use backend::{
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed, Watch,
+};
 pub use error::RulesError;
 pub use expand::instantiate;
 pub use helper::{CTRL_CT_HELPERS, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};

@@ -5,7 +5,7 @@
 //! of a few ports, or sends on what comes from ports whose names begin alike:
 //!
 //! ```text
-//! -A libvirt-in -g nwfilter-in
+//! -A libvirt-in -j nwfilter-in
 //! -A nwfilter-in -m physdev --physdev-in vnet1+ -g nwfilter-in-vnet1
 //! -A nwfilter-in -m physdev --physdev-in vnet2 -g FI-vnet2
 //! -A nwfilter-in-vnet1 -m physdev --physdev-in vnet1 -g FI-vnet1
@@ -241,8 +241,7 @@ impl Dispatcher {
     }
 
     fn root_rule(&self) -> String {
-        let jump = if matches!(self.by, By::Physdev(..)) { "-g" } else { "-j" };
-        format!("{jump} {}", self.tree)
+        format!("-j {}", self.tree)
     }
 
     /// The rule that sends on the packets of interfaces that match a pattern.
@@ -287,7 +286,7 @@ mod tests {
                 let target = *words.last().unwrap();
                 compared += 1;
                 let matches = match words[..] {
-                    ["-g", _] => true,
+                    ["-j", _] => true,
                     ["-m", "physdev", "--physdev-in", name, "-g", _] => match name.strip_suffix('+') {
                         Some(prefix) => port.starts_with(prefix),
                         None => port == name,

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -34,6 +34,7 @@ pub use crate::nftables::generation;
 use crate::plan::{Plan, Script, Wanted};
 use crate::render::PortTable;
 use crate::saved::SavedTable;
+use crate::steps::Step;
 use crate::tool::{TableId, Tool};
 
 /// What the backend may do to the host.
@@ -54,6 +55,9 @@ impl Default for Settings {
     }
 }
 
+/// How often a batch is tried while others change the same tables.
+const ATTEMPTS: usize = 3;
+
 /// The backend, in the network namespace of the calling thread. What the tables hold is asked of the tools, and
 /// remembered for as long as the kernel's count of changes (see [`generation`]) says that nobody changed anything.
 #[derive(Debug, Default)]
@@ -66,6 +70,12 @@ impl Xtables {
     /// A backend with these settings.
     pub fn new(settings: Settings) -> Self {
         Self { settings, memory: Mutex::default() }
+    }
+
+    /// What is to be written, and in which order.
+    fn steps(&self, rendered: &Rendered<'_>, tables: &Tables) -> Vec<Step> {
+        let dispatch = self.settings.dispatch;
+        steps::steps(plans(rendered, tables, dispatch), tables, |table| wanted(rendered, table), dispatch)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -83,10 +93,20 @@ impl Backend for Xtables {
         let rendered = self.render(batch, &mut warnings);
         self.prepare_host(&rendered)?;
         let mut memory = self.memory();
-        let (tables, dispatch) = (memory.tables()?, self.settings.dispatch);
-        let plans = plans(&rendered, tables, dispatch);
-        let steps = steps::steps(plans, tables, |table| wanted(&rendered, table), dispatch);
-        let mut applied = steps::commit(&steps).inspect_err(|_| memory.forget())?;
+        let mut steps = self.steps(&rendered, memory.tables()?);
+        let mut attempts = 1..ATTEMPTS;
+        let mut applied = loop {
+            let error = match steps::commit(&steps) {
+                Ok(applied) => break applied,
+                Err(error) => error,
+            };
+            memory.forget();
+            // Others may have changed the tables at the same time. Tables that are as they were refuse the same again.
+            match memory.tables().map(|tables| self.steps(&rendered, tables)) {
+                Ok(again) if again != steps && attempts.next().is_some() => steps = again,
+                _ => return Err(error),
+            }
+        };
         memory.committed(&steps);
         applied.warnings = warnings;
         Ok(applied)
@@ -104,6 +124,10 @@ impl Backend for Xtables {
         let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
         differences.sort();
         Ok(differences)
+    }
+
+    fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
+        Ok(Some(Box::new(nftables::Watch::open()?)))
     }
 }
 

@@ -72,7 +72,7 @@ impl Memory {
 
 /// `None` where changes cannot be told: the legacy variants do not count, and the kernel may not answer.
 fn state() -> Option<State> {
-    if !Tool::ALL.into_iter().all(|tool| tool::is_nf_tables(tool).unwrap_or(false)) {
+    if Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true)) {
         return None;
     }
     let namespace = std::fs::metadata("/proc/thread-self/ns/net").ok()?;

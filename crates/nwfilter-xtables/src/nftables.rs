@@ -1,14 +1,25 @@
-//! The kernel's own word on nf_tables, by netlink: how often its rules were changed.
+//! The kernel's own word on nf_tables, by netlink: how often its rules were changed, what was, and by whom.
 //!
 //! Message types are those of `linux/netfilter/nf_tables.h`, attribute numbers those of its `enum nft_*_attributes`.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, setsockopt,
+    socket,
 };
+use nwfilter_rules::{ApplyError, ForeignChange};
+
+use crate::plan::concerns;
+use crate::saved::Saved;
+use crate::tool::{self, TableId, Tool};
 
 /// struct nlmsghdr
 const HEADER: usize = 16;
@@ -19,8 +30,25 @@ const ATTRIBUTE_HEADER: usize = 4;
 /// The kernel puts messages together up to a page or 8 KiB; only one that is longer by itself is longer.
 const DATAGRAM: usize = 64 * 1024;
 
+/// Bytes of notifications that may wait. A rule takes about a kilobyte; when more are lost, the kernel says so.
+const BACKLOG: usize = 16 << 20;
+/// How often a tool is asked whose rules the kernel gives no word of.
+const LEGACY_INTERVAL: Duration = Duration::from_secs(5);
+/// Names of chains that are told of one change.
+const SHOWN: usize = 6;
+
+/// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE
+const TABLE: u16 = 1;
+/// NFTA_RULE_CHAIN
+const CHAIN_OF_RULE: u16 = 2;
+/// NFTA_CHAIN_NAME
+const NAME_OF_CHAIN: u16 = 3;
 /// NFTA_GEN_ID
 const GEN_ID: u16 = 1;
+/// NFTA_GEN_PROC_PID
+const GEN_PROCESS: u16 = 2;
+/// NFTA_GEN_PROC_NAME
+const GEN_PROGRAM: u16 = 3;
 
 /// The generation of the nf_tables ruleset of the calling thread's network namespace.
 ///
@@ -30,21 +58,24 @@ const GEN_ID: u16 = 1;
 ///
 /// Needs the right to administer the network (`CAP_NET_ADMIN`).
 pub fn generation() -> io::Result<u32> {
+    generation_number(GEN_ID)
+}
+
+/// An attribute of the kernel's answer about the generation.
+fn generation_number(wanted: u16) -> io::Result<u32> {
     let socket = open(0)?;
     send(socket.as_raw_fd(), &generation_request(), MsgFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM];
     // The kernel answers within the call that asks.
     let (length, _) = recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer)?;
-    for message in messages(&buffer[..length]) {
-        match message {
-            Message::Refused(error) => return Err(io::Error::from_raw_os_error(error)),
-            Message::Nftables { kind: libc::NFT_MSG_NEWGEN, attributes, .. } => {
-                return number(attributes, GEN_ID).ok_or_else(|| io::ErrorKind::InvalidData.into());
-            }
-            Message::Nftables { .. } => (),
+    let answer = messages(&buffer[..length]).find_map(|message| match message {
+        Message::Refused(error) => Some(Err(io::Error::from_raw_os_error(error))),
+        Message::Nftables { kind: libc::NFT_MSG_NEWGEN, attributes, .. } => {
+            number(attributes, wanted).map(Ok)
         }
-    }
-    Err(io::ErrorKind::InvalidData.into())
+        Message::Nftables { .. } => None,
+    });
+    answer.unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
 }
 
 /// A socket that hears the multicast groups of a mask; it does not block.
@@ -69,6 +100,163 @@ fn generation_request() -> Vec<u8> {
     request
 }
 
+// ---- changes ----
+
+/// Follows the tables with rules of ours.
+///
+/// The kernel tells each transaction: what it changed, then who did it. A legacy variant of a tool has rules that it
+/// gives no word of; such a tool is asked what it holds every few seconds.
+pub(crate) struct Watch {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    transaction: Transaction,
+    /// What the tools of the legacy variant said last.
+    legacy: BTreeMap<Tool, Saved>,
+    asked: Instant,
+}
+
+/// What is known of the transaction that is being told.
+struct Transaction {
+    /// The chains with rules of ours that it changes, as far as they are shown.
+    chains: BTreeSet<String>,
+    /// Whether the kernel and this process have the same numbers for processes.
+    same_numbers: bool,
+}
+
+impl Watch {
+    /// Follows from now on.
+    pub(crate) fn open() -> Result<Self, ApplyError> {
+        let mut legacy = BTreeMap::new();
+        for tool in Tool::ALL {
+            if tool::is_legacy(tool)? {
+                legacy.insert(tool, Saved::parse(&tool::save(tool)?));
+            }
+        }
+        let subscribe = || {
+            let socket = open(1 << (libc::NFNLGRP_NFTABLES - 1))?;
+            let forced = setsockopt(&socket, RcvBufForce, &BACKLOG);
+            forced.or_else(|_| setsockopt(&socket, RcvBuf, &BACKLOG))?;
+            let me = nix::unistd::gettid().as_raw().cast_unsigned();
+            let same_numbers = generation_number(GEN_PROCESS).is_ok_and(|process| process == me);
+            Ok((socket, Transaction { chains: BTreeSet::new(), same_numbers }))
+        };
+        let (socket, transaction) = subscribe().map_err(cannot_follow)?;
+        Ok(Self { socket, buffer: vec![0; DATAGRAM], transaction, legacy, asked: Instant::now() })
+    }
+
+    /// What the kernel tells.
+    fn told(&mut self, found: &mut Vec<ForeignChange>) -> io::Result<()> {
+        loop {
+            match recvfrom::<NetlinkAddr>(self.socket.as_raw_fd(), &mut self.buffer) {
+                Ok((length, sender)) if sender.is_some_and(|sender| sender.pid() == 0) => {
+                    let messages = messages(&self.buffer[..length]);
+                    found.extend(messages.filter_map(|message| self.transaction.take(&message)));
+                }
+                Ok(_) | Err(Errno::EINTR) => (),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::ENOBUFS) => {
+                    found.push(ForeignChange { by: None, what: "more than could be followed".into() });
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// What the tools say that the kernel tells nothing of.
+    fn ask_legacy(&mut self, found: &mut Vec<ForeignChange>) -> Result<(), ApplyError> {
+        for (tool, known) in &mut self.legacy {
+            let held = Saved::parse(&tool::save(*tool)?);
+            if held != *known {
+                *known = held;
+                found.push(ForeignChange { by: None, what: format!("tables of {}", tool.name()) });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl nwfilter_rules::Watch for Watch {
+    fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
+        let mut found = Vec::new();
+        self.told(&mut found).map_err(cannot_follow)?;
+        if self.asked.elapsed() >= LEGACY_INTERVAL {
+            self.asked = Instant::now();
+            self.ask_legacy(&mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        (!self.legacy.is_empty()).then_some(LEGACY_INTERVAL)
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Transaction {
+    /// The change, when the message ends a transaction of others that changed something where rules of ours are.
+    fn take(&mut self, message: &Message<'_>) -> Option<ForeignChange> {
+        let Message::Nftables { kind, family, attributes } = message else { return None };
+        if *kind != libc::NFT_MSG_NEWGEN {
+            if self.chains.len() <= SHOWN {
+                self.chains.extend(place(*kind, *family, attributes));
+            }
+            return None;
+        }
+        let chains = std::mem::take(&mut self.chains);
+        let process = number(attributes, GEN_PROCESS);
+        if chains.is_empty() || (self.same_numbers && process.is_some_and(tool::is_ours)) {
+            return None;
+        }
+        let by = process.map(|process| {
+            let program = text(attributes, GEN_PROGRAM).unwrap_or("a program without a name");
+            format!("{program} (process {process})")
+        });
+        let more = if chains.len() > SHOWN { ", …" } else { "" };
+        let shown: Vec<_> = chains.into_iter().take(SHOWN).collect();
+        Some(ForeignChange { by, what: shown.join(", ") + more })
+    }
+}
+
+/// The chain that a message is about, or the table, if rules of ours are there.
+fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<String> {
+    let chain = match kind {
+        libc::NFT_MSG_NEWTABLE | libc::NFT_MSG_DELTABLE => None,
+        libc::NFT_MSG_NEWCHAIN | libc::NFT_MSG_DELCHAIN => Some(text(attributes, NAME_OF_CHAIN)?),
+        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Some(text(attributes, CHAIN_OF_RULE)?),
+        _ => return None,
+    };
+    let table = table(family, text(attributes, TABLE)?)?;
+    let shown = format!("{} {}", table.tool().name(), table.name());
+    match chain {
+        Some(chain) => concerns(table, chain).then(|| format!("{shown} {chain}")),
+        None => Some(shown),
+    }
+}
+
+/// The table with rules of ours that a tool knows by another name.
+fn table(family: u8, name: &str) -> Option<TableId> {
+    TableId::ALL.into_iter().find(|table| {
+        let theirs = match table.tool() {
+            Tool::Iptables => libc::NFPROTO_IPV4,
+            Tool::Ip6tables => libc::NFPROTO_IPV6,
+            Tool::Ebtables => libc::NFPROTO_BRIDGE,
+        };
+        table.name() == name && theirs == libc::c_int::from(family)
+    })
+}
+
+fn cannot_follow(error: io::Error) -> ApplyError {
+    ApplyError::Host {
+        what: "changes of the kernel's rules cannot be followed".into(),
+        why: error.to_string(),
+    }
+}
+
 // ---- messages ----
 
 /// A message of the kernel.
@@ -80,6 +268,8 @@ enum Message<'a> {
     Nftables {
         /// `NFT_MSG_*`
         kind: libc::c_int,
+        /// `NFPROTO_*`
+        family: u8,
         attributes: &'a [u8],
     },
 }
@@ -99,8 +289,8 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
             return Some(Message::Refused(-i32::from_ne_bytes(*payload.first_chunk()?)));
         }
         let (subsystem, kind) = (libc::c_int::from(kind >> 8), libc::c_int::from(kind & 0xff));
-        let attributes = payload.get(FAMILY_HEADER..)?;
-        (subsystem == libc::NFNL_SUBSYS_NFTABLES).then_some(Message::Nftables { kind, attributes })
+        let (family, attributes) = (*payload.first()?, payload.get(FAMILY_HEADER..)?);
+        (subsystem == libc::NFNL_SUBSYS_NFTABLES).then_some(Message::Nftables { kind, family, attributes })
     })
 }
 
@@ -120,6 +310,10 @@ fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 
 fn number(attributes: &[u8], wanted: u16) -> Option<u32> {
     Some(u32::from_be_bytes(*attribute(attributes, wanted)?.first_chunk()?))
+}
+
+fn text(attributes: &[u8], wanted: u16) -> Option<&str> {
+    CStr::from_bytes_until_nul(attribute(attributes, wanted)?).ok()?.to_str().ok()
 }
 
 #[cfg(test)]

@@ -61,14 +61,14 @@ impl Edit {
 }
 
 /// A rule with the port and the filter's rule it belongs to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blame {
     pub(crate) port: PortDev,
     pub(crate) origin: Origin,
 }
 
 /// A chain before and after; `None` where it does not exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct ChainChange {
     before: Option<Vec<String>>,
     after: Option<Vec<String>>,
@@ -77,7 +77,7 @@ struct ChainChange {
 }
 
 /// The changes to one table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     table: TableId,
     chains: BTreeMap<String, ChainChange>,
@@ -345,8 +345,14 @@ impl Plan {
     pub(crate) fn write(&self, script: &mut Script) {
         let tool = self.table.tool();
         script.line(format!("*{}", self.table.name()));
-        let policy = if tool == Tool::Ebtables { "ACCEPT" } else { "- [0:0]" };
+        let dispatchers = dispatchers(self.table);
         for name in self.chains.keys() {
+            let policy = match tool {
+                // What libvirt's chains decide nothing about is accepted, also in the chain that jumped there.
+                Tool::Ebtables if !dispatchers.iter().any(|d| d.has_in_tree(name)) => "ACCEPT",
+                Tool::Ebtables => "RETURN",
+                Tool::Iptables | Tool::Ip6tables => "- [0:0]",
+            };
             script.line(format!(":{name} {policy}"));
         }
         let (deletes, others): (Vec<_>, Vec<_>) =
@@ -442,6 +448,20 @@ impl Script {
         let blame = self.blame.get(line.checked_sub(1)?)?.as_ref()?;
         Some((self.text.lines().nth(line - 1)?, blame))
     }
+}
+
+/// Whether rules of ports are in a chain, or lead to them from it.
+pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
+    let prefixes: &[&str] = match table {
+        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "HI-", "FJ-", "FP-", "HJ-"],
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => &["CT-"],
+        TableId::EbtablesNat => &["libvirt-", "I-", "O-", "J-", "P-"],
+    };
+    hooks(table).iter().any(|(hook, _)| *hook == chain)
+        || dispatchers(table)
+            .iter()
+            .any(|dispatcher| dispatcher.chain == chain || dispatcher.has_in_tree(chain))
+        || prefixes.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 /// The chains of a table that belong to a port, also those that libvirt uses while it changes one.
@@ -683,6 +703,16 @@ mod tests {
             let after = committed(&plan(table, &there, &gone), &there);
             prop_assert!(ports(table, &after).is_empty());
             prop_assert!(!after.values().flatten().any(|rule| rule.contains("vnet") && !rule.starts_with("-i vnet0 -j A")));
+        }
+    }
+
+    #[test]
+    fn every_chain_that_a_plan_changes_concerns_ports_and_those_of_others_do_not() {
+        let wanted: Wishes = (0..200).map(|port| (port, Some(vec![1, 2]))).collect();
+        for table in TABLES {
+            let after = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+            let unconcerned: Vec<_> = after.keys().filter(|chain| !concerns(table, chain)).collect();
+            assert_eq!(unconcerned, ["theirs"]);
         }
     }
 

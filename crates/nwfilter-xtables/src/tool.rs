@@ -1,9 +1,10 @@
 //! The save and restore tools: finding them, running them, understanding what they say.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -134,6 +135,8 @@ fn run_for(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
+    // Known before the program has read what to do, so that what it does is known to be ours.
+    remember(child.id());
     let deadline = Instant::now() + patience;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     // All three pipes are served at once: a tool may write before it has read everything.
@@ -173,6 +176,23 @@ fn run_for(
         };
         Ok(Output { status, stdout: text(stdout)?, stderr: text(stderr)? })
     })
+}
+
+/// The programs that this process started, with the time, for as long as one may take.
+static STARTED: Mutex<VecDeque<(u32, Instant)>> = Mutex::new(VecDeque::new());
+
+fn remember(process: u32) {
+    let (mut started, now) = (STARTED.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+    while started.front().is_some_and(|(_, then)| now.duration_since(*then) > PATIENCE) {
+        started.pop_front();
+    }
+    started.push_back((process, now));
+}
+
+/// Whether this process started that one a short time ago.
+pub(crate) fn is_ours(process: u32) -> bool {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    started.iter().any(|(known, then)| *known == process && then.elapsed() <= PATIENCE)
 }
 
 /// How a child ended; `None` if it still runs at the deadline.
@@ -254,9 +274,9 @@ enum Variant {
 /// The first version whose restore tools take a part of a table (`--noflush`) as one transaction in both variants.
 const OLDEST: [u16; 3] = [1, 8, 0];
 
-/// Whether a tool talks to nf_tables.
-pub(crate) fn is_nf_tables(tool: Tool) -> Result<bool, ApplyError> {
-    Ok(require(tool)?.variant == Variant::NfTables)
+/// Whether a tool talks to another part of the kernel than nf_tables.
+pub(crate) fn is_legacy(tool: Tool) -> Result<bool, ApplyError> {
+    Ok(require(tool)?.variant == Variant::Legacy)
 }
 
 /// Refuses a tool that is missing or too old. Asked once for each tool of a process.

@@ -1,21 +1,20 @@
 //! The driver: holds filters and bindings, decides which ruleset each port must have, and brings the kernel there.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use nwfilter_rules::{Applied, Backend, Batch, Difference, RulesError, Ruleset, includes_itself, reachable};
-use nwfilter_xml::{
-    Binding, Filter, FilterName, Uuid, VarName, read_binding, read_filter, write_binding_status, write_filter,
-};
+use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
+use nwfilter_xml::{Binding, Filter, read_filter};
 
-use crate::Error;
-use crate::files::{Directory, lock};
-use crate::learn::known::Known;
-use crate::learn::now;
-use crate::learn::service::{Background, NeedCache};
-use crate::learn::wanted::wanted;
-use crate::stock::stock_filters;
+use crate::events::Feed;
+use crate::files::{Problem, lock};
+use crate::group::Queue;
+use crate::learn::service::Background;
+use crate::metrics::Meter;
+use crate::progress::Reporter;
+use crate::stores::Stores;
+use crate::{Error, Phase, Transaction};
 
 /// Where a driver keeps its filters and bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +33,9 @@ impl Default for Config {
 
 /// A network-filter driver over two directories and a backend.
 ///
-/// Every operation is all or nothing: it either does all it says, or returns an error and leaves stores and kernel
-/// as they were. Other processes may work on the same directories; changes are serialised by a lock in the state
+/// Every change is all or nothing: it either does all it says, or returns an error and leaves stores and kernel as they
+/// were; [`Driver::commit`] makes several changes one. A driver may be used from many threads, whose changes are then
+/// made together. Other processes may work on the same directories; changes are serialised by a lock in the state
 /// directory, and each operation sees what others wrote before it.
 ///
 /// ```no_run
@@ -62,40 +62,61 @@ pub struct Driver {
     config: Config,
     backend: Arc<dyn Backend>,
     stores: Mutex<Stores>,
+    /// The transactions that wait for another one.
+    pub(crate) queue: Queue,
     pub(crate) learner: Background,
+    pub(crate) reporter: Reporter,
+    shared: Arc<Shared>,
 }
 
-pub(crate) struct Stores {
-    filters: Directory<Filter>,
-    pub(crate) bindings: Directory<Binding>,
-    /// The addresses of guests that their bindings do not give.
-    pub(crate) known: Known,
-    pub(crate) need_cache: NeedCache,
+/// What a driver has in common with the one that learns for it.
+#[derive(Debug, Default)]
+struct Shared {
+    feed: Feed,
+    meter: Meter,
 }
-
-/// Filters by name, stock filters included.
-pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
 
 impl Driver {
     /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
     pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
-        Self::over(config, Arc::new(backend), Background::default())
+        Self::over(config, Arc::new(backend), Background::default(), Arc::default())
     }
 
     /// Another driver over the same stores and backend, which leaves learning to others.
     pub(crate) fn over_same_stores(&self) -> Result<Self, Error> {
-        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere())
+        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere(), self.shared.clone())
     }
 
-    fn over(config: Config, backend: Arc<dyn Backend>, learner: Background) -> Result<Self, Error> {
-        let mut stores = Stores {
-            filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
-            bindings: Directory::new(&config.state_dir, read_binding, |binding| binding.port.to_string()),
-            known: Known::new(&config.state_dir),
-            need_cache: NeedCache::default(),
-        };
+    fn over(
+        config: Config,
+        backend: Arc<dyn Backend>,
+        learner: Background,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Error> {
+        let mut stores = Stores::new(&config);
         stores.refresh()?;
-        Ok(Self { config, backend, stores: Mutex::new(stores), learner })
+        shared.meter.stores(&stores);
+        Ok(Self {
+            config,
+            backend,
+            stores: Mutex::new(stores),
+            queue: Queue::default(),
+            learner,
+            reporter: Reporter::default(),
+            shared,
+        })
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.shared.meter
     }
 
     /// Where the filters and the bindings are.
@@ -110,53 +131,22 @@ impl Driver {
     ///
     /// `document` names the text in errors.
     pub fn define_filter(&self, document: &str, text: &str) -> Result<(Arc<Filter>, Applied), Error> {
-        let filter = read_filter(document, text).into_result()?;
-        self.change(|stores| {
-            let mut filter = filter;
-            let old = stores.filters.get(filter.name.as_str());
-            filter.uuid = Some(settle_uuid(stores, &filter, old.and_then(|old| old.uuid))?);
-            let filter = Arc::new(filter);
-            let mut filters = stores.filter_map();
-            if let Some(cycle) = includes_itself(&filters, &filter) {
-                let name = filter.name.clone();
-                return Err(Error::IncludesItself {
-                    name,
-                    source: Box::new(RulesError::IncludesItself { cycle }),
-                });
-            }
-            filters.insert(filter.name.clone(), filter.clone());
-            let batch = self.batch(&filters, &stores.known, stores.users(&filters, &filter.name))?;
-            let file = stores.filters.prepare(filter.name.as_str(), &stored_filter(&filter))?;
-            let applied = self.apply(&batch)?;
-            match file.publish() {
-                Ok(()) => Ok((filter, applied)),
-                Err(error) => Err(self.take_back(stores, &batch, error)),
-            }
-        })
+        let mut transaction = Transaction::new();
+        transaction.define_filter(read_filter(document, text).into_result()?);
+        let mut done = self.commit(transaction)?;
+        let Some(filter) = done.filters.pop() else { unreachable!("one filter was defined") };
+        Ok((filter, done.applied))
     }
 
     /// Removes a filter from the store. Refused while a port uses it.
     pub fn undefine_filter(&self, name: &str) -> Result<(), Error> {
-        self.change(|stores| {
-            let filters = stores.filter_map();
-            let filter = filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
-            if stores.filters.get(name).is_none() {
-                return Err(Error::StockFilter(filter.name.clone()));
-            }
-            let ports: Vec<_> =
-                stores.users(&filters, &filter.name).map(|binding| binding.port.clone()).collect();
-            if !ports.is_empty() {
-                return Err(Error::FilterInUse { name: filter.name.clone(), ports });
-            }
-            stores.filters.remove(name)
-        })
+        self.alone(|transaction| transaction.undefine_filter(name)).map(drop)
     }
 
     /// The filter of that name.
     pub fn filter(&self, name: &str) -> Result<Arc<Filter>, Error> {
         let stores = self.look()?;
-        let found = stores.filters.get(name).or_else(|| stock_filters().get(name));
-        found.cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
+        stores.filter(name).cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
     }
 
     /// Every filter of the store and every stock filter, sorted by name.
@@ -178,58 +168,26 @@ impl Driver {
 
     /// Filters a port. Its network interface must exist, and it must have no binding.
     pub fn create_binding(&self, binding: Binding) -> Result<Applied, Error> {
-        self.change(|stores| match stores.bindings.get(binding.port.as_str()) {
-            Some(_) => Err(Error::BindingExists(binding.port)),
-            None => self.bind(stores, binding),
-        })
+        self.alone(|transaction| transaction.create_binding(binding))
     }
 
     /// Filters a port, whatever it had before: one ruleset takes the place of the other in a single transaction a
     /// table. Its network interface must exist. If the port has this very binding already, only what the kernel lost
     /// of it is written.
     pub fn replace_binding(&self, binding: Binding) -> Result<Applied, Error> {
-        self.change(|stores| self.bind(stores, binding))
-    }
-
-    fn bind(&self, stores: &mut Stores, mut binding: Binding) -> Result<Applied, Error> {
-        let port = binding.port.clone();
-        if nix::net::if_::if_nametoindex(port.as_str()).is_err() {
-            return Err(Error::NoSuchPort(port));
-        }
-        if binding.params.get(VarName::MAC).is_none()
-            && let Ok(name) = VarName::MAC.parse()
-        {
-            binding.params.push(name, &binding.mac.to_string());
-        }
-        match stores.bindings.get(port.as_str()) {
-            Some(old) if **old == binding => {
-                let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
-                return self.apply(&batch);
-            }
-            _ => stores.known.forget(&port)?,
-        }
-        let batch = self.batch(&stores.filter_map(), &stores.known, [&binding].into_iter())?;
-        let file = stores.bindings.prepare(port.as_str(), &stored_binding(&binding))?;
-        let applied = self.apply(&batch)?;
-        match file.publish() {
-            Ok(()) => Ok(applied),
-            Err(error) => Err(self.take_back(stores, &batch, error)),
-        }
+        self.alone(|transaction| transaction.replace_binding(binding))
     }
 
     /// Stops filtering a port; no trace of it is left in the kernel.
     pub fn delete_binding(&self, port: &str) -> Result<Applied, Error> {
-        self.change(|stores| {
-            let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-            let port_dev = binding.port.clone();
-            let mut batch = Batch::default();
-            batch.remove(port_dev.clone());
-            let applied = self.apply(&batch)?;
-            match stores.bindings.remove(port).and_then(|()| stores.known.forget(&port_dev)) {
-                Ok(()) => Ok(applied),
-                Err(error) => Err(self.take_back(stores, &batch, error)),
-            }
-        })
+        self.alone(|transaction| transaction.delete_binding(port))
+    }
+
+    /// Commits a transaction of one operation.
+    fn alone(&self, operation: impl FnOnce(&mut Transaction) -> &mut Transaction) -> Result<Applied, Error> {
+        let mut transaction = Transaction::new();
+        operation(&mut transaction);
+        Ok(self.commit(transaction)?.applied)
     }
 
     /// The binding of a port.
@@ -248,21 +206,15 @@ impl Driver {
     /// that would be learned.
     pub fn ruleset(&self, binding: &Binding) -> Result<Ruleset, Error> {
         let stores = self.look()?;
-        Ok(wanted(&stores.filter_map(), binding, &stores.known, now())?.ruleset)
+        stores.ruleset(&stores.filter_map(), binding)
     }
 
-    /// How the kernel differs from what the bindings ask for.
-    pub fn diff(&self) -> Result<Vec<Difference>, Error> {
+    /// The files of the stores that are as if they were not there, sorted by their paths.
+    pub fn problems(&self) -> Result<Vec<Problem>, Error> {
         let stores = self.look()?;
-        Ok(self.backend.diff(&self.desired(&stores)?)?)
-    }
-
-    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
-    pub fn reload(&self) -> Result<Applied, Error> {
-        self.change(|stores| {
-            let batch = self.desired(stores)?;
-            self.apply(&batch)
-        })
+        let mut problems: Vec<_> = stores.filters.problems().chain(stores.bindings.problems()).collect();
+        problems.sort();
+        Ok(problems)
     }
 
     // ---- inside ----
@@ -272,6 +224,7 @@ impl Driver {
         // A panic while the stores were held left them at most out of date, and they are read again here.
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores.refresh()?;
+        self.meter().stores(&stores);
         Ok(stores)
     }
 
@@ -280,104 +233,24 @@ impl Driver {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
+        stores.set_damaged_aside();
         let done = change(&mut stores)?;
         stores.refresh()?;
+        self.meter().stores(&stores);
         drop(lock);
         self.learner.listen_if_needed(self, &mut stores);
         Ok(done)
-    }
-
-    /// The rulesets that bindings ask for.
-    fn batch<'a>(
-        &self,
-        filters: &FilterMap,
-        known: &Known,
-        bindings: impl Iterator<Item = &'a Binding>,
-    ) -> Result<Batch, Error> {
-        let now = now();
-        let mut batch = Batch::default();
-        for binding in bindings {
-            let ruleset = wanted(filters, binding, known, now)?.ruleset;
-            batch.filter(binding.port.clone(), Arc::new(ruleset));
-        }
-        Ok(batch)
-    }
-
-    fn desired(&self, stores: &Stores) -> Result<Batch, Error> {
-        self.batch(&stores.filter_map(), &stores.known, stores.bindings.documents().map(Arc::as_ref))
     }
 
     pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
         if batch.ports.is_empty() {
             return Ok(Applied::default());
         }
-        Ok(self.backend.apply(batch)?)
+        self.reporter.report(Phase::Kernel, 0, batch.ports.len());
+        let begin = Instant::now();
+        let applied = self.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
+        self.meter().applied(batch, begin.elapsed());
+        self.reporter.report(Phase::Kernel, batch.ports.len(), batch.ports.len());
+        Ok(applied)
     }
-
-    /// Brings the ports of a batch back to what the stores say, because the change could not be stored.
-    fn take_back(&self, stores: &Stores, batch: &Batch, error: Error) -> Error {
-        let filters = stores.filter_map();
-        let mut old = Batch::default();
-        for port in batch.ports.keys() {
-            let binding = stores.bindings.get(port.as_str());
-            match binding.map(|binding| wanted(&filters, binding, &stores.known, now())) {
-                Some(Ok(wanted)) => old.filter(port.clone(), Arc::new(wanted.ruleset)),
-                Some(Err(_)) => old.filter(port.clone(), Arc::new(Ruleset::drop_all())),
-                None => old.remove(port.clone()),
-            }
-        }
-        if let Err(failed) = self.backend.apply(&old) {
-            log::error!("taking back what could not be stored: {failed}");
-        }
-        error
-    }
-}
-
-impl Stores {
-    fn refresh(&mut self) -> Result<(), Error> {
-        self.filters.refresh()?;
-        self.bindings.refresh()?;
-        self.known.refresh()
-    }
-
-    /// The filters that names refer to: those of the store, then the stock filters.
-    pub(crate) fn filter_map(&self) -> FilterMap {
-        let mut filters = stock_filters().clone();
-        filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
-        filters
-    }
-
-    /// The bindings whose ports need a filter.
-    fn users<'a>(&'a self, filters: &FilterMap, name: &FilterName) -> impl Iterator<Item = &'a Binding> {
-        let mut needed = BTreeMap::new();
-        for binding in self.bindings.documents() {
-            needed
-                .entry(binding.filter.clone())
-                .or_insert_with(|| reachable(filters, &binding.filter).contains(name));
-        }
-        let bindings = self.bindings.documents().map(Arc::as_ref);
-        bindings.filter(move |binding| needed.get(&binding.filter) == Some(&true))
-    }
-}
-
-/// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.
-fn settle_uuid(stores: &Stores, filter: &Filter, old: Option<Uuid>) -> Result<Uuid, Error> {
-    let Some(uuid) = filter.uuid else { return Ok(old.unwrap_or_else(Uuid::new_v4)) };
-    let conflict = |conflict| Err(Error::UuidConflict { name: filter.name.clone(), uuid, conflict });
-    match old {
-        Some(old) if old != uuid => return conflict(format!("the store has it with {old}")),
-        _ => (),
-    }
-    match stores.filters.documents().find(|other| other.uuid == Some(uuid) && other.name != filter.name) {
-        Some(other) => conflict(format!("that is the one of '{}'", other.name)),
-        None => Ok(uuid),
-    }
-}
-
-fn stored_filter(filter: &Filter) -> String {
-    format!("<!-- Written by nwfilter. To change it: nwfilterctl define FILE -->\n\n{}", write_filter(filter))
-}
-
-fn stored_binding(binding: &Binding) -> String {
-    format!("<!-- Written by nwfilter. It is gone when the port is. -->\n\n{}", write_binding_status(binding))
 }

@@ -81,9 +81,19 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// What others change in the kernel cannot be followed.
+    #[error("changes of others cannot be repaired")]
+    Keeper {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),
+    /// The thread that carried out this change together with others failed. The change was made as a whole or not at
+    /// all.
+    #[error("the change was given up with those of other threads")]
+    Abandoned,
     /// A file or directory could not be read or written.
     #[error("{}", path.display())]
     Store {
@@ -92,6 +102,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// An error with its causes in one line, as a log shows it.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn list(ports: &[PortDev]) -> String {

@@ -1,13 +1,16 @@
-//! A directory of XML documents, one file each: reading it again when it changes, writing it atomically.
+//! A directory of XML documents, one file each: reading it again when it changes, writing it atomically, and setting
+//! aside what is no document.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nwfilter_xml::Reading;
 use tempfile::NamedTempFile;
 
@@ -16,92 +19,192 @@ use crate::Error;
 /// What tells whether a file is still the one that was read.
 type Stamp = (u64, i64, i64, u64);
 
+/// Where libvirt keeps its own documents.
+const LIBVIRTS: [&str; 3] = ["/etc/libvirt", "/run/libvirt", "/var/run/libvirt"];
+/// What a damaged file's name has behind its own.
+const DAMAGED: &str = ".damaged";
+/// Damaged files of one name that are kept.
+const MAX_DAMAGED: u32 = 100;
+
+/// A file of a store that is as if it were not there, because it holds no document of its name.
+///
+/// A damaged file is moved aside by the next operation that writes: `NAME.xml` becomes `NAME.xml.damaged`, or
+/// `NAME.xml.damaged.1` and so on where that exists already. Its content stays as it is, and an editor that is about
+/// to write it goes on in the file that was moved. Operations that only look move nothing. In libvirt's own stores,
+/// below `/etc/libvirt` and `/run/libvirt`, a file stays where it is, because libvirt may be able to read it; it is
+/// moved only so that a new document of its name does not overwrite it. A file that cannot be read is never moved
+/// and never overwritten.
+///
+/// A stock filter does not stand in for a filter of its name whose file is damaged, also after that was moved aside,
+/// until the filter is defined anew or the file removed: ports that use it keep the rules they have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub kind: ProblemKind,
+    /// The same for people, in one line or several.
+    pub why: String,
+}
+
+/// What is wrong with a file of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// It is no valid document, or one about another name.
+    Damaged,
+    /// It cannot be read.
+    Unreadable,
+    /// It was damaged and has been moved aside, and nothing has taken its place.
+    SetAside,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.path.display(), self.why)
+    }
+}
+
 /// A directory in which each file `NAME.xml` holds one document, kept in step with what is on disk.
 pub(crate) struct Directory<T> {
     path: PathBuf,
     read: fn(&str, &str) -> Reading<T>,
     name_of: fn(&T) -> String,
-    loaded: BTreeMap<String, (Stamp, Option<Arc<T>>)>,
+    loaded: BTreeMap<String, (Stamp, Content<T>)>,
+    /// The damaged files that were moved aside, by the name that they had.
+    aside: BTreeMap<String, BTreeSet<PathBuf>>,
 }
 
-/// A document that is on disk, but not yet under its name.
-pub(crate) struct Prepared {
-    file: NamedTempFile,
+/// What a file holds.
+enum Content<T> {
+    Document(Arc<T>),
+    None(Problem),
+}
+
+/// A change of one file that is still to be made.
+pub(crate) struct Step {
     target: PathBuf,
+    /// A document that is on disk, but not yet under its name; `None` if there shall be none.
+    content: Option<NamedTempFile>,
+    /// Whether a damaged file has the name.
+    over_damaged: bool,
 }
 
 impl<T> Directory<T> {
     pub(crate) fn new(path: &Path, read: fn(&str, &str) -> Reading<T>, name_of: fn(&T) -> String) -> Self {
-        Self { path: path.to_owned(), read, name_of, loaded: BTreeMap::new() }
+        Self { path: path.to_owned(), read, name_of, loaded: BTreeMap::new(), aside: BTreeMap::new() }
     }
 
     /// Reads what changed since the last call. A directory that does not exist is empty. A file that is no document
-    /// is left alone, said in the log, and otherwise as if it were not there.
+    /// is said in the log.
     pub(crate) fn refresh(&mut self) -> Result<(), Error> {
         let mut previous = std::mem::take(&mut self.loaded);
-        for (name, path, stamp) in list(&self.path)? {
-            let entry = match previous.remove(&name) {
-                Some((known, document)) if known == stamp => (stamp, document),
-                _ => (stamp, self.load(&name, &path)),
+        let listed = list(&self.path)?;
+        for (name, path, stamp) in listed.documents {
+            let content = match previous.remove(&name) {
+                Some((known, content)) if known == stamp => content,
+                _ => self.load(&name, &path),
             };
-            self.loaded.insert(name, entry);
+            self.loaded.insert(name, (stamp, content));
         }
+        self.aside = listed.aside;
         Ok(())
     }
 
-    fn load(&self, name: &str, path: &Path) -> Option<Arc<T>> {
-        let shown = path.display();
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) => {
-                log::error!("{shown}: {error}; the file is ignored");
-                return None;
-            }
+    fn load(&self, name: &str, path: &Path) -> Content<T> {
+        let (kind, why) = match fs::read(path).map(String::from_utf8) {
+            Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is ignored: {error}")),
+            Ok(Err(_)) => (ProblemKind::Damaged, "is damaged and ignored: it is not UTF-8".to_owned()),
+            Ok(Ok(text)) => match (self.read)(&path.display().to_string(), &text).into_result() {
+                Ok(document) if (self.name_of)(&document) == name => {
+                    return Content::Document(Arc::new(document));
+                }
+                Ok(document) => {
+                    let about = (self.name_of)(&document);
+                    (ProblemKind::Damaged, format!("is about '{about}', not '{name}', and ignored"))
+                }
+                Err(diagnostics) => (ProblemKind::Damaged, format!("is damaged and ignored:\n{diagnostics}")),
+            },
         };
-        match (self.read)(&shown.to_string(), &text).into_result() {
-            Ok(document) if (self.name_of)(&document) == name => Some(Arc::new(document)),
-            Ok(document) => {
-                log::error!(
-                    "{shown} is about '{}', not '{name}'; the file is ignored",
-                    (self.name_of)(&document)
-                );
-                None
+        let problem = Problem { path: path.to_owned(), kind, why };
+        log::error!("{problem}");
+        Content::None(problem)
+    }
+
+    /// The files that hold no document of their name, sorted by name.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let present = self.loaded.values().filter_map(|(_, content)| match content {
+            Content::Document(_) => None,
+            Content::None(problem) => Some(problem.clone()),
+        });
+        let unanswered = self.aside.iter().filter(|(name, _)| !self.loaded.contains_key(*name));
+        let aside = unanswered.flat_map(|(_, paths)| paths).map(|path| Problem {
+            path: path.clone(),
+            kind: ProblemKind::SetAside,
+            why: "is damaged and was moved aside".to_owned(),
+        });
+        present.chain(aside)
+    }
+
+    /// Whether there was a document of that name of which only a damaged file is left.
+    pub(crate) fn is_lost(&self, name: &str) -> bool {
+        match self.loaded.get(name) {
+            Some((_, content)) => matches!(content, Content::None(_)),
+            None => self.aside.contains_key(name),
+        }
+    }
+
+    /// Moves damaged files aside, if the directory is not libvirt's. What cannot be moved stays.
+    pub(crate) fn set_damaged_aside(&mut self) {
+        if LIBVIRTS.iter().any(|libvirts| self.path.starts_with(libvirts)) {
+            return;
+        }
+        let mut moved = Vec::new();
+        for (name, (stamp, content)) in &self.loaded {
+            let Content::None(Problem { path, kind: ProblemKind::Damaged, .. }) = content else { continue };
+            // Somebody may have put it right since it was read.
+            if fs::metadata(path).is_ok_and(|file| stamp_of(&file) == *stamp) {
+                match set_aside(path) {
+                    Ok(aside) => moved.push((name.clone(), aside)),
+                    Err(error) => log::error!("{} cannot be moved aside: {error}", path.display()),
+                }
             }
-            Err(diagnostics) => {
-                log::error!("{shown} is damaged and ignored:\n{diagnostics}");
-                None
-            }
+        }
+        for (name, aside) in moved {
+            self.loaded.remove(&name);
+            self.aside.entry(name).or_default().insert(aside);
         }
     }
 
     /// The documents, in the order of their names.
     pub(crate) fn documents(&self) -> impl Iterator<Item = &Arc<T>> {
-        self.loaded.values().filter_map(|(_, document)| document.as_ref())
+        self.loaded.values().filter_map(|(_, content)| content.document())
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<T>> {
-        self.loaded.get(name)?.1.as_ref()
+        self.loaded.get(name)?.1.document()
     }
 
-    /// Puts a document's text on disk, without anybody seeing it yet.
-    pub(crate) fn prepare(&self, name: &str, text: &str) -> Result<Prepared, Error> {
+    /// Puts a document's text on disk. It gets its name when the step is carried out.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<Step, Error> {
         let failed = |source| Error::Store { path: self.path.clone(), source };
+        let over_damaged = match self.loaded.get(name) {
+            Some((_, Content::None(Problem { path, kind: ProblemKind::Unreadable, why }))) => {
+                return Err(Error::Store { path: path.clone(), source: io::Error::other(why.clone()) });
+            }
+            Some((_, content)) => content.document().is_none(),
+            None => false,
+        };
         make_directory(&self.path)?;
         let mut file =
             tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(&self.path).map_err(failed)?;
         file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        Ok(Prepared { file, target: self.file(name) })
+        Ok(Step { target: self.file(name), content: Some(file), over_damaged })
     }
 
-    /// Removes a document. One that is gone already is no error.
-    pub(crate) fn remove(&self, name: &str) -> Result<(), Error> {
-        let path = self.file(name);
-        match fs::remove_file(&path).and_then(|()| sync_directory(&self.path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Store { path, source: error })
-            }
-            _ => Ok(()),
-        }
+    /// The removal of a document. One that is gone already is no error.
+    pub(crate) fn remove(&self, name: &str) -> Step {
+        Step { target: self.file(name), content: None, over_damaged: false }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -109,13 +212,69 @@ impl<T> Directory<T> {
     }
 }
 
-impl Prepared {
-    /// Makes the document the one of its name.
-    pub(crate) fn publish(self) -> Result<(), Error> {
-        let Self { file, target } = self;
-        let failed = |source| Error::Store { path: target.clone(), source };
-        file.persist(&target).map_err(|error| failed(error.error))?;
-        target.parent().map_or(Ok(()), sync_directory).map_err(failed)
+impl<T> Content<T> {
+    fn document(&self) -> Option<&Arc<T>> {
+        match self {
+            Self::Document(document) => Some(document),
+            Self::None(_) => None,
+        }
+    }
+}
+
+impl Step {
+    fn carry_out(self) -> io::Result<()> {
+        match self.content {
+            Some(content) => {
+                if self.over_damaged {
+                    set_aside(&self.target)?;
+                }
+                content.persist(&self.target).map(drop).map_err(|error| error.error)
+            }
+            None => not_found_is(fs::remove_file(&self.target), ()),
+        }
+    }
+}
+
+/// Takes steps, in their order, and takes them back if one fails.
+pub(crate) fn carry_out(steps: Vec<Step>) -> Result<(), Error> {
+    let mut taken: Vec<(PathBuf, Option<Vec<u8>>)> = Vec::new();
+    let mut directories = BTreeSet::new();
+    let take_all = |taken: &mut Vec<_>| {
+        for step in steps {
+            let path = step.target.clone();
+            let failed = |source| Error::Store { path: path.clone(), source };
+            let old = not_found_is(fs::read(&path).map(Some), None).map_err(failed)?;
+            directories.extend(path.parent().map(Path::to_owned));
+            step.carry_out().map_err(failed)?;
+            taken.push((path, old));
+        }
+        let sync = |path: &PathBuf| {
+            sync_directory(path).map_err(|source| Error::Store { path: path.clone(), source })
+        };
+        directories.iter().try_for_each(sync)
+    };
+    take_all(&mut taken).inspect_err(|_| {
+        for (path, old) in taken.into_iter().rev() {
+            if let Err(error) = put_back(&path, old.as_deref()) {
+                log::error!("{} cannot be brought back: {error}", path.display());
+            }
+        }
+    })
+}
+
+/// Gives a file the content that it had.
+fn put_back(path: &Path, content: Option<&[u8]>) -> io::Result<()> {
+    let Some(content) = content else { return not_found_is(fs::remove_file(path), ()) };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".").suffix(".old").tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+fn not_found_is<T>(result: io::Result<T>, value: T) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(value),
+        result => result,
     }
 }
 
@@ -139,27 +298,69 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Every `NAME.xml` of a directory.
-fn list(directory: &Path) -> Result<Vec<(String, PathBuf, Stamp)>, Error> {
-    let failed = |source| Error::Store { path: directory.to_owned(), source };
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".xml"));
-        let Some(name) = name.filter(|name| !name.starts_with('.')) else { continue };
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => {
-                let stamp = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size());
-                found.push((name.to_owned(), path.clone(), stamp));
+/// Gives a damaged file a name that no file has.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    for number in 0..MAX_DAMAGED {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(DAMAGED);
+        if number > 0 {
+            aside.push(format!(".{number}"));
+        }
+        let aside = PathBuf::from(aside);
+        match renameat2(AT_FDCWD, path, AT_FDCWD, &aside, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => {
+                log::error!("{} is damaged and was moved to {}", path.display(), aside.display());
+                path.parent().map_or(Ok(()), sync_directory)?;
+                return Ok(aside);
             }
-            // Somebody else's directory, or a file that vanished since the listing.
-            _ => (),
+            Err(Errno::EEXIST) => (),
+            Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(found)
+    Err(io::Error::other(format!("{MAX_DAMAGED} damaged files of its name are there already")))
+}
+
+/// What a directory holds.
+#[derive(Default)]
+struct Listed {
+    /// Every `NAME.xml`.
+    documents: Vec<(String, PathBuf, Stamp)>,
+    /// Every `NAME.xml.damaged` and `NAME.xml.damaged.NUMBER`.
+    aside: BTreeMap<String, BTreeSet<PathBuf>>,
+}
+
+fn list(directory: &Path) -> Result<Listed, Error> {
+    let failed = |source| Error::Store { path: directory.to_owned(), source };
+    let mut listed = Listed::default();
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listed),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let Some(file) =
+            path.file_name().and_then(|file| file.to_str()).filter(|file| !file.starts_with('.'))
+        else {
+            continue;
+        };
+        if let Some(name) = file.strip_suffix(".xml") {
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() => {
+                    listed.documents.push((name.to_owned(), path.clone(), stamp_of(&metadata)));
+                }
+                // Somebody else's directory, or a file that vanished since the listing.
+                _ => (),
+            }
+        } else if let Some((name, number)) = file.rsplit_once(&format!(".xml{DAMAGED}"))
+            && (number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<u32>().is_ok()))
+        {
+            listed.aside.entry(name.to_owned()).or_default().insert(path.clone());
+        }
+    }
+    Ok(listed)
+}
+
+fn stamp_of(file: &fs::Metadata) -> Stamp {
+    (file.ino(), file.mtime(), file.mtime_nsec(), file.size())
 }

@@ -116,15 +116,25 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
     for index in 7..PORTS.len() {
         lab.bind(&driver, index);
     }
-    assert_eq!(lab.rules("libvirt-in"), ["-g nwfilter-in"]);
+    assert_eq!(lab.rules("libvirt-in"), ["-j nwfilter-in"]);
     assert!(lab.rules("nwfilter-in-vnet1").contains(&"-m physdev --physdev-in vnet1 -g FI-vnet1".to_owned()));
     assert!(lab.host.saved().unwrap().iptables.contains("-j nwfilter-helpers-tcp-21"));
     lab.check(PORTS.len());
 
+    // What is no port's packet gets to the rules of others behind the tree.
+    let theirs = ["ebtables", "-t", "nat", "-A", "PREROUTING", "-i", UNBOUND, "-p", "ARP", "-j", "DROP"];
+    lab.host.run(&theirs).unwrap();
+    let arp = frames::arp(
+        mac(90),
+        mac(91),
+        frames::Arp::request(mac(90), "10.0.0.90".parse().unwrap(), "10.0.0.91".parse().unwrap()),
+    );
+    assert!(!lab.taps[PORTS.len()].delivers(&lab.taps[0], &arp).unwrap());
+
     // Another process with other words for the same thing finds nothing to do.
     let other = lab.driver(Dispatch::Tree);
-    assert_eq!(lab.host.enter(|| other.diff()).unwrap(), []);
-    assert_eq!(lab.host.enter(|| other.reload()).unwrap().commits, 0);
+    assert!(lab.host.enter(|| other.diff()).unwrap().is_empty());
+    assert_eq!(lab.host.enter(|| other.reload()).unwrap().applied.commits, 0);
 
     let list = lab.driver(Dispatch::List);
     lab.host.enter(|| list.reload()).unwrap();

@@ -209,11 +209,11 @@ fn applying_twice_changes_nothing_and_a_flush_is_repaired() {
     lab.bind("tap0", "f").unwrap();
     let before = lab.state();
     let again = lab.host.enter(|| lab.driver.reload()).unwrap();
-    assert_eq!((again.commits, again.changed.len()), (0, 0));
+    assert_eq!((again.applied.commits, again.applied.changed.len()), (0, 0));
     lab.host.run(&["iptables", "-F", "FI-tap0"]).unwrap();
     lab.host.run(&["iptables", "-A", "FO-tap0", "-j", "ACCEPT"]).unwrap();
     let drift = lab.host.enter(|| lab.driver.diff()).unwrap();
-    let shown: Vec<_> = drift.iter().map(ToString::to_string).collect();
+    let shown: Vec<_> = drift.differences.iter().map(ToString::to_string).collect();
     assert_eq!(shown.len(), 2, "{shown:#?}");
     assert!(shown.iter().any(|line| line.starts_with("- tap0 iptables: FI-tap0")), "{shown:#?}");
     assert!(shown.iter().any(|line| line == "+ tap0 iptables: FO-tap0 -j ACCEPT"), "{shown:#?}");

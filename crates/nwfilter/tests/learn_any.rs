@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use learn_support::*;
-use nwfilter::{BindingState, Driver, Family, Method, Source};
+use nwfilter::{BindingState, Driver, Event, Family, Method, Source};
 use nwfilter_testlab::{Ends, Host, Libvirtd, Mac, Need, Tap, frames, skip_unless};
 
 const UNSPECIFIED: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -33,10 +33,16 @@ fn ports() -> Result<Ports> {
 
 /// Binds, sends one frame, and returns what was learned.
 fn learned_from(ports: &Ports, from: &Tap, frame: &[u8]) -> Result<Option<(String, Source)>> {
+    let events = ports.driver.subscribe();
     ports.lab.bind(&ports.driver, "tap0", "clean-traffic", &[])?;
     from.send(frame)?;
     let found = eventually("learned", || Ok(!is_learning(&ports.driver, "tap0")?));
     let state = ports.driver.binding_state("tap0")?;
+    if found.is_ok() {
+        let told = Event::AddressChanged { port: "tap0".parse()?, state: state.clone() };
+        let event = || events.recv_timeout(SOON);
+        assert_eq!([event()?, event()?], [Event::BindingCreated("tap0".parse()?), told]);
+    }
     ports.lab.host.enter(|| ports.driver.delete_binding("tap0"))?;
     match (found, state) {
         (Ok(()), BindingState::Learned { addresses, source }) => Ok(Some((addresses[0].to_string(), source))),
@@ -118,14 +124,14 @@ fn what_was_learned_survives_filters_and_drivers_but_not_the_binding() -> Result
     guest.send(&packet(GUEST, ADDRESS))?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     assert!(driver.binding("tap0")?.params.get("IP").is_none(), "the binding stays as it was given");
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
     lab.host.enter(|| driver.define_filter("mine.xml", &filter("drop")))?;
     assert!(lab.rules("tap0")?.ebtables.contains("--ip-src 10.0.0.2 -j DROP"));
 
     drop(driver);
     let driver = lab.driver()?;
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
     assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2"]);
 
     lab.host.enter(|| driver.delete_binding("tap0"))?;

@@ -63,7 +63,7 @@ fn leases_make_a_list_and_expiry_release_and_decline_take_them_away() -> Result<
 
     net.send(&granted(ADDRESS, 900))?;
     eventually("renewed", || Ok(remaining(&driver)? > Duration::from_secs(600)))?;
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
     guest.send(&asked(&request(MessageType::Release, ADDRESS), OTHER))?;
     settle();
@@ -133,7 +133,7 @@ fn leases_outlive_the_driver_in_the_file_format_of_libvirt() -> Result<()> {
 
     let driver = lab.driver()?;
     assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2", "10.0.0.3"]);
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
     drop(driver);
 
     // As libvirt leaves it, and with what a crash may leave: a line of nonsense, a line without an end.
@@ -194,7 +194,11 @@ fn more_leases_than_a_filter_can_take_leave_the_first_in_force() -> Result<()> {
     net.send(&granted(SECOND, 600))?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     settle();
-    assert_eq!(lab.host.enter(|| driver.diff())?, [], "the guest cannot make its binding invalid");
+    assert_eq!(
+        lab.host.enter(|| driver.diff())?.differences,
+        [],
+        "the guest cannot make its binding invalid"
+    );
     Ok(())
 }
 
@@ -204,7 +208,7 @@ fn dhcpv6_leases_the_ipv6_address_where_only_that_is_missing() -> Result<()> {
     let Ports { lab, guest, net, driver } = ports()?;
     lab.bind(&driver, "tap0", "no-ipv6-spoofing", &[DHCP, ("DHCPSERVER", "fe80::1")])?;
     assert!(is_learning(&driver, "tap0")?);
-    assert_eq!(lab.host.enter(|| driver.diff())?, []);
+    assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
     let (link, server): (Ipv6Addr, Ipv6Addr) = ("fe80::2".parse()?, "fe80::1".parse()?);
     let message = |kind: u8, address: &str, seconds: u32| -> Result<Vec<u8>> {
         let lease =

@@ -1,4 +1,4 @@
-//! `listen`: the daemon that keeps bindings in step with the guests of a libvirt.
+//! `listen`: the daemon that keeps bindings in step with the guests of a libvirt, and the kernel with the bindings.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,7 +13,12 @@ pub(crate) fn listen(driver: &Driver, uri: Option<&str>, guard: Option<&str>) ->
     let guard = guard.map(Guard::new).transpose()?;
     let listener = Listener::new(uri, guard);
     stop_at_signals(listener.stopper())?;
+    let mut keeper = None;
     listener.run(driver, |status| {
+        if keeper.is_none() {
+            // Without it the listener does all its other work.
+            keeper = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
+        }
         match &status {
             Status::Disconnected { .. } => log::warn!("{status}"),
             _ => log::info!("{status}"),

@@ -5,6 +5,7 @@ mod learn;
 #[cfg(feature = "listen")]
 mod listen;
 mod output;
+mod progress;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +13,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{Applied, Config, Dispatch, Driver, Settings, Xtables};
+use nwfilter::{
+    Applied, Committed, Config, Dispatch, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings,
+    Transaction, Xtables,
+};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -55,8 +59,11 @@ enum BackendName {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Put a filter into the store, in place of one of its name; ports that use it are updated
-    Define { file: PathBuf },
+    /// Put filters into the store, all or none, in place of those of their names; ports that use them are updated
+    Define {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Take a filter out of the store
     Undefine { name: String },
     /// List the filters of the store and the stock filters
@@ -67,8 +74,11 @@ enum Verb {
     },
     /// Print a filter in canonical form
     Dumpxml { name: String },
-    /// Filter a port
-    BindingCreate { file: PathBuf },
+    /// Filter ports, all or none
+    BindingCreate {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Stop filtering a port
     BindingDelete { port: String },
     /// List the ports that are filtered
@@ -139,8 +149,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
-            eprintln!("error: {}", causes.join("\n  because: "));
+            eprintln!("error: {}", with_causes(error.chain()));
             ExitCode::FAILURE
         }
     }
@@ -164,15 +173,27 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
     let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
-    let learns = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    if matches!(cli.verb, Verb::List { .. } | Verb::BindingList { .. } | Verb::Diff { .. } | Verb::Reload) {
+        tell_of_files(&driver)?;
+    }
+    let changes = matches!(cli.verb, Verb::Define { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    let (driver, watch) = progress::watched(driver);
+    let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } => (),
-        Verb::Define { file } => {
-            let (filter, applied) = driver.define_filter(&shown(&file), &read(&file)?)?;
+        Verb::Define { files } => {
+            let mut transaction = Transaction::new();
+            for file in &files {
+                transaction.define_filter(read_filter(&shown(file), &read(file)?).into_result()?);
+            }
+            let Committed { filters, applied } = watch.during(|| driver.commit(transaction))?;
             warn(&applied);
             let ports = applied.changed.len();
             let updated = if ports > 0 { format!(", {ports} ports updated") } else { String::new() };
-            println!("Network filter {} defined from {}{updated}", filter.name, file.display());
+            for (index, (filter, file)) in filters.iter().zip(&files).enumerate() {
+                let updated = if index + 1 == files.len() { &updated } else { "" };
+                println!("Network filter {} defined from {}{updated}", filter.name, file.display());
+            }
         }
         Verb::Undefine { name } => {
             driver.undefine_filter(&name)?;
@@ -180,11 +201,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::List { json } => print_filters(&driver, json)?,
         Verb::Dumpxml { name } => print!("{}", write_filter(&*driver.filter(&name)?)),
-        Verb::BindingCreate { file } => {
-            let binding = read_binding(&shown(&file), &read(&file)?).into_result()?;
-            let port = binding.port.clone();
-            warn(&driver.create_binding(binding)?);
-            println!("Network filter binding on {port} created from {}", file.display());
+        Verb::BindingCreate { files } => {
+            let mut transaction = Transaction::new();
+            let mut ports = Vec::new();
+            for file in &files {
+                let binding = read_binding(&shown(file), &read(file)?).into_result()?;
+                ports.push(binding.port.clone());
+                transaction.create_binding(binding);
+            }
+            warn(&watch.during(|| driver.commit(transaction))?.applied);
+            for (port, file) in ports.iter().zip(&files) {
+                println!("Network filter binding on {port} created from {}", file.display());
+            }
         }
         Verb::BindingDelete { port } => {
             driver.delete_binding(&port)?;
@@ -201,9 +229,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             }
         }
         Verb::Diff { json } => {
-            let differences = driver.diff()?;
-            print_differences(&differences, json)?;
-            return Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let drift = driver.diff()?;
+            print_differences(&drift.differences, json)?;
+            tell_of_ports(&drift.failed, &drift.odd);
+            return Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Learn => learn::learn(&driver)?,
         #[cfg(feature = "listen")]
@@ -211,12 +240,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
         #[cfg(not(feature = "listen"))]
         Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
-            let applied = driver.reload()?;
+            let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
             warn(&applied);
-            println!("{} ports brought back, {} in all", applied.changed.len(), driver.bindings()?.len());
+            let back = applied.changed.iter().filter(|port| !removed.contains(port)).count();
+            println!("{back} ports brought back, {} in all", driver.bindings()?.len());
+            if !removed.is_empty() {
+                println!("{} ports that do not exist any more removed", removed.len());
+            }
+            tell_of_ports(&failed, &odd);
+            done = failed.is_empty();
         }
     }
-    if learns {
+    if changes {
         let switches = [
             ("--keep-bridge-nf", cli.keep_bridge_nf),
             ("--no-helpers", cli.no_helpers),
@@ -228,7 +263,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             eprintln!("warning: {error:#}; 'nwfilterctl reload' tries again");
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn fmt(file: &Path) -> Result<ExitCode> {
@@ -243,6 +278,31 @@ fn fmt(file: &Path) -> Result<ExitCode> {
     };
     print!("{canonical}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which damaged files were moved aside earlier. Those that are found damaged are in the log, on stderr.
+fn tell_of_files(driver: &Driver) -> Result<()> {
+    let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
+    aside.for_each(|problem| eprintln!("warning: {problem}"));
+    Ok(())
+}
+
+/// Says of each port why it is not as its binding asks for, or why it is left alone.
+fn tell_of_ports(failed: &[FailedPort], odd: &OddPorts) {
+    for port in failed {
+        eprintln!("error: {}", with_causes(anyhow::Chain::new(port)));
+    }
+    for port in &odd.unbound {
+        eprintln!("warning: port '{port}' has rules but no binding here; they are left as they are");
+    }
+    for port in &odd.absent {
+        eprintln!("warning: port '{port}' has a binding, but there is no network interface of that name");
+    }
+}
+
+/// An error with its causes, a line each.
+fn with_causes(chain: anyhow::Chain<'_>) -> String {
+    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
 }
 
 fn warn(applied: &Applied) {

@@ -119,6 +119,95 @@ fn a_port_is_bound_listed_shown_and_released() {
 }
 
 #[test]
+fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps: [Tap; 2] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    cli.file("etc/ssh.xml", FILTER);
+    cli.file("run/tap0.xml", BINDING);
+    cli.file("run/tap1.xml", &BINDING.replace("tap0", "tap1").replace("'ssh'", "'lost'"));
+    let reloaded = cli.run_on(&host, &["reload"]);
+    let told = refused(&reloaded);
+    assert_eq!(String::from_utf8_lossy(&reloaded.stdout), "2 ports brought back, 2 in all\n");
+    let expected = "error: port 'tap1' does not get filter 'lost' but a drop of everything\n  because: ";
+    assert!(told.starts_with(expected) && told.contains("no filter is named 'lost'"), "{told}");
+    let told = refused(&cli.run_on(&host, &["diff"]));
+    assert!(told.contains("port 'tap1' does not get filter 'lost' but the rules it has"), "{told}");
+    assert!(host.saved().unwrap().port("tap0").iptables.contains("--dport 22"));
+    fs::remove_file(cli.dir.path().join("run/tap1.xml")).unwrap();
+    cli.file("run/tap9.xml", &BINDING.replace("tap0", "tap9"));
+    for (verb, expected) in [("diff", "0 differences\n"), ("reload", "0 ports brought back, 2 in all\n")] {
+        let output = cli.run_on(&host, &[verb]);
+        assert_eq!(stdout(&output), expected);
+        assert_eq!(
+            stderr(&output),
+            "warning: port 'tap1' has rules but no binding here; they are left as they are\n\
+             warning: port 'tap9' has a binding, but there is no network interface of that name\n"
+        );
+    }
+}
+
+#[test]
+fn damaged_files_are_told_of_on_stderr_and_moved_by_verbs_that_write() {
+    let cli = Cli::new();
+    cli.file("f.xml", FILTER);
+    let broken = cli.file("etc/broken.xml", "<filter name='broken'>");
+    let told = stderr(&cli.run(&["list"]));
+    assert!(told.contains("etc/broken.xml is damaged and ignored:"), "{told}");
+    assert!(broken.exists());
+    stdout(&cli.run(&["define", "f.xml"]));
+    assert!(!broken.exists());
+    for verb in ["list", "binding-list", "list"] {
+        let told = stderr(&cli.run(&[verb]));
+        assert_eq!(told, "warning: etc/broken.xml.damaged is damaged and was moved aside\n");
+    }
+}
+
+#[test]
+fn damaged_files_of_libvirts_own_store_stay_where_they_are_until_their_name_is_taken() {
+    skip_unless!(Need::Root, Need::Tool("unshare"), Need::Tool("mount"));
+    skip_unless!(Need::Libvirtd); // Its directory has to be there.
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    cli.file("f.xml", FILTER);
+    // A mount namespace of its own, in which libvirt's directory is empty.
+    let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /etc/libvirt && mkdir /etc/libvirt/nwfilter \
+                  && cd /etc/libvirt/nwfilter && echo '<filter' > other.xml && echo '<filter' > ssh.xml \
+                  && \"$0\" --config-dir $PWD --state-dir /etc/libvirt/state define \"$1\" && ls";
+    let mut command = host.command("unshare");
+    command
+        .args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_nwfilterctl")])
+        .arg(cli.dir.path().join("f.xml"));
+    let listed = stdout(&command.output().unwrap());
+    let files: Vec<_> = listed.lines().skip(1).collect();
+    assert_eq!(files, ["other.xml", "ssh.xml", "ssh.xml.damaged"]);
+}
+
+#[test]
+fn several_documents_are_taken_together_or_not_at_all() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps: [Tap; 2] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    cli.file("ssh.xml", FILTER);
+    cli.file("web.xml", &FILTER.replace("'ssh'", "'web'").replace("0x16", "80"));
+    cli.file("b0.xml", BINDING);
+    cli.file("b1.xml", &BINDING.replace("tap0", "tap1").replace("'ssh'", "'web'"));
+    assert!(refused(&cli.run_on(&host, &["define", "ssh.xml", "b0.xml"])).contains("b0.xml:1:1"));
+    stdout(&cli.run_on(&host, &["define", "ssh.xml"]));
+    assert!(refused(&cli.run_on(&host, &["binding-create", "b0.xml", "b1.xml"])).contains("'web'"));
+    assert!(host.saved().unwrap().port("tap0").is_empty());
+    assert_eq!(
+        stdout(&cli.run_on(&host, &["define", "web.xml", "ssh.xml"])),
+        "Network filter web defined from web.xml\nNetwork filter ssh defined from ssh.xml\n"
+    );
+    assert_eq!(
+        stdout(&cli.run_on(&host, &["binding-create", "b0.xml", "b1.xml"])),
+        "Network filter binding on tap0 created from b0.xml\nNetwork filter binding on tap1 created from b1.xml\n"
+    );
+    let updated = stdout(&cli.run_on(&host, &["define", "web.xml", "ssh.xml"]));
+    assert!(updated.ends_with("from ssh.xml\n"), "nothing has changed: {updated}");
+}
+
+#[test]
 fn bad_documents_are_refused_with_file_line_and_column() {
     let cli = Cli::new();
     for (text, expected) in [

@@ -43,7 +43,10 @@ impl Lab {
         lab.write("old.xml", OLD);
         let ethernet =
             "<rule action='accept' direction='out' priority='-900'><arp opcode='9'/></rule><filterref";
-        lab.write("new.xml", &OLD.replace("'53'", "'54'").replace("<filterref", ethernet));
+        let new = OLD.replace("'53'", "'54'").replace("<filterref", ethernet);
+        lab.write("new.xml", &new);
+        lab.write("old2.xml", &OLD.replace("'f'", "'f2'"));
+        lab.write("new2.xml", &new.replace("'f'", "'f2'"));
         assert!(lab.run(&["define", "old.xml"]).status.success());
         for index in 0..4 {
             lab.write(&format!("b{index}.xml"), &binding(index));
@@ -149,13 +152,48 @@ fn a_tool_that_fails_or_is_missing_changes_nothing() {
 }
 
 #[test]
+fn a_change_that_takes_long_tells_a_terminal_how_far_it_is() {
+    skip_unless!(
+        Need::Root,
+        Need::Tool("iptables-restore"),
+        Need::Tool("ebtables-restore"),
+        Need::Tool("script")
+    );
+    let lab = Lab::new();
+    let tools = path_with_fault(lab.dir.path(), "nothing", false);
+    fs::remove_file(tools.join("ebtables-restore")).unwrap();
+    let slow = tools.join("ebtables-restore");
+    fs::write(&slow, "#!/bin/sh\n/bin/sleep 2\nexec /usr/sbin/ebtables-restore \"$@\"\n").unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let define = format!(
+        "PATH={} {} --config-dir etc --state-dir run define",
+        tools.display(),
+        env!("CARGO_BIN_EXE_nwfilterctl")
+    );
+    let mut command = lab.host.command("script");
+    command.current_dir(lab.dir.path()).args(["-qec", &format!("{define} new.xml"), "/dev/null"]);
+    let seen = String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
+    assert!(seen.contains("\rwriting rules of 3 ports\x1b[K"), "{seen:?}");
+    assert!(seen.contains("\r\x1b[KNetwork filter f defined"), "the line is gone: {seen:?}");
+    let mut command = lab.host.command("sh");
+    let output =
+        command.current_dir(lab.dir.path()).args(["-c", &format!("{define} old.xml")]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+}
+
+#[test]
 fn a_killed_process_leaves_no_port_open_and_a_reload_ends_in_the_desired_state() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let lab = Lab::new();
     for attempt in 0..40u64 {
-        let file = if attempt % 2 == 0 { "new.xml" } else { "old.xml" };
-        let mut child =
-            lab.command(&["define", file]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let files = if attempt % 2 == 0 { ["new.xml", "new2.xml"] } else { ["old.xml", "old2.xml"] };
+        let mut child = lab
+            .command(&["define", files[0], files[1]])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         sleep(Duration::from_micros(attempt * 800));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -171,7 +209,8 @@ fn a_killed_process_leaves_no_port_open_and_a_reload_ends_in_the_desired_state()
             );
         }
         let reloaded = lab.run(&["reload"]);
-        assert!(reloaded.status.success(), "{}", String::from_utf8_lossy(&reloaded.stderr));
+        assert_eq!(String::from_utf8_lossy(&reloaded.stderr), "", "each document is whole");
+        assert!(reloaded.status.success());
         assert!(lab.run(&["diff"]).status.success());
     }
     for attempt in 0..20u64 {

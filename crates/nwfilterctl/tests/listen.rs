@@ -211,6 +211,11 @@ fn guests_are_filtered_across_their_life_a_hot_plug_and_restarts_of_both_daemons
     world.libvirtd.virsh_on(Connect::Qemu, &words)?;
     world.eventually_filtered("tap9", true)?;
 
+    world.host.run(&["nft", "flush", "ruleset"])?;
+    for port in ["tap1", "tap9"] {
+        world.eventually_filtered(port, true)?;
+    }
+
     world.libvirtd.kill()?;
     listener.wait_for("STATUS=no connection")?;
     assert!(world.is_filtered("tap1")?);

@@ -1,18 +1,19 @@
-//! A virtualization manager in fifty lines: it filters the port of a guest while the guest runs.
+//! A virtualization manager in eighty lines: it filters the ports of a guest while the guest runs.
 //!
 //! ```text
-//! embed-in-manager STORE PORT MAC IP
+//! embed-in-manager STORE PORT MAC IP [PORT MAC IP]…
 //! ```
 //!
-//! STORE is a directory for filters and bindings, PORT the guest's tap device. The port is filtered until the program
-//! reads the end of its input.
+//! STORE is a directory for filters and bindings, each PORT a tap device of the guest. The ports are filtered until the
+//! program reads the end of its input. It says what changes, and at the end, as JSON, some numbers.
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nwfilter::xml::{Binding, Owner, Params, Uuid};
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::xml::{Binding, Owner, Params, Uuid, read_filter};
+use nwfilter::{Config, Driver, Transaction, Xtables};
 
 const WEB_SERVER: &str = "<filter name='web-server'>
   <filterref filter='clean-traffic'/>
@@ -23,39 +24,69 @@ const WEB_SERVER: &str = "<filter name='web-server'>
 
 fn main() -> Result<()> {
     let args: Vec<_> = std::env::args().skip(1).collect();
-    let [store, port, mac, ip] = args.as_slice() else { bail!("usage: embed-in-manager STORE PORT MAC IP") };
+    let Some((store, interfaces)) =
+        args.split_first().filter(|(_, rest)| rest.len() > 2 && rest.len() % 3 == 0)
+    else {
+        bail!("usage: embed-in-manager STORE PORT MAC IP [PORT MAC IP]…")
+    };
 
     // One driver for the life of the manager; it may be used from many threads.
     let store = PathBuf::from(store);
     let config = Config { config_dir: store.join("filters"), state_dir: store.join("bindings") };
     let driver = Driver::open(config, Xtables::default()).context("cannot open the stores")?;
 
-    // A filter is defined once; defining it again updates every port that uses it.
-    driver.define_filter("web-server", WEB_SERVER)?;
+    // A thread that hears of everything, also of what the driver does by itself, such as learning an address.
+    let events = driver.subscribe();
+    let listener = thread::spawn(move || events.iter().for_each(|event| println!("{event}")));
 
-    // When the guest starts, before it runs: its port is bound to the filter.
+    // After a restart: the kernel is brought to what the stores ask for. One bad port does not keep the others.
+    for failed in driver.reload()?.failed {
+        eprintln!("error: {:#}", anyhow::Error::new(failed));
+    }
+
+    // When the guest starts, before it runs: its filter is defined and all of its ports are bound, or nothing is done.
+    // Transactions of threads that start guests at the same time share a commit.
+    let guest = Owner { name: "guest".to_owned(), uuid: Uuid::new_v4() };
+    let bindings: Vec<_> = interfaces.chunks(3).map(|given| binding(&guest, given)).collect::<Result<_>>()?;
+    let mut start = Transaction::new();
+    start.define_filter(read_filter("web-server", WEB_SERVER).into_result()?);
+    for binding in bindings {
+        start.replace_binding(binding);
+    }
+    let started = driver.commit(start)?;
+    for warning in &started.applied.warnings {
+        eprintln!("warning: {warning}");
+    }
+    println!("the guest may run: {} transactions of the kernel", started.applied.commits);
+
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+
+    // When the guest is gone.
+    let mut end = Transaction::new();
+    for given in interfaces.chunks(3) {
+        end.delete_binding(&given[0]);
+    }
+    driver.commit(end)?;
+
+    // Numbers for whoever watches the manager.
+    println!("{}", serde_json::to_string(&driver.metrics())?);
+    drop(driver);
+    listener.join().map_err(|_| anyhow::anyhow!("the listener ended in a panic"))
+}
+
+/// What a port of the guest must have.
+fn binding(guest: &Owner, given: &[String]) -> Result<Binding> {
+    let [port, mac, ip] = given else { bail!("a port needs PORT MAC IP") };
     let mut params = Params::new();
     if !params.push("IP".parse()?, ip) {
         bail!("'{ip}' cannot be the value of a parameter");
     }
-    let binding = Binding {
-        owner: Owner { name: "guest".to_owned(), uuid: Uuid::new_v4() },
+    Ok(Binding {
+        owner: guest.clone(),
         port: port.parse()?,
         link: None,
         mac: mac.parse()?,
         filter: "web-server".parse()?,
         params,
-    };
-    let applied = driver.create_binding(binding)?;
-    for warning in &applied.warnings {
-        eprintln!("warning: {warning}");
-    }
-    println!("{port} is filtered, {} transactions", applied.commits);
-
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-
-    // When the guest is gone.
-    driver.delete_binding(port)?;
-    println!("{port} is not filtered any more");
-    Ok(())
+    })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -23,6 +23,7 @@ use super::known::{Change, GuestKey};
 use super::packets::{MAX_FRAME, observe};
 use super::port::PortLearner;
 use super::wanted::Need;
+use crate::error::with_causes;
 use crate::files::make_directory;
 use crate::{Driver, Error};
 
@@ -55,7 +56,7 @@ pub(crate) enum Until {
     Idle,
 }
 
-/// Wakes a learner, and tells it to end.
+/// Wakes a learner, and tells a thread of the driver to end.
 #[derive(Debug)]
 pub(crate) struct Waker {
     event: EventFd,
@@ -92,7 +93,7 @@ impl Waker {
         let _ = self.event.write(1);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
@@ -104,6 +105,12 @@ impl Waker {
     fn has_followed(&self, asked: u64) {
         self.wakes.lock().unwrap_or_else(PoisonError::into_inner).1 = asked;
         self.followed.notify_all();
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 }
 
@@ -468,9 +475,7 @@ impl<'a> Engine<'a> {
         match self.driver.learned(&changes, &ports) {
             Ok(complete) => complete.iter().for_each(|port| self.leave(port)),
             Err(error) => {
-                let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-                let causes: String = causes.map(|cause| format!(": {cause}")).collect();
-                log::error!("learned addresses are not in force yet: {error}{causes}");
+                log::error!("learned addresses are not in force yet: {}", with_causes(&error));
                 ports.extend(changes.into_iter().map(|(port, _)| port));
                 self.unsettled = ports;
                 self.stale_after_retry();

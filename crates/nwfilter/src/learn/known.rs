@@ -129,11 +129,25 @@ impl Known {
         self.file(family).leases.get(&guest).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Forgets what was learned of the guest at a port. Leases stay: the guest may come back within their time.
-    pub(crate) fn forget(&mut self, port: &PortDev) -> Result<(), Error> {
-        match self.learned.entries.remove(port) {
-            Some(_) => self.learned.write(),
-            None => Ok(()),
+    /// Forgets what was learned of the guests at ports, and returns it. Leases stay: a guest may come back within
+    /// their time.
+    pub(crate) fn forget(&mut self, ports: &BTreeSet<PortDev>) -> Result<Vec<(PortDev, Learned)>, Error> {
+        let entries = &mut self.learned.entries;
+        let forgotten: Vec<_> = ports.iter().filter_map(|port| entries.remove_entry(port)).collect();
+        if !forgotten.is_empty() {
+            self.learned.write()?;
+        }
+        Ok(forgotten)
+    }
+
+    /// Knows again what was forgotten. What cannot be written is learned anew.
+    pub(crate) fn remember(&mut self, forgotten: Vec<(PortDev, Learned)>) {
+        if forgotten.is_empty() {
+            return;
+        }
+        self.learned.entries.extend(forgotten);
+        if let Err(error) = self.learned.write() {
+            log::error!("what was learned is lost: {error}");
         }
     }
 

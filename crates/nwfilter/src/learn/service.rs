@@ -11,10 +11,10 @@ use super::BindingState;
 use super::engine::{self, Until, Waker};
 use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
-use super::wanted::{Need, needed, wanted};
+use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
-use crate::Error;
-use crate::driver::{Driver, FilterMap, Stores};
+use crate::stores::{FilterMap, Stores};
+use crate::{Driver, Error, Event};
 
 /// The thread that learns, once a port needs it.
 #[derive(Debug, Default)]
@@ -127,7 +127,7 @@ impl Driver {
     pub fn binding_state(&self, port: &str) -> Result<BindingState, Error> {
         let stores = self.look()?;
         let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-        Ok(wanted(&stores.filter_map(), binding, &stores.known, super::now())?.state)
+        Ok(wanted(&stores.filter_map(), binding, &stores.known, Past::Counts, super::now())?.state)
     }
 
     /// Every binding and how far its port is from its filter, sorted by port.
@@ -135,7 +135,7 @@ impl Driver {
         let stores = self.look()?;
         let (filters, now) = (stores.filter_map(), super::now());
         let status = |binding: &Arc<Binding>| {
-            let wanted = wanted(&filters, binding, &stores.known, now);
+            let wanted = wanted(&filters, binding, &stores.known, Past::Counts, now);
             PortStatus { binding: binding.clone(), state: wanted.map(|wanted| wanted.state) }
         };
         Ok(stores.bindings.documents().map(status).collect())
@@ -205,19 +205,22 @@ impl Driver {
             let mut affected = stores.known.record(&current)?;
             affected.extend(ports.iter().cloned());
             let (filters, now) = (stores.filter_map(), super::now());
-            let (mut batch, mut complete) = (Batch::default(), Vec::new());
+            let (mut batch, mut complete, mut events) = (Batch::default(), Vec::new(), Vec::new());
             for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
-                match wanted(&filters, binding, &stores.known, now) {
+                match wanted(&filters, binding, &stores.known, Past::Counts, now) {
                     Ok(wanted) => {
                         if wanted.state.is_complete() {
                             complete.push(binding.port.clone());
                         }
                         batch.filter(binding.port.clone(), Arc::new(wanted.ruleset));
+                        events
+                            .push(Event::AddressChanged { port: binding.port.clone(), state: wanted.state });
                     }
                     Err(error) => log::error!("{error}; it keeps the rules it has"),
                 }
             }
             self.apply(&batch)?;
+            self.feed().publish(events);
             Ok(complete)
         })
     }

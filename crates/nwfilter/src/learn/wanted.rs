@@ -31,6 +31,15 @@ pub(crate) struct Need {
     pub(crate) servers: Vec<IpAddr>,
 }
 
+/// Whether what was learned of a guest says something about it still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// It does.
+    Counts,
+    /// The port is bound anew.
+    Forgotten,
+}
+
 /// What a port with this binding must have at a time in seconds since the epoch.
 ///
 /// A binding that needs an address is refused unless its filter makes rules with one.
@@ -38,6 +47,7 @@ pub(crate) fn wanted(
     filters: &impl Filters,
     binding: &Binding,
     known: &Known,
+    past: Past,
     now: u64,
 ) -> Result<Wanted, Error> {
     let missing = match instantiate(filters, binding) {
@@ -47,14 +57,16 @@ pub(crate) fn wanted(
     let need = need(binding, missing)?;
     let guest = GuestKey::of(binding);
     match need.method {
-        Method::Any => match known.learned(&binding.port, guest, need.family) {
-            Some(learned) => {
-                let ruleset = with_addresses(filters, binding, need.family, &learned.addresses)?;
-                let (addresses, source) = (learned.addresses.clone(), learned.source);
-                Ok(Wanted { ruleset, state: BindingState::Learned { addresses, source } })
+        Method::Any => {
+            match known.learned(&binding.port, guest, need.family).filter(|_| past == Past::Counts) {
+                Some(learned) => {
+                    let ruleset = with_addresses(filters, binding, need.family, &learned.addresses)?;
+                    let (addresses, source) = (learned.addresses.clone(), learned.source);
+                    Ok(Wanted { ruleset, state: BindingState::Learned { addresses, source } })
+                }
+                None => provisional(filters, binding, &need),
             }
-            None => provisional(filters, binding, &need),
-        },
+        }
         Method::Dhcp => {
             let leases = known.leases(guest, need.family).iter().filter(|lease| lease.holds_at(now));
             let leases: Vec<_> = leases.copied().collect();

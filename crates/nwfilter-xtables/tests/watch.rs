@@ -1,0 +1,207 @@
+//! Of the changes that are made to the kernel's rules, those of others are told that may concern ports, and no more.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nwfilter_rules::{Backend, Batch, ForeignChange, Ruleset, Watch, instantiate};
+use nwfilter_testlab::{Host, Need, Tap, skip_unless};
+use nwfilter_xml::{read_binding, read_filter};
+use nwfilter_xtables::Xtables;
+
+/// A host with one filtered port, and a watch.
+struct Lab {
+    host: Host,
+    watch: Box<dyn Watch>,
+    _tap: Tap,
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        let host = Host::new()?;
+        let tap = host.tap("tap0")?;
+        let watch = host.enter(|| Xtables::default().watch())?.context("no watch")?;
+        let mut lab = Self { host, watch, _tap: tap };
+        lab.apply(&[22])?;
+        Ok(lab)
+    }
+
+    /// Has the backend filter the port.
+    fn apply(&mut self, tcp_ports: &[u16]) -> Result<()> {
+        let mut batch = Batch::default();
+        batch.filter("tap0".parse()?, Arc::new(ruleset(tcp_ports)?));
+        self.host.enter(|| Xtables::default().apply(&batch))?;
+        Ok(())
+    }
+
+    /// What is told of a command. The kernel has told it when the command ends.
+    fn told(&mut self, command: &str) -> Result<Vec<ForeignChange>> {
+        self.watch.changes()?;
+        self.host.run(&command.split(' ').collect::<Vec<_>>())?;
+        Ok(self.watch.changes()?)
+    }
+}
+
+/// What port tap0 has that accepts ARP and connections to these ports.
+fn ruleset(tcp_ports: &[u16]) -> Result<Ruleset> {
+    let rule = |port: &u16| {
+        format!(
+            "<rule action='accept' direction='in'><tcp dstportstart='{port}'/></rule>
+             <rule action='accept' direction='in'><tcp-ipv6 dstportstart='{port}'/></rule>"
+        )
+    };
+    let rules: String = tcp_ports.iter().map(rule).collect();
+    let filter = read_filter(
+        "f.xml",
+        &format!("<filter name='f'>{rules}<rule action='accept' direction='out'><arp/></rule></filter>"),
+    )
+    .into_result()?;
+    let binding = read_binding(
+        "b.xml",
+        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+         <portdev name='tap0'/><mac address='52:54:00:7b:35:93'/><filterref filter='f'/></filterbinding>",
+    )
+    .into_result()?;
+    Ok(instantiate(&BTreeMap::from([(filter.name.clone(), Arc::new(filter))]), &binding)?)
+}
+
+#[test]
+fn what_others_change_is_told_with_the_place_and_who_did_it() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
+    let mut lab = Lab::new()?;
+    for (command, program, what) in [
+        ("iptables -I FORWARD 1 -j ACCEPT", "iptables", "iptables filter FORWARD"),
+        ("iptables -D FORWARD 1", "iptables", "iptables filter FORWARD"),
+        ("iptables -A FI-tap0 -j ACCEPT", "iptables", "iptables filter FI-tap0"),
+        ("iptables -F libvirt-in", "iptables", "iptables filter libvirt-in"),
+        ("iptables -P INPUT DROP", "iptables", "iptables filter INPUT"),
+        ("ip6tables -F FO-tap0", "ip6tables", "ip6tables filter FO-tap0"),
+        ("iptables -t raw -I PREROUTING 1 -j ACCEPT", "iptables", "iptables raw, iptables raw PREROUTING"),
+        ("ebtables -t nat -F PREROUTING", "ebtables", "ebtables nat PREROUTING"),
+        ("nft flush chain bridge nat libvirt-I-tap0", "nft", "ebtables nat libvirt-I-tap0"),
+        ("nft delete table ip raw", "nft", "iptables raw,"),
+    ] {
+        let told = lab.told(command)?;
+        let [ForeignChange { by: Some(by), what: place }] = &told[..] else { panic!("{command}: {told:?}") };
+        assert!(by.starts_with(&format!("{program} (process ")), "{command}: {by}");
+        assert!(place.starts_with(what), "{command}: {place}");
+    }
+    let told = lab.told("nft flush ruleset")?;
+    assert!(matches!(&told[..], [change] if change.what.ends_with('…')), "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn what_concerns_no_port_is_not_told() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
+    let mut lab = Lab::new()?;
+    for command in [
+        "iptables -N theirs",
+        "iptables -A theirs -j DROP",
+        "iptables -A OUTPUT -j theirs",
+        "iptables -t mangle -A FORWARD -j ACCEPT",
+        "iptables -t nat -A PREROUTING -j ACCEPT",
+        "ebtables -A FORWARD -j ACCEPT",
+        "ebtables -t nat -A OUTPUT -j ACCEPT",
+        "nft add table inet filter",
+        "nft add chain inet filter FORWARD",
+        "nft add rule inet filter FORWARD accept",
+        "iptables -L",
+        "iptables-save",
+    ] {
+        assert_eq!(lab.told(command)?, [], "{command}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_backend_writes_is_not_told() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"));
+    let mut lab = Lab::new()?;
+    assert_eq!(lab.watch.changes()?, []);
+    lab.told("iptables -F")?;
+    lab.apply(&[22, 80])?;
+    lab.apply(&[])?;
+    lab.apply(&[22])?;
+    assert_eq!(lab.watch.changes()?, []);
+    assert_eq!(lab.told("iptables -F FI-tap0")?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn more_than_can_be_followed_is_told_as_a_change() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"));
+    let mut lab = Lab::new()?;
+    lab.watch.changes()?;
+    let rules =
+        "-A theirs -s 192.0.2.1 -m comment --comment 0123456789012345678901234567890123456789 -j DROP\n";
+    let text = format!("*filter\n:theirs - [0:0]\n{}COMMIT\n", rules.repeat(8000));
+    // The backlog holds more than one run of the tool makes.
+    for _ in 0..8 {
+        lab.host.run_with_stdin(&["iptables-restore", "--noflush"], &text)?;
+    }
+    let told = lab.watch.changes()?;
+    assert!(told.iter().any(|change| change.by.is_none() && change.what.contains("more than")), "{told:?}");
+    assert_eq!(lab.told("iptables -F FI-tap0")?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_legacy_tool_is_asked_every_few_seconds() -> Result<()> {
+    const TOOLS: &str = "xtables-legacy-multi";
+    skip_unless!(Need::Root, Need::Tool(TOOLS));
+    let host = Host::new()?;
+    if let Err(error) = host.run(&["iptables-legacy", "-t", "filter", "-nL"]) {
+        eprintln!("skipped: this kernel has no legacy iptables: {error}");
+        return Ok(());
+    }
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let tools = dirs.iter().map(|dir| dir.join(TOOLS)).find(|file| file.exists()).context("no tools")?;
+    let links = tempfile::tempdir()?;
+    for tool in ["iptables", "ip6tables"] {
+        for part in ["", "-save", "-restore"] {
+            symlink(&tools, links.path().join(format!("{tool}{part}")))?;
+        }
+    }
+    dirs.insert(0, links.path().into());
+    // The search path belongs to the process, so the test goes on in one of its own.
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--exact", "with_the_legacy_tools_of_the_search_path", "--ignored", "--nocapture"])
+        .env("PATH", std::env::join_paths(dirs)?)
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
+
+#[test]
+#[ignore = "run by the test of the legacy tools"]
+fn with_the_legacy_tools_of_the_search_path() -> Result<()> {
+    let host = Host::new()?;
+    ensure!(host.run(&["iptables", "--version"])?.contains("legacy"));
+    let mut watch = host.enter(|| Xtables::default().watch())?.context("no watch")?;
+    ensure!(watch.interval().is_some_and(|interval| interval < Duration::from_secs(30)));
+    let mut expected = Vec::new();
+    for tool in ["iptables", "ip6tables"] {
+        host.run(&[tool, "-A", "FORWARD", "-j", "ACCEPT"])?;
+        expected.push(ForeignChange { by: None, what: format!("tables of {tool}") });
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut told = Vec::new();
+    while told.is_empty() {
+        ensure!(Instant::now() < deadline, "nothing is told");
+        std::thread::sleep(Duration::from_millis(50));
+        told = host.enter(|| watch.changes())?;
+    }
+    assert_eq!(told, expected);
+    // What the kernel gives word of is told at once, as ever.
+    host.run(&["ebtables", "-t", "nat", "-P", "PREROUTING", "DROP"])?;
+    assert_eq!(host.enter(|| watch.changes())?.len(), 1);
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! Repairs what others change in the kernel where rules of ports are, or lead to them.
+//!
+//! A thread follows the backend's [`Watch`]. When it tells of a change, and it has been quiet for a moment, the kernel
+//! is compared with what the bindings ask for, and what differs is brought back as [`Driver::reload`] does it, under
+//! the same lock. Somebody who changes the same again and again is not fought: the repairs become rarer.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nwfilter_rules::{Difference, Watch};
+
+use crate::error::with_causes;
+use crate::learn::engine::Waker;
+use crate::{Driver, Error};
+
+/// How long it must be quiet before a change is looked at: tools write table by table.
+const QUIET: Duration = Duration::from_millis(100);
+/// When a change is looked at in any case.
+const LATEST: Duration = Duration::from_millis(500);
+/// More repairs than these within [`A_WHILE`] are a fight.
+const MANY: usize = 10;
+const A_WHILE: Duration = Duration::from_secs(60);
+/// The first pause in a fight, or after a failure, and the longest; each is twice the one before.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Differences, and programs, that are told of one repair.
+const SHOWN: usize = 10;
+/// Who did what the kernel does not name anybody for.
+const SOMEBODY: &str = "somebody";
+
+/// Keeps the kernel as the bindings ask for; dropping it ends that, and leaves the rules.
+#[derive(Debug)]
+pub struct Keeper {
+    waker: Arc<Waker>,
+    repairs: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// How often something was brought back since it keeps.
+    pub fn repairs(&self) -> u64 {
+        self.repairs.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.waker.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Driver {
+    /// Brings the kernel to what the bindings ask for, and keeps it there until the returned value is dropped: what
+    /// others change is brought back after 100 to 500 ms and the time of a [`Driver::reload`], and said in the log as a
+    /// warning, with who did it.
+    ///
+    /// A thread does it, in the network namespace of the calling thread, for all bindings of the store, also those
+    /// that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
+    /// alone, cause no write. After more than ten repairs within a minute the next ones wait, at most for 30 s.
+    pub fn keep(&self) -> Result<Keeper, Error> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Keeper { source };
+        let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
+        let watch = watch.ok_or_else(|| failed("the backend gives no word of them".into()))?;
+        let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
+        let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.over_same_stores()?);
+        let guard = Guard::new(driver, watch, waker.clone(), repairs.clone());
+        let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| guard.run());
+        let thread = thread.map_err(|error| failed(Box::new(error)))?;
+        Ok(Keeper { waker, repairs, thread: Some(thread) })
+    }
+}
+
+/// What the thread works with.
+struct Guard {
+    driver: Driver,
+    /// `None` after it failed, until there is another.
+    watch: Option<Box<dyn Watch>>,
+    waker: Arc<Waker>,
+    repairs: Arc<AtomicU64>,
+    pending: Option<Pending>,
+    pace: Pace,
+    /// The pause after the last failure; zero after a success.
+    retry: Duration,
+    /// Nothing is tried before this.
+    rests_until: Option<Instant>,
+}
+
+/// Changes that were not looked at yet.
+struct Pending {
+    first: Instant,
+    last: Instant,
+    /// Who made them, as far as it is shown.
+    by: BTreeSet<String>,
+}
+
+impl Guard {
+    fn new(driver: Driver, watch: Box<dyn Watch>, waker: Arc<Waker>, repairs: Arc<AtomicU64>) -> Self {
+        let mut guard = Self {
+            driver,
+            watch: Some(watch),
+            waker,
+            repairs,
+            pending: None,
+            pace: Pace::default(),
+            retry: Duration::ZERO,
+            rests_until: None,
+        };
+        // What was changed before the changes were followed.
+        guard.hear_of([]);
+        guard
+    }
+
+    fn run(mut self) {
+        loop {
+            self.wait();
+            if self.waker.is_stopped() {
+                return;
+            }
+            self.listen();
+            let now = Instant::now();
+            if self.due().is_some_and(|due| due <= now)
+                && let Some(pending) = self.pending.take()
+            {
+                self.repair(pending);
+            }
+        }
+    }
+
+    /// Waits for word of a change, for a change to become due, or to be woken.
+    fn wait(&self) {
+        let due = self.due().map(|due| due.saturating_duration_since(Instant::now()));
+        let interval = self.watch.as_ref().and_then(|watch| watch.interval());
+        let timeout = match due.into_iter().chain(interval).min() {
+            // A millisecond more, so that the time has come when the wait ends.
+            Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        let watch = self.watch.iter().map(|watch| watch.as_fd());
+        let descriptors = watch.chain([self.waker.as_fd()]);
+        let mut descriptors: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut descriptors, timeout) {
+            Ok(_) | Err(Errno::EINTR) => (),
+            Err(errno) => {
+                log::error!("waiting for changes of the kernel's rules: {errno}");
+                std::thread::sleep(PAUSES.0);
+            }
+        }
+    }
+
+    /// Takes what the watch tells. One that failed is replaced, and what it may have missed is looked for.
+    fn listen(&mut self) {
+        let told = match &mut self.watch {
+            Some(watch) => watch.changes(),
+            None if self.rests_until.is_some_and(|until| until > Instant::now()) => return,
+            None => self.driver.backend().watch().map(|watch| {
+                self.watch = watch;
+                Vec::new()
+            }),
+        };
+        match told {
+            Ok(changes) if changes.is_empty() => (),
+            Ok(changes) => {
+                for change in &changes {
+                    log::debug!("{} changed {}", change.by.as_deref().unwrap_or(SOMEBODY), change.what);
+                }
+                self.hear_of(changes.into_iter().filter_map(|change| change.by));
+            }
+            Err(error) => {
+                log::error!("{}", with_causes(&error));
+                self.watch = None;
+                self.hear_of([]);
+                self.rest_after_failure();
+            }
+        }
+    }
+
+    fn hear_of(&mut self, by: impl IntoIterator<Item = String>) {
+        let now = Instant::now();
+        let pending = self.pending.get_or_insert(Pending { first: now, last: now, by: BTreeSet::new() });
+        pending.last = now;
+        for by in by {
+            if pending.by.len() < SHOWN {
+                pending.by.insert(by);
+            }
+        }
+    }
+
+    /// When what is pending is to be looked at.
+    fn due(&self) -> Option<Instant> {
+        let pending = self.pending.as_ref()?;
+        let due = (pending.last + QUIET).min(pending.first + LATEST);
+        Some(self.rests_until.map_or(due, |rests_until| due.max(rests_until)))
+    }
+
+    /// Brings back what differs. What cannot be is tried again.
+    fn repair(&mut self, pending: Pending) {
+        match self.driver.repair() {
+            Ok(differences) => {
+                self.retry = Duration::ZERO;
+                self.rests_until = None;
+                if !differences.is_empty() {
+                    self.repaired(&pending, &differences);
+                }
+            }
+            Err(error) => {
+                log::error!("what others changed is not repaired yet: {}", with_causes(&error));
+                self.pending = Some(pending);
+                self.rest_after_failure();
+            }
+        }
+    }
+
+    fn repaired(&mut self, pending: &Pending, differences: &[Difference]) {
+        // Something was perhaps told while it was repaired.
+        self.listen();
+        let later = self.pending.iter().flat_map(|pending| &pending.by);
+        let by: BTreeSet<_> = pending.by.iter().chain(later).map(String::as_str).collect();
+        let by = match by.is_empty() {
+            true => SOMEBODY.to_owned(),
+            false => by.into_iter().collect::<Vec<_>>().join(", "),
+        };
+        log::warn!("repaired what {by} changed:{}", shown(differences));
+        let now = Instant::now();
+        if let Some(pause) = self.pace.repaired(now) {
+            log::error!(
+                "{by} changes again and again what is repaired; the next repair waits {pause:?}, and ports may be \
+                 open meanwhile: end that program, or keep it from the chains of ports and from the place of their \
+                 jumps, which must be the first"
+            );
+            self.rests_until = Some(now + pause);
+        }
+        self.repairs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn rest_after_failure(&mut self) {
+        self.retry = longer(self.retry);
+        self.rests_until = Some(Instant::now() + self.retry);
+    }
+}
+
+/// The differences, a line each.
+fn shown(differences: &[Difference]) -> String {
+    let mut text: String =
+        differences.iter().take(SHOWN).map(|difference| format!("\n  {difference}")).collect();
+    if differences.len() > SHOWN {
+        text += &format!("\n  and {} more", differences.len() - SHOWN);
+    }
+    text
+}
+
+/// The pause that follows one.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).clamp(PAUSES.0, PAUSES.1)
+}
+
+/// How often repairs may be.
+#[derive(Debug, Default)]
+struct Pace {
+    /// The times of the last repairs, at most [`MANY`].
+    repairs: VecDeque<Instant>,
+    pause: Duration,
+}
+
+impl Pace {
+    /// Counts a repair; the pause before the next one, where there must be one. Once there is, there is one after
+    /// each repair until [`A_WHILE`] has passed without any.
+    fn repaired(&mut self, now: Instant) -> Option<Duration> {
+        let recent = |then: Option<&Instant>| then.is_some_and(|then| now.duration_since(*then) < A_WHILE);
+        let goes_on = !self.pause.is_zero() && recent(self.repairs.back());
+        let crowded = self.repairs.len() == MANY && recent(self.repairs.front());
+        self.repairs.push_back(now);
+        if self.repairs.len() > MANY {
+            self.repairs.pop_front();
+        }
+        self.pause = if goes_on || crowded { longer(self.pause) } else { Duration::ZERO };
+        (!self.pause.is_zero()).then_some(self.pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_repairs_in_a_while_are_followed_by_longer_and_longer_pauses() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let mut repaired = |second: u64| {
+            let pause = pace.repaired(begin + Duration::from_secs(second));
+            pause.map_or(0, |pause| pause.as_secs())
+        };
+        assert_eq!([0; 10].map(|_| repaired(0)), [0; 10]);
+        // As in a fight, in which each repair is undone at once.
+        assert_eq!([5, 6, 8, 12, 20, 36, 66, 96].map(&mut repaired), [1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(repaired(96 + 59), 30);
+        assert_eq!(repaired(96 + 59 + 60), 0);
+        assert_eq!(repaired(1000), 0);
+    }
+
+    #[test]
+    fn rare_repairs_are_no_fight() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        for repair in 0..100 {
+            assert_eq!(pace.repaired(begin + Duration::from_secs(6) * repair), None);
+        }
+    }
+}

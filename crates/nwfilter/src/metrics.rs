@@ -1,0 +1,110 @@
+//! Numbers about a driver, for whoever exposes them.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nwfilter_rules::{Batch, Desired};
+use nwfilter_xml::PortDev;
+use serde::Serialize;
+
+use crate::Driver;
+use crate::salvage::rules;
+use crate::stores::Stores;
+
+/// Numbers about a driver. Counters count from its opening, in this process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Bindings, when the stores were read last.
+    pub ports: u64,
+    /// Filters of the store, without the stock filters, when it was read last.
+    pub filters: u64,
+    /// Files of the stores that are as if they were not there, when they were read last.
+    pub problems: u64,
+    /// Rules of the ports that this driver has brought to the kernel. A rule in force for several directions counts
+    /// in each.
+    pub rules: u64,
+    /// Batches that the backend has applied. One that found nothing to do counts.
+    pub commits: u64,
+    /// Batches that the backend has refused.
+    pub refusals: u64,
+    /// Seconds that the backend took for all batches.
+    pub commit_seconds: f64,
+    /// Seconds that it took for the last one.
+    pub last_commit_seconds: f64,
+    /// Ports whose rules in the kernel were not as they should have been, and were brought back.
+    pub repaired: u64,
+    /// Transactions that were carried out; a single operation is one.
+    pub transactions: u64,
+    /// Groups of transactions that were carried out together; one alone is a group.
+    pub groups: u64,
+    /// Transactions in the largest group.
+    pub largest_group: u64,
+    /// Transactions in the last group.
+    pub last_group: u64,
+}
+
+impl Driver {
+    /// Numbers about this driver, its learning of addresses included. Waits for nothing.
+    pub fn metrics(&self) -> Metrics {
+        let counters = self.meter().counters();
+        Metrics { rules: counters.rules.values().sum(), ..counters.metrics.clone() }
+    }
+}
+
+/// Counts.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(Mutex<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    metrics: Metrics,
+    /// The rules of each port.
+    rules: BTreeMap<PortDev, u64>,
+}
+
+impl Meter {
+    fn counters(&self) -> MutexGuard<'_, Counters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stores(&self, stores: &Stores) {
+        let mut counters = self.counters();
+        counters.metrics.ports = stores.bindings.documents().count() as u64;
+        counters.metrics.filters = stores.filters.documents().count() as u64;
+        counters.metrics.problems =
+            (stores.filters.problems().count() + stores.bindings.problems().count()) as u64;
+    }
+
+    pub(crate) fn applied(&self, batch: &Batch, took: Duration) {
+        let mut counters = self.counters();
+        counters.metrics.commits += 1;
+        counters.metrics.commit_seconds += took.as_secs_f64();
+        counters.metrics.last_commit_seconds = took.as_secs_f64();
+        for (port, desired) in &batch.ports {
+            match desired {
+                Desired::Filtered(ruleset) => {
+                    counters.rules.insert(port.clone(), rules(ruleset).count() as u64)
+                }
+                Desired::Gone => counters.rules.remove(port),
+            };
+        }
+    }
+
+    pub(crate) fn refused(&self) {
+        self.counters().metrics.refusals += 1;
+    }
+
+    pub(crate) fn repaired(&self, ports: usize) {
+        self.counters().metrics.repaired += ports as u64;
+    }
+
+    pub(crate) fn group(&self, transactions: usize) {
+        let metrics = &mut self.counters().metrics;
+        metrics.transactions += transactions as u64;
+        metrics.groups += 1;
+        metrics.last_group = transactions as u64;
+        metrics.largest_group = metrics.largest_group.max(metrics.last_group);
+    }
+}

@@ -1,0 +1,196 @@
+//! Bringing the whole kernel to what the bindings ask for, and showing how it differs. What is wrong with one port
+//! does not keep the others.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use nwfilter_rules::{Applied, Batch, Difference, Ruleset};
+use nwfilter_xml::{Binding, FilterName, PortDev};
+
+use crate::salvage::{self, Salvaged};
+use crate::stores::{Stores, interface_exists};
+use crate::{Driver, Error, Event, Phase};
+
+/// What a reload did.
+#[derive(Clone, Debug, Default)]
+pub struct Reloaded {
+    /// What was written.
+    pub applied: Applied,
+    /// The ports that do not have what their bindings ask for, sorted.
+    pub failed: Vec<FailedPort>,
+    /// The ports whose rules were removed because neither a binding nor an interface of that name exists, sorted.
+    pub removed: Vec<PortDev>,
+    /// The ports that are not as one would think.
+    pub odd: OddPorts,
+}
+
+/// Ports that a reload leaves as they are because it cannot know better.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OddPorts {
+    /// The ports that have rules in the kernel and an interface, but no binding here: a driver over other stores may
+    /// have made the rules, or a process was killed before it stored the binding. Also those that have no interface,
+    /// but a damaged binding. Sorted.
+    pub unbound: Vec<PortDev>,
+    /// The ports that have a binding but no interface, sorted. As in libvirt's driver the binding stays until it is
+    /// deleted, and no rules are made for it: the next interface of that name may be another guest's. Rules that
+    /// the kernel still has are left alone.
+    pub absent: Vec<PortDev>,
+}
+
+/// How the kernel differs from what the bindings ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Drift {
+    /// The rules that a reload would write and remove, sorted.
+    pub differences: Vec<Difference>,
+    /// The ports of whose bindings no rules can be made, sorted.
+    pub failed: Vec<FailedPort>,
+    /// The ports that a reload would leave as they are.
+    pub odd: OddPorts,
+}
+
+impl Drift {
+    /// Whether a reload would find nothing to do and nothing to complain about. Odd ports do not count.
+    pub fn is_empty(&self) -> bool {
+        self.differences.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// A port that cannot be brought to what its binding asks for.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("port '{port}' does not get filter '{filter}' but {instead}")]
+pub struct FailedPort {
+    /// The port.
+    pub port: PortDev,
+    /// The filter of its binding.
+    pub filter: FilterName,
+    /// What it has instead: it is never less filtered than before.
+    pub instead: Instead,
+    /// Why. Ports that fail for one reason share it.
+    #[source]
+    pub error: Arc<Error>,
+}
+
+/// What a port has in place of its filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// The rules that the kernel holds for it.
+    OldRules,
+    /// The kernel held none: nothing passes.
+    DropAll,
+}
+
+impl fmt::Display for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OldRules => "the rules it has",
+            Self::DropAll => "a drop of everything",
+        })
+    }
+}
+
+impl Driver {
+    /// How the kernel differs from what the bindings ask for. Nothing is changed.
+    ///
+    /// An error is what makes all of it impossible: stores or tables that cannot be read.
+    pub fn diff(&self) -> Result<Drift, Error> {
+        let stores = self.look()?;
+        let wish = Wish::of(self, &stores)?;
+        let differences = self.backend().diff(&wish.batch)?;
+        Ok(Drift { differences, failed: wish.failed, odd: wish.odd })
+    }
+
+    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
+    ///
+    /// A port whose rules cannot be made, or are refused by the kernel, does not keep the others: it is left with the
+    /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. Rules of
+    /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible:
+    /// stores or tables that cannot be read, or tools that do not work.
+    pub fn reload(&self) -> Result<Reloaded, Error> {
+        self.change(|stores| {
+            let wish = Wish::of(self, stores)?;
+            self.bring(stores, wish)
+        })
+    }
+
+    /// The same where the kernel differs, and how it did.
+    pub(crate) fn repair(&self) -> Result<Vec<Difference>, Error> {
+        self.change(|stores| {
+            let wish = Wish::of(self, stores)?;
+            let differences = self.backend().diff(&wish.batch)?;
+            if !differences.is_empty() {
+                self.bring(stores, wish)?;
+            }
+            Ok(differences)
+        })
+    }
+
+    fn bring(&self, stores: &Stores, wish: Wish) -> Result<Reloaded, Error> {
+        let Wish { batch, mut failed, removed, odd, installed } = wish;
+        let Salvaged { applied, refused } = salvage::apply(self, batch, &installed)?;
+        for (port, error) in refused {
+            // Rules are asked for by bindings only.
+            let Some(binding) = stores.bindings.get(port.as_str()) else { continue };
+            failed.push(failed_port(binding, &installed, error));
+        }
+        failed.sort_by(|a, b| a.port.cmp(&b.port));
+        let is_repaired = |port: &&PortDev| !failed.iter().any(|failed| failed.port == **port);
+        let repaired: Vec<_> = applied.changed.iter().filter(is_repaired).cloned().collect();
+        self.meter().repaired(repaired.len());
+        self.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
+        Ok(Reloaded { applied, failed, removed, odd })
+    }
+}
+
+/// What the bindings ask for, as far as rules can be made of them.
+#[derive(Default)]
+struct Wish {
+    batch: Batch,
+    failed: Vec<FailedPort>,
+    removed: Vec<PortDev>,
+    odd: OddPorts,
+    installed: BTreeSet<PortDev>,
+}
+
+impl Wish {
+    fn of(driver: &Driver, stores: &Stores) -> Result<Self, Error> {
+        let installed = driver.backend().installed()?.ports;
+        let filters = stores.filter_map();
+        let mut wish = Self { installed, ..Self::default() };
+        let total = stores.bindings.documents().count();
+        for (done, binding) in stores.bindings.documents().enumerate() {
+            driver.reporter.report(Phase::Rules, done, total);
+            let port = binding.port.clone();
+            if !interface_exists(&port) {
+                wish.odd.absent.push(port);
+                continue;
+            }
+            match stores.ruleset(&filters, binding) {
+                Ok(ruleset) => wish.batch.filter(port, Arc::new(ruleset)),
+                Err(error) => {
+                    let failed = failed_port(binding, &wish.installed, Arc::new(error));
+                    if failed.instead == Instead::DropAll {
+                        wish.batch.filter(port, Arc::new(Ruleset::drop_all()));
+                    }
+                    wish.failed.push(failed);
+                }
+            }
+        }
+        let unbound = wish.installed.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
+        for port in unbound {
+            match interface_exists(port) || stores.bindings.is_lost(port.as_str()) {
+                true => wish.odd.unbound.push(port.clone()),
+                false => {
+                    wish.removed.push(port.clone());
+                    wish.batch.remove(port.clone());
+                }
+            }
+        }
+        Ok(wish)
+    }
+}
+
+fn failed_port(binding: &Binding, installed: &BTreeSet<PortDev>, error: Arc<Error>) -> FailedPort {
+    let instead = if installed.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
+    FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), instead, error }
+}

@@ -1,0 +1,79 @@
+//! The documents of a driver, and what they ask for.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use nwfilter_rules::Ruleset;
+use nwfilter_xml::{Binding, Filter, FilterName, PortDev, read_binding, read_filter};
+
+use crate::Error;
+use crate::driver::Config;
+use crate::files::Directory;
+use crate::learn::known::Known;
+use crate::learn::now;
+use crate::learn::service::NeedCache;
+use crate::learn::wanted::{Past, wanted};
+use crate::stock::stock_filters;
+
+/// Filters by name, stock filters included.
+pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
+
+/// The stores as they were read last.
+pub(crate) struct Stores {
+    pub(crate) filters: Directory<Filter>,
+    pub(crate) bindings: Directory<Binding>,
+    /// The addresses of guests that their bindings do not give.
+    pub(crate) known: Known,
+    pub(crate) need_cache: NeedCache,
+}
+
+impl Stores {
+    /// The stores of these directories; nothing is read.
+    pub(crate) fn new(config: &Config) -> Self {
+        let state_dir: &Path = &config.state_dir;
+        Self {
+            filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
+            bindings: Directory::new(state_dir, read_binding, |binding| binding.port.to_string()),
+            known: Known::new(state_dir),
+            need_cache: NeedCache::default(),
+        }
+    }
+
+    /// Reads what others wrote since the last call.
+    pub(crate) fn refresh(&mut self) -> Result<(), Error> {
+        self.filters.refresh()?;
+        self.bindings.refresh()?;
+        self.known.refresh()
+    }
+
+    /// Moves damaged files out of the way.
+    pub(crate) fn set_damaged_aside(&mut self) {
+        self.filters.set_damaged_aside();
+        self.bindings.set_damaged_aside();
+    }
+
+    /// The filter of a name: that of the store, or a stock filter. None stands in for one whose file is damaged.
+    pub(crate) fn filter(&self, name: &str) -> Option<&Arc<Filter>> {
+        let stock = || stock_filters().get(name).filter(|_| !self.filters.is_lost(name));
+        self.filters.get(name).or_else(stock)
+    }
+
+    /// The filters that names refer to.
+    pub(crate) fn filter_map(&self) -> FilterMap {
+        let mut filters = stock_filters().clone();
+        filters.retain(|name, _| !self.filters.is_lost(name.as_str()));
+        filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
+        filters
+    }
+
+    /// The ruleset that a binding asks for, of these filters.
+    pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
+        Ok(wanted(filters, binding, &self.known, Past::Counts, now())?.ruleset)
+    }
+}
+
+/// Whether the host, as the calling thread's network namespace shows it, has an interface of that name.
+pub(crate) fn interface_exists(port: &PortDev) -> bool {
+    nix::net::if_::if_nametoindex(port.as_str()).is_ok()
+}

@@ -1,0 +1,344 @@
+//! Changes that are made together or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
+use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, VarName, write_binding_status, write_filter};
+
+use crate::files::Step;
+use crate::learn::now;
+use crate::learn::wanted::{Past, wanted};
+use crate::progress::Reporter;
+use crate::stock::stock_filters;
+use crate::stores::{FilterMap, Stores, interface_exists};
+use crate::{Error, Event, Phase};
+
+/// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
+///
+/// Each operation is judged by what those before it leave; rules are made of what all of them leave. So a filter may
+/// be defined together with the first binding to it, and a filter whose parameters change together with the bindings
+/// that give them.
+///
+/// ```no_run
+/// # use nwfilter::{Driver, Error, Transaction, xml};
+/// # fn start(driver: &Driver, guest: Vec<xml::Binding>, filter: xml::Filter) -> Result<(), Error> {
+/// let mut transaction = Transaction::new();
+/// transaction.define_filter(filter);
+/// for binding in guest {
+///     transaction.create_binding(binding);
+/// }
+/// driver.commit(transaction)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    operations: Vec<Operation>,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Operation {
+    Define(Filter),
+    Undefine(String),
+    Create(Binding),
+    Replace(Binding),
+    Delete(String),
+}
+
+/// What a transaction did.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// The filters that were defined, as they are in the store, in the order of their operations.
+    pub filters: Vec<Arc<Filter>>,
+    /// What was written for the transaction's ports. The commits are those that carried it out, perhaps together
+    /// with the transactions of other threads.
+    pub applied: Applied,
+}
+
+impl Transaction {
+    /// A transaction that changes nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a filter into the store, in place of one of its name, whose UUID it keeps unless it has one. Ports that
+    /// use it are updated, if their interfaces exist.
+    pub fn define_filter(&mut self, filter: Filter) -> &mut Self {
+        self.with(Operation::Define(filter))
+    }
+
+    /// Removes a filter from the store. Refused while a port uses it.
+    pub fn undefine_filter(&mut self, name: &str) -> &mut Self {
+        self.with(Operation::Undefine(name.to_owned()))
+    }
+
+    /// Filters a port. Its network interface must exist, and it must have no binding.
+    pub fn create_binding(&mut self, binding: Binding) -> &mut Self {
+        self.with(Operation::Create(binding))
+    }
+
+    /// Filters a port, whatever it had before. Its network interface must exist. If the port has this very binding
+    /// already, only what the kernel lost of it is written.
+    pub fn replace_binding(&mut self, binding: Binding) -> &mut Self {
+        self.with(Operation::Replace(binding))
+    }
+
+    /// Stops filtering a port; no trace of it is left in the kernel.
+    pub fn delete_binding(&mut self, port: &str) -> &mut Self {
+        self.with(Operation::Delete(port.to_owned()))
+    }
+
+    fn with(&mut self, operation: Operation) -> &mut Self {
+        self.operations.push(operation);
+        self
+    }
+}
+
+/// What transactions change.
+#[derive(Clone, Default)]
+pub(crate) struct Change {
+    /// Filters that are put into the store, and those that are taken out.
+    filters: BTreeMap<FilterName, Option<Arc<Filter>>>,
+    /// Bindings likewise.
+    bindings: BTreeMap<PortDev, Option<Arc<Binding>>>,
+    /// The ports of whose guests nothing is known any longer.
+    pub(crate) forgotten: BTreeSet<PortDev>,
+    /// What ports must have.
+    pub(crate) batch: Batch,
+}
+
+/// The stores as transactions will leave them.
+#[derive(Clone)]
+pub(crate) struct Draft<'a> {
+    stores: &'a Stores,
+    reporter: &'a Reporter,
+    /// The filters that names refer to.
+    filters: FilterMap,
+    change: Change,
+}
+
+/// What one transaction of a draft is about.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) filters: Vec<Arc<Filter>>,
+    /// The ports whose rules it may change.
+    pub(crate) ports: BTreeSet<PortDev>,
+    /// What there is to tell when it is carried out.
+    pub(crate) events: Vec<Event>,
+    /// The ports that were bound just so before.
+    pub(crate) confirmed: BTreeSet<PortDev>,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(stores: &'a Stores, reporter: &'a Reporter) -> Self {
+        Self { stores, reporter, filters: stores.filter_map(), change: Change::default() }
+    }
+
+    pub(crate) fn into_change(self) -> Change {
+        self.change
+    }
+
+    /// Adds a transaction. One that is refused leaves the draft as it was.
+    pub(crate) fn add(&mut self, transaction: &Transaction) -> Result<Outcome, Error> {
+        let mut next = self.clone();
+        let mut outcome = Outcome::default();
+        let mut defined = BTreeSet::new();
+        for operation in &transaction.operations {
+            match operation {
+                Operation::Define(filter) => {
+                    let filter = next.define(filter.clone())?;
+                    defined.insert(filter.name.clone());
+                    outcome.events.push(Event::FilterDefined(filter.name.clone()));
+                    outcome.filters.push(filter);
+                }
+                Operation::Undefine(name) => {
+                    outcome.events.push(Event::FilterUndefined(next.undefine(name)?));
+                }
+                Operation::Create(binding) if next.binding(binding.port.as_str()).is_some() => {
+                    return Err(Error::BindingExists(binding.port.clone()));
+                }
+                Operation::Create(binding) | Operation::Replace(binding) => {
+                    outcome.ports.insert(binding.port.clone());
+                    match next.bind(binding.clone())? {
+                        Some(event) => outcome.events.push(event),
+                        None => drop(outcome.confirmed.insert(binding.port.clone())),
+                    }
+                }
+                Operation::Delete(port) => {
+                    let port = next.unbind(port)?;
+                    outcome.events.push(Event::BindingDeleted(port.clone()));
+                    outcome.ports.insert(port);
+                }
+            }
+        }
+        outcome.ports.extend(next.present_users(&defined));
+        next.make_rules(&outcome.ports)?;
+        *self = next;
+        Ok(outcome)
+    }
+
+    fn define(&mut self, mut filter: Filter) -> Result<Arc<Filter>, Error> {
+        filter.uuid = Some(self.settle_uuid(&filter)?);
+        if let Some(cycle) = includes_itself(&self.filters, &filter) {
+            let source = Box::new(RulesError::IncludesItself { cycle });
+            return Err(Error::IncludesItself { name: filter.name, source });
+        }
+        let filter = Arc::new(filter);
+        self.filters.insert(filter.name.clone(), filter.clone());
+        self.change.filters.insert(filter.name.clone(), Some(filter.clone()));
+        Ok(filter)
+    }
+
+    /// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.
+    fn settle_uuid(&self, filter: &Filter) -> Result<Uuid, Error> {
+        let old = self.stored_filter(filter.name.as_str()).and_then(|old| old.uuid);
+        let Some(uuid) = filter.uuid else { return Ok(old.unwrap_or_else(Uuid::new_v4)) };
+        let conflict = |conflict| Err(Error::UuidConflict { name: filter.name.clone(), uuid, conflict });
+        if let Some(old) = old.filter(|old| *old != uuid) {
+            return conflict(format!("the store has it with {old}"));
+        }
+        let stored = |name: &FilterName| self.stored_filter(name.as_str());
+        let others = self.filters.keys().filter(|name| **name != filter.name).filter_map(stored);
+        match others.into_iter().find(|other| other.uuid == Some(uuid)) {
+            Some(other) => conflict(format!("that is the one of '{}'", other.name)),
+            None => Ok(uuid),
+        }
+    }
+
+    fn undefine(&mut self, name: &str) -> Result<FilterName, Error> {
+        let filter = self.filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
+        let name = filter.name.clone();
+        if self.stored_filter(name.as_str()).is_none() {
+            return Err(Error::StockFilter(name));
+        }
+        let ports: Vec<_> =
+            self.users(&BTreeSet::from([name.clone()])).map(|user| user.port.clone()).collect();
+        if !ports.is_empty() {
+            return Err(Error::FilterInUse { name, ports });
+        }
+        match stock_filters().get(name.as_str()) {
+            Some(stock) => self.filters.insert(name.clone(), stock.clone()),
+            None => self.filters.remove(&name),
+        };
+        self.change.filters.insert(name.clone(), None);
+        Ok(name)
+    }
+
+    /// `None` if the port is bound just so.
+    fn bind(&mut self, mut binding: Binding) -> Result<Option<Event>, Error> {
+        let port = binding.port.clone();
+        if !interface_exists(&port) {
+            return Err(Error::NoSuchPort(port));
+        }
+        if binding.params.get(VarName::MAC).is_none()
+            && let Ok(name) = VarName::MAC.parse()
+        {
+            binding.params.push(name, &binding.mac.to_string());
+        }
+        let event = match self.binding(port.as_str()) {
+            Some(old) if **old == binding => return Ok(None),
+            Some(_) => Event::BindingReplaced(port.clone()),
+            None => Event::BindingCreated(port.clone()),
+        };
+        self.change.forgotten.insert(port.clone());
+        self.change.bindings.insert(port, Some(Arc::new(binding)));
+        Ok(Some(event))
+    }
+
+    fn unbind(&mut self, port: &str) -> Result<PortDev, Error> {
+        let binding = self.binding(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
+        let port = binding.port.clone();
+        self.change.forgotten.insert(port.clone());
+        self.change.bindings.insert(port.clone(), None);
+        Ok(port)
+    }
+
+    /// Makes the rules of ports anew; those without a binding have none.
+    fn make_rules(&mut self, ports: &BTreeSet<PortDev>) -> Result<(), Error> {
+        let now = now();
+        for (done, port) in ports.iter().enumerate() {
+            self.reporter.report(Phase::Rules, done, ports.len());
+            let Some(binding) = self.binding(port.as_str()) else {
+                self.change.batch.remove(port.clone());
+                continue;
+            };
+            let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
+            let wanted = wanted(&self.filters, binding, &self.stores.known, past, now)?;
+            self.change.batch.filter(port.clone(), Arc::new(wanted.ruleset));
+        }
+        Ok(())
+    }
+
+    // ---- the stores with the change ----
+
+    /// The filter of that name in the store.
+    fn stored_filter(&self, name: &str) -> Option<&Arc<Filter>> {
+        match self.change.filters.get(name) {
+            Some(changed) => changed.as_ref(),
+            None => self.stores.filters.get(name),
+        }
+    }
+
+    fn binding(&self, port: &str) -> Option<&Arc<Binding>> {
+        match self.change.bindings.get(port) {
+            Some(changed) => changed.as_ref(),
+            None => self.stores.bindings.get(port),
+        }
+    }
+
+    fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
+        let kept = self.stores.bindings.documents();
+        let kept = kept.filter(|binding| !self.change.bindings.contains_key(&binding.port));
+        kept.chain(self.change.bindings.values().flatten())
+    }
+
+    /// The bindings whose ports need one of these filters.
+    fn users(&self, names: &BTreeSet<FilterName>) -> impl Iterator<Item = &Arc<Binding>> {
+        let mut needed = BTreeMap::new();
+        if !names.is_empty() {
+            for binding in self.bindings() {
+                needed
+                    .entry(&binding.filter)
+                    .or_insert_with(|| !reachable(&self.filters, &binding.filter).is_disjoint(names));
+            }
+        }
+        self.bindings().filter(move |binding| needed.get(&binding.filter) == Some(&true))
+    }
+
+    /// The ports among them that have an interface: one without has its binding for nothing.
+    fn present_users(&self, names: &BTreeSet<FilterName>) -> BTreeSet<PortDev> {
+        self.users(names).map(|user| user.port.clone()).filter(interface_exists).collect()
+    }
+}
+
+impl Change {
+    /// What has to be done in the stores, the documents being on disk already. In this order a binding never names a
+    /// filter that is not there, whenever it ends.
+    pub(crate) fn prepare(&self, stores: &Stores) -> Result<Vec<Step>, Error> {
+        let mut steps = Vec::new();
+        for (name, filter) in &self.filters {
+            if let Some(filter) = filter {
+                steps.push(stores.filters.write(name.as_str(), &stored_filter(filter))?);
+            }
+        }
+        for (port, binding) in &self.bindings {
+            steps.push(match binding {
+                Some(binding) => stores.bindings.write(port.as_str(), &stored_binding(binding))?,
+                None => stores.bindings.remove(port.as_str()),
+            });
+        }
+        let gone = self.filters.iter().filter(|(_, filter)| filter.is_none());
+        steps.extend(gone.map(|(name, _)| stores.filters.remove(name.as_str())));
+        Ok(steps)
+    }
+}
+
+fn stored_filter(filter: &Filter) -> String {
+    format!("<!-- Written by nwfilter. To change it: nwfilterctl define FILE -->\n\n{}", write_filter(filter))
+}
+
+fn stored_binding(binding: &Binding) -> String {
+    format!("<!-- Written by nwfilter. It is gone when the port is. -->\n\n{}", write_binding_status(binding))
+}

@@ -1,0 +1,116 @@
+//! What becomes of files in a store that are no documents.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod driver_support;
+
+use std::fs;
+use std::path::Path;
+
+use driver_support::{Fake, Lab, accepting, binding, binding_xml, define, names};
+use nwfilter::{Error, ProblemKind};
+use nwfilter_testlab::{Need, skip_unless};
+
+fn files(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.retain(|name| !name.starts_with('.'));
+    names.sort();
+    names
+}
+
+#[test]
+fn a_damaged_file_is_told_of_and_moved_aside_by_the_first_operation_that_writes() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(2), Fake::default());
+    fs::create_dir(lab.filters()).unwrap();
+    let write = |name: &str, text: &[u8]| fs::write(lab.filters().join(name), text).unwrap();
+    write("broken.xml", b"<filter name='broken'><rule");
+    write("broken.xml.damaged", b"an older one");
+    write("wrong.xml", b"<filter name='right'/>");
+    write("binary.xml", b"\xff\xfe");
+    write("good.xml", accepting("good", 22).as_bytes());
+    write("note.txt", b"not ours");
+    std::os::unix::fs::symlink("/proc/self/mem", lab.filters().join("unreadable.xml")).unwrap();
+    let before = files(&lab.filters());
+
+    let driver = fake.driver(&lab);
+    let kinds = |driver: &nwfilter::Driver| {
+        let told = driver.problems().unwrap().into_iter();
+        told.map(|p| (p.path.file_name().unwrap().to_str().unwrap().to_owned(), p.kind)).collect::<Vec<_>>()
+    };
+    use ProblemKind::{Damaged, SetAside, Unreadable};
+    let expected = [
+        ("binary.xml", Damaged),
+        ("broken.xml", Damaged),
+        ("unreadable.xml", Unreadable),
+        ("wrong.xml", Damaged),
+    ];
+    assert_eq!(kinds(&driver), expected.map(|(name, kind)| (name.to_owned(), kind)));
+    assert_eq!(driver.problems().unwrap()[3].why, "is about 'right', not 'wrong', and ignored");
+    driver.filters().unwrap();
+    driver.diff().unwrap();
+    assert_eq!(files(&lab.filters()), before, "looking moves nothing");
+
+    lab.host.enter(|| driver.create_binding(binding("p0", "good"))).unwrap();
+    assert_eq!(
+        files(&lab.filters()),
+        [
+            "binary.xml.damaged",
+            "broken.xml.damaged",
+            "broken.xml.damaged.1",
+            "good.xml",
+            "note.txt",
+            "unreadable.xml",
+            "wrong.xml.damaged",
+        ]
+    );
+    let kept = fs::read_to_string(lab.filters().join("broken.xml.damaged.1")).unwrap();
+    assert_eq!(kept, "<filter name='broken'><rule");
+    let told = kinds(&driver);
+    assert_eq!(told.iter().filter(|(_, kind)| *kind == SetAside).count(), 4, "{told:?}");
+
+    // A document in place of a damaged one ends the matter; one that cannot be read is not overwritten.
+    define(&driver, &[accepting("broken", 80), accepting("wrong", 80), accepting("binary", 80)]).unwrap();
+    assert_eq!(kinds(&driver), [("unreadable.xml".to_owned(), Unreadable)]);
+    assert!(matches!(define(&driver, &[accepting("unreadable", 80)]), Err(Error::Store { .. })));
+}
+
+#[test]
+fn a_damaged_filter_is_not_replaced_by_the_stock_filter_of_its_name() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(1), Fake::default());
+    fs::create_dir(lab.filters()).unwrap();
+    fs::write(lab.filters().join("allow-arp.xml"), "<filter name='allow-arp'>").unwrap();
+    let driver = fake.driver(&lab);
+    assert!(matches!(driver.filter("allow-arp"), Err(Error::NoSuchFilter(_))));
+    assert!(lab.host.enter(|| driver.create_binding(binding("p0", "allow-arp"))).is_err());
+    let aside = lab.filters().join("allow-arp.xml.damaged");
+    assert!(aside.exists());
+    assert!(matches!(driver.filter("allow-arp"), Err(Error::NoSuchFilter(_))));
+    fs::remove_file(aside).unwrap();
+    driver.filter("allow-arp").unwrap();
+}
+
+#[test]
+fn a_port_whose_binding_is_damaged_keeps_its_rules_and_can_be_bound_anew() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let lab = Lab::new(2);
+    let driver = lab.driver();
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    let rules = lab.port("p0");
+    let file = lab.bindings().join("p0.xml");
+    fs::write(&file, &binding_xml("p0", "f")[..100]).unwrap();
+    lab.host.enter(|| driver.reload()).unwrap();
+    assert_eq!(lab.port("p0"), rules);
+    assert!(!file.exists() && lab.bindings().join("p0.xml.damaged").exists());
+    lab.host.ip(&["link del p0"]).unwrap();
+    let odd = lab.host.enter(|| driver.reload()).unwrap().odd;
+    assert_eq!((lab.port("p0"), names(&odd.unbound)), (rules.clone(), vec!["p0"]));
+    lab.host.ip(&["tuntap add dev p0 mode tap"]).unwrap();
+
+    // A file that is damaged when its name is taken is moved, not overwritten.
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    assert_eq!((lab.port("p0"), driver.problems().unwrap()), (rules, Vec::new()));
+}

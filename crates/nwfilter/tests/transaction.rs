@@ -1,0 +1,238 @@
+//! Many changes in one transaction, and the transactions of many threads in one commit.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod driver_support;
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use driver_support::{Fake, Lab, accepting, binding, define, explained, names, refused};
+use nix::fcntl::{Flock, FlockArg};
+use nwfilter::xml::{Filter, read_filter};
+use nwfilter::{Driver, Error, Transaction};
+use nwfilter_testlab::{Need, skip_unless};
+
+const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
+
+fn filter(text: &str) -> Filter {
+    read_filter("test.xml", text).into_result().unwrap()
+}
+
+fn commit(
+    lab: &Lab,
+    driver: &Driver,
+    fill: impl FnOnce(&mut Transaction),
+) -> Result<nwfilter::Committed, Error> {
+    let mut transaction = Transaction::new();
+    fill(&mut transaction);
+    lab.host.enter(|| driver.commit(transaction))
+}
+
+/// Keeps every driver from changing anything, as another process would.
+fn hold(lab: &Lab) -> Flock<fs::File> {
+    let file = fs::File::options().create(true).append(true).open(lab.bindings().join(".lock")).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).unwrap()
+}
+
+#[test]
+fn a_transaction_is_judged_by_what_all_of_it_leaves_and_is_one_batch() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(3), Fake::default());
+    let driver = fake.driver(&lab);
+    define(&driver, &[accepting("old", 22)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "old"))).unwrap();
+    fake.kernel().asked.clear();
+    let done = commit(&lab, &driver, |transaction| {
+        transaction.define_filter(filter(&accepting("new", 80)));
+        transaction.create_binding(binding("p1", "outer")).create_binding(binding("p2", "new"));
+        transaction.define_filter(filter("<filter name='outer'><filterref filter='new'/></filter>"));
+        transaction.replace_binding(binding("p0", "new")).undefine_filter("old");
+        transaction.delete_binding("p2");
+    })
+    .unwrap();
+    assert_eq!(fake.kernel().asked, [["p0", "p1", "p2"]]);
+    assert_eq!(names(&done.applied.changed), ["p0", "p1"]);
+    let defined: Vec<_> = done.filters.iter().map(|filter| filter.name.as_str()).collect();
+    assert_eq!(defined, ["new", "outer"]);
+    let stored: Vec<_> =
+        driver.stored_filters().unwrap().iter().map(|filter| filter.name.to_string()).collect();
+    assert_eq!(stored, ["new", "outer"]);
+    assert_eq!(driver.bindings().unwrap().len(), 2);
+    assert!(done.filters[0].uuid.is_some());
+}
+
+#[test]
+fn an_operation_that_is_refused_refuses_all_of_its_transaction() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(3);
+    let driver = lab.driver();
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    let before = lab.state();
+    type Fill = fn(&mut Transaction);
+    let cases: [(Fill, &str); 7] = [
+        (|t| _ = t.create_binding(binding("p0", "f")), "port 'p0' has a binding already"),
+        (|t| _ = t.create_binding(binding("p8", "f")), "there is no network interface 'p8'"),
+        (|t| _ = t.create_binding(binding("p2", "nosuch")), "no filter is named 'nosuch'"),
+        (|t| _ = t.undefine_filter("f"), "filter 'f' is in use by p0, p1"),
+        (|t| _ = t.delete_binding("p2"), "port 'p2' has no binding"),
+        (|t| _ = t.define_filter(filter(&refused("f"))), "no-such-set"),
+        (
+            |t| _ = t.define_filter(filter("<filter name='f'><filterref filter='f'/></filter>")),
+            "filter 'f' includes itself",
+        ),
+    ];
+    for (fill, expected) in cases {
+        let error = commit(&lab, &driver, |transaction| {
+            transaction.define_filter(filter(&accepting("f", 443))).define_filter(filter(&accepting("g", 1)));
+            transaction.create_binding(binding("p1", "f"));
+            fill(transaction);
+        });
+        let told = explained(&error.unwrap_err());
+        assert!(told.contains(expected), "{told}");
+        assert_eq!(lab.state(), before, "{expected}");
+    }
+}
+
+#[test]
+fn a_document_that_cannot_be_stored_takes_the_whole_transaction_back() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(3);
+    let driver = lab.driver();
+    define(&driver, &[accepting("f", 22), accepting("g", 80)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    let before = lab.state();
+    // Nothing can get the name of a directory.
+    let obstacle = lab.bindings().join("p2.xml");
+    fs::create_dir(&obstacle).unwrap();
+    let error = commit(&lab, &driver, |transaction| {
+        transaction.define_filter(filter(&accepting("f", 443))).define_filter(filter(&accepting("h", 1)));
+        transaction.undefine_filter("g");
+        transaction
+            .delete_binding("p0")
+            .create_binding(binding("p1", "f"))
+            .create_binding(binding("p2", "h"));
+    });
+    assert!(matches!(&error, Err(Error::Store { path, .. }) if *path == obstacle), "{error:?}");
+    fs::remove_dir(&obstacle).unwrap();
+    assert_eq!(lab.state(), before);
+    assert!(lab.host.enter(|| driver.diff()).unwrap().is_empty());
+}
+
+#[test]
+fn threads_that_bind_at_the_same_time_share_commits() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(40), Fake::default());
+    let driver = fake.driver(&lab);
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    fake.kernel().takes = Duration::from_millis(300);
+    let commits = lab.host.enter(|| {
+        thread::scope(|scope| {
+            let held = hold(&lab);
+            let bind = |index: usize| driver.create_binding(binding(&format!("p{index}"), "f"));
+            let threads: Vec<_> = (0..40).map(|index| scope.spawn(move || bind(index).unwrap())).collect();
+            thread::sleep(Duration::from_millis(300));
+            drop(held);
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        })
+    });
+    let asked = fake.kernel().asked.clone();
+    assert!(asked.len() <= 5, "{asked:?}");
+    assert_eq!(asked.iter().map(Vec::len).sum::<usize>(), 40);
+    for (index, applied) in commits.iter().enumerate() {
+        assert_eq!(names(&applied.changed), [format!("p{index}")], "each is told of its own port");
+    }
+    assert_eq!(driver.bindings().unwrap().len(), 40);
+}
+
+#[test]
+fn of_transactions_in_one_commit_only_the_guilty_is_refused() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(12);
+    let driver = lab.driver();
+    define(&driver, &[accepting("good", 22), refused("bad")]).unwrap();
+    let results = lab.host.enter(|| {
+        thread::scope(|scope| {
+            let held = hold(&lab);
+            let threads: Vec<_> = (0..12)
+                .map(|index| {
+                    let filter = ["good", "bad", "nosuch"][index % 3];
+                    let port = format!("p{index}");
+                    let driver = &driver;
+                    scope.spawn(move || driver.create_binding(binding(&port, filter)))
+                })
+                .collect();
+            // All of them wait now, or the test shows less.
+            thread::sleep(Duration::from_millis(200));
+            drop(held);
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        })
+    });
+    for (index, result) in results.iter().enumerate() {
+        let port = format!("p{index}");
+        let bound = driver.binding(&port).is_ok();
+        match (index % 3, result) {
+            (0, Ok(_)) => assert!(bound && lab.port(&port).contains("--dport 22")),
+            (1, Err(error @ Error::Apply(_))) => {
+                assert!(
+                    !bound && explained(error).contains(&format!("refused on port {port} ")),
+                    "{error:?}"
+                );
+                assert!(lab.host.saved().unwrap().port(&port).is_empty());
+            }
+            (2, Err(Error::Rules { .. })) => assert!(!bound),
+            _ => panic!("{port}: {result:?}"),
+        }
+    }
+    assert!(lab.host.enter(|| driver.diff()).unwrap().is_empty());
+}
+
+#[test]
+fn transactions_of_other_network_namespaces_are_not_carried_out_here() {
+    skip_unless!(Need::Root);
+    let (here, there, fake) = (Lab::new(1), Lab::new(3), Fake::default());
+    let driver = fake.driver(&here);
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    let bind = |lab: &Lab, port: &str| lab.host.enter(|| driver.create_binding(binding(port, "f")));
+    thread::scope(|scope| {
+        let held = hold(&here);
+        let near = scope.spawn(|| bind(&here, "p2"));
+        let far = scope.spawn(|| bind(&there, "p1"));
+        // Both wait now, or the test shows less.
+        thread::sleep(Duration::from_millis(200));
+        drop(held);
+        assert!(matches!(near.join().unwrap(), Err(Error::NoSuchPort(_))), "p2 is in the other one only");
+        far.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_panic_of_the_backend_ends_no_other_thread_and_holds_nothing_up() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(8), Fake::default());
+    let driver = fake.driver(&lab);
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    fake.kernel().panics = true;
+    let results: Vec<_> = lab.host.enter(|| {
+        thread::scope(|scope| {
+            let held = hold(&lab);
+            let bind = |index: usize| driver.create_binding(binding(&format!("p{index}"), "f"));
+            let threads: Vec<_> = (0..8).map(|index| scope.spawn(move || bind(index))).collect();
+            thread::sleep(Duration::from_millis(200));
+            drop(held);
+            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+        })
+    });
+    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1, "the thread that had the panic");
+    for (index, result) in results.iter().enumerate() {
+        let bound = driver.binding(&format!("p{index}")).is_ok();
+        match result {
+            Ok(Ok(_)) => assert!(bound),
+            Ok(Err(Error::Abandoned)) | Err(_) => assert!(!bound),
+            Ok(Err(error)) => panic!("{error:?}"),
+        }
+    }
+    lab.host.enter(|| driver.reload()).unwrap();
+}

@@ -1,0 +1,59 @@
+//! A line on the terminal that says how far a change is, when it takes long.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nwfilter::{Driver, Progress};
+
+/// How long a change takes before the line appears.
+const LONG: Duration = Duration::from_secs(1);
+/// How often the line is written.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What a driver told last of its progress; `None` if nobody would see it.
+pub(crate) struct Watch(Option<Arc<Mutex<Option<Progress>>>>);
+
+/// A driver whose changes can be watched, if stderr is a terminal.
+pub(crate) fn watched(driver: Driver) -> (Driver, Watch) {
+    if !stderr().is_terminal() {
+        return (driver, Watch(None));
+    }
+    let last: Arc<Mutex<Option<Progress>>> = Arc::default();
+    let told = last.clone();
+    let driver = driver.on_progress(move |progress| {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
+    });
+    (driver, Watch(Some(last)))
+}
+
+impl Watch {
+    /// Runs a change of the driver and shows how far it is. When it returns, the line is gone.
+    pub(crate) fn during<T>(&self, change: impl FnOnce() -> T) -> T {
+        let Some(last) = &self.0 else { return change() };
+        std::thread::scope(|scope| {
+            let (running, ended) = channel::<()>();
+            let line = scope.spawn(move || show(last, &ended));
+            let done = change();
+            drop(running);
+            // A panic of the thread was reported when it happened.
+            let _ = line.join();
+            done
+        })
+    }
+}
+
+fn show(last: &Mutex<Option<Progress>>, ended: &Receiver<()>) {
+    let mut wait = LONG;
+    while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+        wait = TICK;
+        if let Some(progress) = *last.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A terminal that is gone is told nothing.
+            let _ = write!(stderr(), "\r{progress}\x1b[K");
+        }
+    }
+    if wait == TICK {
+        let _ = write!(stderr(), "\r\x1b[K");
+    }
+}
