@@ -32,7 +32,7 @@ pub(crate) fn run(ports: usize) -> Result<ExitCode> {
     ensure!(ports > 1, "at least 2 ports are needed");
     let ctl = build_ctl()?;
     let dir = tempfile::tempdir()?;
-    println!("libvirtd: about {:.0} minutes", ports as f64 * 4.5 / 60.0 + 0.2);
+    println!("libvirtd: about {:.0} minutes", ports as f64 * 7.0 / 60.0 + 0.2);
     let theirs = libvirt(ports, dir.path())?;
     println!("nwfilter");
     let ours = nwfilter(ports, dir.path(), &ctl)?;

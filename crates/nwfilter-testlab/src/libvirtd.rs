@@ -25,7 +25,8 @@ const MOUNTS: [(&str, &str); 5] = [
     ("cache", "/var/cache/libvirt"),
 ];
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// At its start libvirt writes the rules of all ports, 2 seconds each, before it serves anybody.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 const LIBVIRTD_CONF: &str = r#"auth_unix_rw = "none"

@@ -7,7 +7,7 @@ mod stream_support;
 use std::time::Duration;
 
 use nwfilter::xml::read_binding;
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
 use nwfilter_rules::{Applied, ApplyError, Backend, Batch, Difference, Installed, Ruleset};
 use nwfilter_testlab::stream::{Stream, Tally, while_streaming};
 use nwfilter_testlab::{Need, skip_unless};
@@ -24,16 +24,19 @@ const COUNT: u8 = 8;
 struct Lab {
     ports: Ports,
     driver: Driver,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Lab {
     fn new(backend: impl Backend + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config =
-            Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
-        let driver = Driver::open(config, backend).unwrap();
-        Self { ports: Ports::new(COUNT), driver, _dir: dir }
+        let driver = Driver::open(stores(&dir), backend).unwrap();
+        Self { ports: Ports::new(COUNT), driver, dir }
+    }
+
+    /// Another driver over the same stores.
+    fn other_driver(&self, backend: impl Backend + 'static) -> Driver {
+        Driver::open(stores(&self.dir), backend).unwrap()
     }
 
     fn define(&self, xml: &str) {
@@ -52,6 +55,10 @@ impl Lab {
     fn streams(&self) -> [Stream<'_>; 2] {
         self.ports.streams(Duration::ZERO)
     }
+}
+
+fn stores(dir: &tempfile::TempDir) -> Config {
+    Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") }
 }
 
 #[test]
@@ -137,7 +144,25 @@ fn a_port_passes_nothing_forbidden_from_the_moment_its_binding_is_there() {
     .unwrap();
 }
 
-/// Filters that drop the same frames, but each in another table: UDP to port 54 and TCP to port 5000.
+#[test]
+fn dispatch_changes_between_a_list_and_a_tree_without_a_gap() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = Lab::new(Xtables::default());
+    lab.define(&variant(0));
+    (0..COUNT).for_each(|number| lab.bind(number));
+    let driver = |dispatch| lab.other_driver(Xtables::new(Settings { dispatch, ..Settings::default() }));
+    let drivers = [driver(Dispatch::List), driver(Dispatch::Tree)];
+    let tally = while_streaming(&lab.streams(), |streaming| {
+        for driver in drivers.iter().cycle().take(20) {
+            let applied = lab.ports.host.enter(|| driver.reload())?.applied;
+            assert_ne!(applied.commits, 0);
+        }
+        streaming.take()
+    });
+    assert_exact(tally.unwrap());
+}
+
+/// Filters that drop the same frames, but each in another table: UDP to ports 54 and 5001.
 const TABLES: [&str; 2] = [
     "<filter name='f' chain='root'>
        <rule action='drop' direction='out'><ip protocol='udp' dstportstart='54'/></rule>
