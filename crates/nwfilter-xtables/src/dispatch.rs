@@ -12,8 +12,9 @@
 //! -A nwfilter-in-vnet1 -m physdev --physdev-in vnet10 -g FI-vnet10
 //! ```
 //!
-//! In the raw table, where a packet of a connection is what finds its helper, the tree is one over the ports of the
-//! transport protocols that have helpers.
+//! In the raw table, where a packet does not tell to which port it will go, the tree first divides by the destination
+//! ports that have helpers. Below, all ports with such a helper are tried; the names only divide them into chains, so
+//! that few rules are written when one port changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -87,7 +88,7 @@ pub(crate) fn dispatchers(table: TableId) -> Vec<Dispatcher> {
             (FROM_GUEST_POST, "nwfilter-post", IN),
             (TO_HOST, "nwfilter-host", IN),
         ],
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => &[(HELPERS, "nwfilter-helpers", By::Helper)],
+        TableId::IptablesRaw | TableId::Ip6tablesRaw => &[(HELPERS, "CTD", By::Helper)],
     };
     all.iter().map(|(chain, tree, by)| Dispatcher { table, chain, tree, by: *by }).collect()
 }
@@ -182,34 +183,32 @@ impl Dispatcher {
             By::Helper => self.plant_helpers(entries, rules_of, &mut layout.tree),
             By::Interface(_) | By::Physdev(..) => {
                 let ports: Vec<_> = entries.iter().map(|(port, rules)| (*port, rules.as_slice())).collect();
-                self.plant(self.tree.to_owned(), 0, &ports, &mut layout.tree);
+                self.plant(self.tree, &ports, &mut layout.tree);
             }
         }
         layout
     }
 
-    /// Adds the chain of ports whose names begin alike for `common` bytes, and those below it. Port names are ASCII.
-    fn plant(
-        &self,
-        chain: String,
-        common: usize,
-        ports: &[(&str, &[&str])],
-        tree: &mut BTreeMap<String, Vec<String>>,
-    ) {
-        let next = |port: &(&str, _)| port.0.as_bytes().get(common).copied();
-        let mut rules = Vec::new();
-        for group in ports.chunk_by(|a, b| next(a) == next(b)) {
-            if let ([(first, _), .., (last, _)], true) = (group, ports.len() > LEAF_RULES) {
-                // In order, so that what the ends have in common all have.
-                let alike = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
-                let (prefix, below) = (&first[..alike], format!("{}-{}", self.tree, &first[..alike]));
-                rules.push(self.leading_on(&format!("{prefix}+"), &below));
-                self.plant(below, alike, group, tree);
-            } else {
-                rules.extend(group.iter().flat_map(|(_, rules)| *rules).map(|rule| (*rule).to_owned()));
+    /// Adds the chain `root` and those below it, which are named after it.
+    fn plant(&self, root: &str, ports: &[(&str, &[&str])], tree: &mut BTreeMap<String, Vec<String>>) {
+        // Chains with the ports in them, and for how many bytes the names of those begin alike. Port names are ASCII.
+        let mut waiting = vec![(root.to_owned(), 0, ports)];
+        while let Some((chain, common, ports)) = waiting.pop() {
+            let next = |port: &(&str, _)| port.0.as_bytes().get(common).copied();
+            let mut rules = Vec::new();
+            for group in ports.chunk_by(|a, b| next(a) == next(b)) {
+                if let ([(first, _), .., (last, _)], true) = (group, ports.len() > LEAF_RULES) {
+                    // In order, so that what the ends have in common all have.
+                    let alike = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+                    let below = format!("{root}-{}", &first[..alike]);
+                    rules.push(self.leading_on(&format!("{}+", &first[..alike]), &below));
+                    waiting.push((below, alike, group));
+                } else {
+                    rules.extend(group.iter().flat_map(|(_, rules)| *rules).map(|rule| (*rule).to_owned()));
+                }
             }
+            tree.insert(chain, rules);
         }
-        tree.insert(chain, rules);
     }
 
     fn plant_helpers<'a>(
@@ -219,23 +218,22 @@ impl Dispatcher {
         tree: &mut BTreeMap<String, Vec<String>>,
     ) {
         let mut root = Vec::new();
-        let mut by_key: BTreeMap<HelperKey, Vec<String>> = BTreeMap::new();
+        let mut by_key: BTreeMap<HelperKey, Vec<(&str, &[&str])>> = BTreeMap::new();
         for (port, rules) in entries {
             let keys: Option<BTreeSet<_>> =
                 rules_of(port).into_iter().map(|rule| self.helper_key(rule)).collect();
-            let rules = rules.iter().map(|rule| (*rule).to_owned());
             match keys.filter(|keys| !keys.is_empty()) {
                 Some(keys) => {
-                    keys.into_iter().for_each(|key| by_key.entry(key).or_default().extend(rules.clone()))
+                    keys.into_iter().for_each(|key| by_key.entry(key).or_default().push((port, rules)))
                 }
                 // Somebody changed the port's chain.
-                None => root.extend(rules),
+                None => root.extend(rules.iter().map(|rule| (*rule).to_owned())),
             }
         }
-        for ((protocol, port), rules) in by_key {
+        for ((protocol, port), ports) in by_key {
             let chain = format!("{}-{protocol}-{port}", self.tree);
             root.push(format!("-p {protocol} -m {protocol} --dport {port} -j {chain}"));
-            tree.insert(chain, rules);
+            self.plant(&chain, &ports, tree);
         }
         tree.insert(self.tree.to_owned(), root);
     }
@@ -400,15 +398,13 @@ mod tests {
             ],
             _ => vec!["-d 10.0.0.1/32 -p tcp -m tcp --dport 21 -j CT --helper ftp"],
         });
-        assert_eq!(layout.rules, ["-j nwfilter-helpers"]);
+        assert_eq!(layout.rules, ["-j CTD"]);
         assert_eq!(
-            layout.tree["nwfilter-helpers"],
-            [
-                "-p tcp -m tcp --dport 21 -j nwfilter-helpers-tcp-21",
-                "-p udp -m udp --dport 69 -j nwfilter-helpers-udp-69"
-            ]
+            layout.tree["CTD"],
+            ["-p tcp -m tcp --dport 21 -j CTD-tcp-21", "-p udp -m udp --dport 69 -j CTD-udp-69"]
         );
-        assert_eq!(layout.tree["nwfilter-helpers-tcp-21"].len(), 9);
-        assert_eq!(layout.tree["nwfilter-helpers-udp-69"], ["-j CT-vnet0"]);
+        assert_eq!(layout.tree["CTD-tcp-21"], ["-j CTD-tcp-21-vnet"]);
+        assert_eq!(layout.tree["CTD-tcp-21-vnet"].len(), 9);
+        assert_eq!(layout.tree["CTD-udp-69"], ["-j CT-vnet0"]);
     }
 }

@@ -118,7 +118,7 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
     }
     assert_eq!(lab.rules("libvirt-in"), ["-j nwfilter-in"]);
     assert!(lab.rules("nwfilter-in-vnet1").contains(&"-m physdev --physdev-in vnet1 -g FI-vnet1".to_owned()));
-    assert!(lab.host.saved().unwrap().iptables.contains("-j nwfilter-helpers-tcp-21"));
+    assert!(lab.host.saved().unwrap().iptables.contains("-j CTD-tcp-21"));
     lab.check(PORTS.len());
 
     // What is no port's packet gets to the rules of others behind the tree.
@@ -140,9 +140,7 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
     lab.host.enter(|| list.reload()).unwrap();
     let saved = lab.host.saved().unwrap();
     assert_eq!(lab.rules("libvirt-in").len(), PORTS.len());
-    assert!(
-        !format!("{saved:?}").contains("nwfilter-in") && !format!("{saved:?}").contains("nwfilter-helpers")
-    );
+    assert!(!format!("{saved:?}").contains("nwfilter-in") && !format!("{saved:?}").contains("CTD"));
     lab.check(PORTS.len());
 
     lab.host.enter(|| driver.reload()).unwrap();
@@ -166,7 +164,7 @@ fn damage_to_the_tree_is_seen_and_mended() {
         "iptables -F nwfilter-in-vnet1",
         "iptables -I nwfilter-in-vnet 1 -j ACCEPT",
         "iptables -D nwfilter-out-tap -m physdev --physdev-out tap1 --physdev-is-bridged -g FO-tap1",
-        "iptables -t raw -F nwfilter-helpers-tcp-21",
+        "iptables -t raw -F CTD-tcp-21",
         "ebtables -t nat -F nwfilter-in",
         "ebtables -t nat -D PREROUTING -j nwfilter-in",
         "iptables -A libvirt-in -m physdev --physdev-in vnet1 -g FI-vnet1",
