@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nwfilter::{Config, Driver, Xtables};
 use nwfilter_benches::{binding, seed_filters};
 use nwfilter_rules::{Batch, instantiate};
@@ -57,6 +57,7 @@ fn port(number: usize) -> String {
 /// A host with no rules yet, and stores with bindings of so many ports.
 struct Lab {
     host: Host,
+    ports: usize,
     config: Config,
     _dir: tempfile::TempDir,
 }
@@ -75,13 +76,18 @@ impl Lab {
             let text = write_binding_status(&binding(&port(number), FILTER)?);
             fs::write(config.state_dir.join(format!("{}.xml", port(number))), text)?;
         }
-        Ok(Self { host, config, _dir: dir })
+        // Only ports that have an interface get rules.
+        host.ip(&(0..ports)
+            .map(|number| format!("tuntap add dev {} mode tap", port(number)))
+            .collect::<Vec<_>>())?;
+        Ok(Self { host, ports, config, _dir: dir })
     }
 
     /// Opens a driver and brings the kernel to what the bindings ask for.
     fn start(&self) -> Result<Driver> {
         let driver = Driver::open(self.config.clone(), Xtables::default())?;
-        self.host.enter(|| driver.reload())?;
+        let changed = self.host.enter(|| driver.reload())?.applied.changed.len();
+        ensure!(changed == self.ports, "{changed} of {} ports were filtered", self.ports);
         Ok(driver)
     }
 
