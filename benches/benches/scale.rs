@@ -1,5 +1,7 @@
 //! A host with a thousand ports, each filtered by the seed filter. Needs root; takes half a minute.
 //!
+//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach` and `rate`, else all.
+//!
 //! What is printed are ratios of two times of the same run, and whether they are as expected; nothing fails by a time.
 
 use std::fs;
@@ -34,13 +36,19 @@ struct Row {
     from: String,
 }
 
+type Measure = fn() -> Result<Row>;
+
 fn main() -> Result<()> {
     if let Err(missing) = requirements(&[Need::Root, Need::Tool("ip"), Need::Tool("ebtables-restore")]) {
         eprintln!("skipped: {missing}");
         return Ok(());
     }
-    // The first row is about this process before anything else needed memory.
-    let rows = [memory()?, cold_start()?, one_more()?, rate()?];
+    // The first is about this process before anything else needed memory.
+    let all: [(&str, Measure); 4] =
+        [("memory", memory), ("start", cold_start), ("attach", one_more), ("rate", rate)];
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = all.into_iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name));
+    let rows = chosen.map(|(_, measure)| measure()).collect::<Result<Vec<_>>>()?;
     println!("| what | found | expected | met | from |\n| --- | ---: | ---: | --- | --- |");
     for Row { what, found, expected, at_least, unit, from } in rows {
         let (limit, met) = if at_least { ("≥", found >= expected) } else { ("≤", found <= expected) };

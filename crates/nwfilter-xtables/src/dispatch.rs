@@ -19,7 +19,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use crate::canonical::canonical;
 use crate::render::{FROM_GUEST, FROM_GUEST_POST, HELPERS, TO_GUEST, TO_HOST};
 use crate::saved::SavedTable;
 use crate::tool::TableId;
@@ -44,7 +43,6 @@ const LEAF_RULES: usize = 8;
 /// A chain whose packets are dispatched to the ports of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dispatcher {
-    table: TableId,
     /// The chain. It may hold rules of others, which stay.
     pub(crate) chain: &'static str,
     /// The root of the tree. Chains further down are named after it.
@@ -90,7 +88,7 @@ pub(crate) fn dispatchers(table: TableId) -> Vec<Dispatcher> {
         ],
         TableId::IptablesRaw | TableId::Ip6tablesRaw => &[(HELPERS, "CTD", By::Helper)],
     };
-    all.iter().map(|(chain, tree, by)| Dispatcher { table, chain, tree, by: *by }).collect()
+    all.iter().map(|(chain, tree, by)| Dispatcher { chain, tree, by: *by }).collect()
 }
 
 /// The transport protocol and the destination port of connections that a rule gives a helper.
@@ -124,16 +122,19 @@ impl Dispatcher {
             let mut words = rule.split_ascii_whitespace();
             words.find(|word| options.contains(word)).and_then(|_| words.next())
         };
-        let target = value(&["-j", "-g"]);
+        let target = || value(&["-j", "-g"]);
         match self.by {
             // Only jumps to a chain of the port are ours: the hook is shared with everybody.
             By::Interface(option) => value(&[option]).filter(|port| {
-                let target = target.and_then(|target| target.strip_prefix("libvirt-"));
+                let target = target().and_then(|target| target.strip_prefix("libvirt-"));
                 let of_target = target.and_then(|target| target.split_once('-'));
                 of_target.is_some_and(|(letter, of)| ["I", "O", "J", "P"].contains(&letter) && of == *port)
             }),
-            By::Physdev(option, _) => value(&[option]).filter(|port| !port.ends_with('+')),
-            By::Helper => target.and_then(|target| target.strip_prefix("CT-")),
+            By::Physdev(option, _) => {
+                let port = rule.split_once(option)?.1.strip_prefix(' ')?.split(' ').next()?;
+                (!port.ends_with('+')).then_some(port)
+            }
+            By::Helper => target().and_then(|target| target.strip_prefix("CT-")),
         }
     }
 
@@ -220,8 +221,7 @@ impl Dispatcher {
         let mut root = Vec::new();
         let mut by_key: BTreeMap<HelperKey, Vec<(&str, &[&str])>> = BTreeMap::new();
         for (port, rules) in entries {
-            let keys: Option<BTreeSet<_>> =
-                rules_of(port).into_iter().map(|rule| self.helper_key(rule)).collect();
+            let keys: Option<BTreeSet<_>> = rules_of(port).into_iter().map(helper_key).collect();
             match keys.filter(|keys| !keys.is_empty()) {
                 Some(keys) => {
                     keys.into_iter().for_each(|key| by_key.entry(key).or_default().push((port, rules)))
@@ -238,20 +238,6 @@ impl Dispatcher {
         tree.insert(self.tree.to_owned(), root);
     }
 
-    fn helper_key(&self, rule: &str) -> Option<HelperKey> {
-        let rule = canonical(self.table.tool(), rule);
-        let value = |option| {
-            let mut words = rule.split_ascii_whitespace();
-            words.find(|word| *word == option).and_then(|_| words.next())
-        };
-        let protocol = match value("-p")? {
-            "6" => "tcp",
-            "17" => "udp",
-            _ => return None,
-        };
-        Some((protocol.to_owned(), value("--dport")?.to_owned()))
-    }
-
     fn root_rule(&self) -> String {
         format!("-j {}", self.tree)
     }
@@ -265,6 +251,20 @@ impl Dispatcher {
             By::Helper => format!("-j {chain}"),
         }
     }
+}
+
+/// What the rule of a port's own chain gives a helper to.
+fn helper_key(rule: &str) -> Option<HelperKey> {
+    let value = |option| {
+        let mut words = rule.split_ascii_whitespace();
+        words.find(|word| *word == option).and_then(|_| words.next())
+    };
+    let protocol = match value("-p")? {
+        "tcp" | "6" => "tcp",
+        "udp" | "17" => "udp",
+        _ => return None,
+    };
+    Some((protocol.to_owned(), value("--dport")?.to_owned()))
 }
 
 #[cfg(test)]

@@ -46,9 +46,6 @@ impl Driver {
     fn carry_out(&self, stores: &mut Stores, group: Vec<Waiting>) {
         let mut groups = VecDeque::from([group]);
         while let Some(group) = groups.pop_front() {
-            if let Err(error) = stores.refresh() {
-                return log::error!("changes are given up: {error}");
-            }
             let (mut draft, mut accepted) = (Draft::new(stores, &self.reporter), Vec::new());
             for waiting in group {
                 match draft.add(&waiting.transaction) {
@@ -98,6 +95,9 @@ impl Driver {
             .known
             .forget(&change.forgotten)
             .and_then(|forgotten| carry_out(steps).inspect_err(|_| stores.known.remember(forgotten)));
+        if let Err(error) = change.take_note(stores) {
+            log::error!("what was stored is read when the stores are needed again: {error}");
+        }
         match stored {
             Ok(()) => {
                 self.reporter.report(Phase::Stores, documents, documents);

@@ -228,14 +228,13 @@ impl Driver {
         Ok(stores)
     }
 
-    /// Runs a change while no other thread or process makes one.
+    /// Runs a change while no other thread or process makes one. It leaves the stores as they are on disk then.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = lock(&self.config.state_dir)?;
         stores.refresh()?;
         stores.set_damaged_aside();
         let done = change(&mut stores)?;
-        stores.refresh()?;
         self.meter().stores(&stores);
         drop(lock);
         self.learner.listen_if_needed(self, &mut stores);

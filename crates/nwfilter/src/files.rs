@@ -111,6 +111,20 @@ impl<T> Directory<T> {
         Ok(())
     }
 
+    /// Reads one file that was written or removed here.
+    pub(crate) fn refresh_one(&mut self, name: &str) -> Result<(), Error> {
+        let path = self.file(name);
+        match not_found_is(fs::metadata(&path).map(Some), None) {
+            Ok(Some(file)) => {
+                let content = self.load(name, &path);
+                self.loaded.insert(name.to_owned(), (stamp_of(&file), content));
+            }
+            Ok(None) => drop(self.loaded.remove(name)),
+            Err(source) => return Err(Error::Store { path, source }),
+        }
+        Ok(())
+    }
+
     fn load(&self, name: &str, path: &Path) -> Content<T> {
         let (kind, why) = match fs::read(path).map(String::from_utf8) {
             Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is ignored: {error}")),

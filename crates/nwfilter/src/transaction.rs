@@ -333,6 +333,12 @@ impl Change {
         steps.extend(gone.map(|(name, _)| stores.filters.remove(name.as_str())));
         Ok(steps)
     }
+
+    /// Brings the stores to what the steps have left on disk.
+    pub(crate) fn take_note(&self, stores: &mut Stores) -> Result<(), Error> {
+        self.filters.keys().try_for_each(|name| stores.filters.refresh_one(name.as_str()))?;
+        self.bindings.keys().try_for_each(|port| stores.bindings.refresh_one(port.as_str()))
+    }
 }
 
 fn stored_filter(filter: &Filter) -> String {

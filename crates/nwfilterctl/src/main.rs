@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use nwfilter::xml::{read_binding, read_filter, write_binding, write_filter};
+use nwfilter::xml::{PortDev, read_binding, read_filter, write_binding, write_filter};
 use nwfilter::{
     Applied, Committed, Config, Dispatch, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings,
     Transaction, Xtables,
@@ -292,11 +292,16 @@ fn tell_of_ports(failed: &[FailedPort], odd: &OddPorts) {
     for port in failed {
         eprintln!("error: {}", with_causes(anyhow::Chain::new(port)));
     }
-    for port in &odd.unbound {
-        eprintln!("warning: port '{port}' has rules but no binding here; they are left as they are");
-    }
-    for port in &odd.absent {
-        eprintln!("warning: port '{port}' has a binding, but there is no network interface of that name");
+    tell_of_many(&odd.unbound, "has rules but no binding here; they are left as they are");
+    tell_of_many(&odd.absent, "has a binding, but there is no network interface of that name");
+}
+
+/// Says the same of some ports, and how many more there are.
+fn tell_of_many(ports: &[PortDev], what: &str) {
+    const SHOWN: usize = 10;
+    ports.iter().take(SHOWN).for_each(|port| eprintln!("warning: port '{port}' {what}"));
+    if ports.len() > SHOWN {
+        eprintln!("warning: so it is with {} more", ports.len() - SHOWN);
     }
 }
 
