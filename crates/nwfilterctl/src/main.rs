@@ -39,17 +39,30 @@ struct Cli {
     /// Give no connection a conntrack helper
     #[arg(long, global = true)]
     no_helpers: bool,
-    /// How packets find their port: a tree where there are many ports, or libvirt's list, which its driver can take over
-    #[arg(long, global = true, default_value = "tree")]
-    dispatch: DispatchName,
+    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over and
+    /// which is what libvirt's own stores get if nothing is said
+    #[arg(long, global = true)]
+    dispatch: Option<DispatchName>,
     #[command(subcommand)]
     verb: Verb,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum DispatchName {
     Tree,
     List,
+}
+
+impl Cli {
+    /// libvirt's driver may be at work on its stores, and could not delete what a tree refers to.
+    fn dispatch(&self) -> Dispatch {
+        match self.dispatch {
+            Some(DispatchName::Tree) => Dispatch::Tree,
+            Some(DispatchName::List) => Dispatch::List,
+            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::List,
+            None => Dispatch::Tree,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -164,11 +177,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let settings = Settings {
         enable_bridge_filtering: !cli.keep_bridge_nf,
         conntrack_helpers: !cli.no_helpers,
-        dispatch: match cli.dispatch {
-            DispatchName::Tree => Dispatch::Tree,
-            DispatchName::List => Dispatch::List,
-        },
+        dispatch: cli.dispatch(),
     };
+    let dispatch = settings.dispatch;
     let BackendName::Xtables = cli.backend;
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
@@ -255,7 +266,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         let switches = [
             ("--keep-bridge-nf", cli.keep_bridge_nf),
             ("--no-helpers", cli.no_helpers),
-            ("--dispatch=list", cli.dispatch == DispatchName::List),
+            ("--dispatch=list", dispatch == Dispatch::List),
         ];
         let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         // The verb has done its work: what is missing now can be made good.
