@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
 
 use common::traffic::while_sending;
@@ -106,6 +106,31 @@ fn what_was_lost_while_the_daemon_was_down_is_back_when_it_serves() -> Result<()
     assert_eq!(before.diff(&host.saved()?), None);
     domains.iter().try_for_each(|domain| domain.destroy(&daemon))?;
     Ok(())
+}
+
+#[test]
+fn a_hangup_has_files_read_that_were_edited_by_hand() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd);
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    let _tap = host.tap("tap0")?;
+    let filter = |port| {
+        format!(
+            "<filter name='f'><rule action='accept' direction='in'><tcp dstportstart='{port}'/></rule></filter>"
+        )
+    };
+    daemon.define(&filter(80))?;
+    daemon.bind(
+        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+         <portdev name='tap0'/><mac address='52:54:00:00:00:01'/><filterref filter='f'/></filterbinding>",
+    )?;
+    daemon.write_file("/etc/libvirt/nwfilter/f.xml", &filter(443))?;
+    assert!(host.saved()?.iptables.contains("--dport 80"));
+    let pid = daemon.pid().context("it runs")?.to_string();
+    host.run(&["kill", "-HUP", &pid])?;
+    common::eventually("the edited filter is in force", Duration::from_secs(30), || {
+        Ok(host.saved()?.iptables.contains("--dport 443"))
+    })
 }
 
 #[test]
