@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
+use std::thread;
 
 use nwfilter_rules::ApplyError;
 
@@ -79,10 +81,15 @@ fn state() -> Option<State> {
     Some(State { namespace: (namespace.dev(), namespace.ino()), generation: generation().ok()? })
 }
 
+/// Asks all tools at the same time, each in the network namespace of the calling thread.
 fn read() -> Result<Tables, ApplyError> {
+    let texts = thread::scope(|scope| {
+        let readers = Tool::ALL.map(|tool| (tool, scope.spawn(move || tool::save(tool))));
+        readers.map(|(tool, reader)| (tool, reader.join().unwrap_or_else(|panic| resume_unwind(panic))))
+    });
     let mut tables = Tables::new();
-    for tool in Tool::ALL {
-        let mut saved = Saved::parse(&tool::save(tool)?);
+    for (tool, text) in texts {
+        let mut saved = Saved::parse(&text?);
         for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
             tables.insert(table, saved.take(table.name()));
         }
