@@ -1,7 +1,7 @@
 //! Streams of frames that run while something is done to the filters: what got through, and what was lost.
 //!
-//! A stream writes allowed and forbidden frames to one tap and reads all that arrives at another. Only so many are in flight at a time that no queue on the way overflows, so every frame that is missing was
-//! dropped by a filter.
+//! A stream writes allowed and forbidden frames to one tap and reads all that arrives at another. Only so many are in
+//! flight at a time that no queue on the way overflows, so every frame that is missing was dropped by a filter.
 
 use std::collections::VecDeque;
 use std::iter::Sum;

@@ -25,9 +25,9 @@ pub(super) struct Rate {
     ours: f64,
 }
 
-/// The backend that installs, rule for rule, what libvirt does.
+/// The backend that installs, rule for rule, what libvirt does, which gives no helpers.
 fn as_libvirt() -> Xtables {
-    Xtables::new(Settings { dispatch: Dispatch::List, ..Settings::default() })
+    Xtables::new(Settings { dispatch: Dispatch::List, conntrack_helpers: false, ..Settings::default() })
 }
 
 /// Measures both ways one after the other for each number of ports.
