@@ -79,8 +79,8 @@ impl RateLab {
         Ok(())
     }
 
-    /// Frames that one processor forwards in a second, as the mean of the pairs. `run` is the length of one run of
-    /// several.
+    /// Frames that one processor forwards in a second if each takes the mean time of the pairs. `run` is the length of
+    /// one run of several.
     ///
     /// Fails when a frame of the known connection does not get through, or one of another connection does.
     pub fn frames_a_second(&self, run: Duration) -> Result<f64> {
@@ -100,7 +100,8 @@ impl RateLab {
             Ok(runs.into_iter().fold(0.0, f64::max))
         };
         let rates = self.pairs.iter().map(rate).collect::<Result<Vec<_>>>()?;
-        Ok(rates.iter().sum::<f64>() / rates.len() as f64)
+        let seconds_a_frame: f64 = rates.iter().map(|rate| 1.0 / rate).sum();
+        Ok(rates.len() as f64 / seconds_a_frame)
     }
 
     /// Sends for a time, and counts what leaves at the other port. Nobody reads there: the queue of the tap is full,

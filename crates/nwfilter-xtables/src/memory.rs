@@ -41,9 +41,11 @@ impl Memory {
         if !matches!(&self.last, Some((known, _)) if Some(*known) == before) {
             self.last = None;
             let tables = read()?;
+            // The legacy variants do not count their changes.
+            let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
             match before {
                 // What was changed while the tools read is read again next time.
-                Some(before) if state() == Some(before) => self.last = Some((before, tables)),
+                Some(before) if counted && state() == Some(before) => self.last = Some((before, tables)),
                 _ => self.unremembered = tables,
             }
         }
@@ -72,11 +74,8 @@ impl Memory {
     }
 }
 
-/// `None` where changes cannot be told: the legacy variants do not count, and the kernel may not answer.
+/// `None` where the kernel does not tell.
 fn state() -> Option<State> {
-    if Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true)) {
-        return None;
-    }
     let namespace = std::fs::metadata("/proc/thread-self/ns/net").ok()?;
     Some(State { namespace: (namespace.dev(), namespace.ino()), generation: generation().ok()? })
 }

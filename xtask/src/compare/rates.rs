@@ -53,7 +53,7 @@ pub(super) fn section(rates: &[Rate]) -> Result<String> {
     let mut text = String::from(
         "\n## Packets a second\n\nUDP frames of 64 bytes from one port of the bridge to another, by one processor: \
          counted against the time that the sending thread had it,\nwithin which the kernel forwards the frame. Both ports, \
-         and the others beside them, are filtered by the seed filter `ftp-by-state`. The\nmean of three pairs of ports: \
+         and the others beside them, are filtered by the seed filter `ftp-by-state`. A frame\ntakes the mean time of three pairs of ports: \
          the first, the middle and the last by name. For libvirt's side this driver installed libvirt's list of\nports, \
          which is rule for rule what libvirt installs (tests compare them with a live libvirtd); libvirtd itself takes a \
          quarter of an hour\nto bind 500 ports.\n\n\
