@@ -127,8 +127,8 @@ fn libvirt(ports: usize, dir: &Path) -> Result<[Duration; 4]> {
 
 fn nwfilter(ports: usize, dir: &Path, ctl: &Path) -> Result<[Duration; 4]> {
     let (host, _taps) = host(ports)?;
-    // Where bindings are on a host: in memory.
-    let state = tempfile::tempdir_in("/run")?;
+    // In memory, as /run is on a host.
+    let state = tempfile::tempdir_in("/dev/shm")?;
     let run = |args: &[&str]| -> Result<()> {
         let mut command = host.command(ctl);
         command.current_dir(dir).args(["--config-dir", "filters", "--state-dir"]).arg(state.path());
