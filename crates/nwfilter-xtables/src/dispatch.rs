@@ -32,6 +32,8 @@ pub enum Dispatch {
     Tree,
     /// By libvirt's list, however many ports there are. libvirt's own driver can take over from it.
     List,
+    /// As it is: by a tree where there is one, else by the list. For a process beside the one that decides.
+    Keep,
 }
 
 /// The number of ports from which on there is a tree.
@@ -167,15 +169,24 @@ impl Dispatcher {
         reached
     }
 
-    /// How ports with these rules are dispatched. `rules_of` gives the rules of a port's own chain.
+    /// Whether ports are to be dispatched by a tree if they are many.
+    fn has_tree(&self, saved: &SavedTable, dispatch: Dispatch) -> bool {
+        match dispatch {
+            Dispatch::Tree => true,
+            Dispatch::List => false,
+            Dispatch::Keep => self.tree_chains(saved).next().is_some(),
+        }
+    }
+
+    /// How ports with these rules are dispatched in a table that holds `saved`. `rules_of` gives the rules of a port's own chain.
     pub(crate) fn layout<'a>(
         &self,
         entries: &Entries<'_>,
-        dispatch: Dispatch,
+        (saved, dispatch): (&SavedTable, Dispatch),
         rules_of: impl Fn(&str) -> Vec<&'a str>,
     ) -> Layout {
         let mut layout = Layout::default();
-        if dispatch == Dispatch::List || entries.len() < TREE_FROM {
+        if entries.len() < TREE_FROM || !self.has_tree(saved, dispatch) {
             layout.rules = entries.values().flatten().map(|rule| (*rule).to_owned()).collect();
             return layout;
         }
@@ -281,7 +292,7 @@ mod tests {
     fn layout(rules: &[(String, String)], dispatch: Dispatch) -> Layout {
         let mut entries = Entries::new();
         rules.iter().for_each(|(port, rule)| entries.entry(port).or_default().push(rule));
-        dispatcher().layout(&entries, dispatch, |_| Vec::new())
+        dispatcher().layout(&entries, (&SavedTable::new(), dispatch), |_| Vec::new())
     }
 
     fn rules<'a>(ports: impl IntoIterator<Item = &'a String>) -> Vec<(String, String)> {
@@ -377,8 +388,9 @@ mod tests {
             for dispatcher in dispatchers(table) {
                 let mut entries = Entries::new();
                 ports.iter().for_each(|port| entries.entry(port).or_default().push("-j CT-x"));
-                let layout =
-                    dispatcher.layout(&entries, Dispatch::Tree, |_| vec!["-p udp -m udp --dport 65535"]);
+                let layout = dispatcher.layout(&entries, (&SavedTable::new(), Dispatch::Tree), |_| {
+                    vec!["-p udp -m udp --dport 65535"]
+                });
                 assert!(layout.tree.keys().all(|chain| chain.len() <= 28), "{:?}", layout.tree.keys());
             }
         }
@@ -391,7 +403,7 @@ mod tests {
             (0..9).map(|number| (format!("vnet{number}"), format!("-j CT-vnet{number}"))).collect();
         let mut entries = Entries::new();
         ports.iter().for_each(|(port, rule)| entries.entry(port).or_default().push(rule));
-        let layout = dispatcher.layout(&entries, Dispatch::Tree, |port| match port {
+        let layout = dispatcher.layout(&entries, (&SavedTable::new(), Dispatch::Tree), |port| match port {
             "vnet0" => vec![
                 "-p tcp -m tcp --dport 21 -j CT --helper ftp",
                 "-p udp -m udp --dport 69 -j CT --helper tftp",

@@ -204,7 +204,7 @@ impl Plan {
                 None => saved.get(&chain).into_iter().flatten().map(String::as_str).collect(),
             }
         };
-        let Layout { rules, tree } = dispatcher.layout(&entries, dispatch, rules_of);
+        let Layout { rules, tree } = dispatcher.layout(&entries, (saved, dispatch), rules_of);
         for (name, _) in dispatcher.tree_chains(saved).filter(|(name, _)| !tree.contains_key(*name)) {
             self.remove_chain(saved, name.clone());
         }

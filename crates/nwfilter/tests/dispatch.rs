@@ -136,8 +136,12 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
     assert!(lab.host.enter(|| other.diff()).unwrap().is_empty());
     assert_eq!(lab.host.enter(|| other.reload()).unwrap().applied.commits, 0);
 
+    let beside = lab.driver(Dispatch::Keep);
+    assert!(lab.host.enter(|| beside.diff()).unwrap().is_empty());
+
     let list = lab.driver(Dispatch::List);
     lab.host.enter(|| list.reload()).unwrap();
+    assert!(lab.host.enter(|| beside.diff()).unwrap().is_empty());
     let saved = lab.host.saved().unwrap();
     assert_eq!(lab.rules("libvirt-in").len(), PORTS.len());
     assert!(!format!("{saved:?}").contains("nwfilter-in") && !format!("{saved:?}").contains("CTD"));

@@ -39,8 +39,8 @@ struct Cli {
     /// Give no connection a conntrack helper
     #[arg(long, global = true)]
     no_helpers: bool,
-    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over and
-    /// which is what libvirt's own stores get if nothing is said
+    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over. If
+    /// nothing is said, a tree, but libvirt's own stores keep what is there
     #[arg(long, global = true)]
     dispatch: Option<DispatchName>,
     #[command(subcommand)]
@@ -54,12 +54,13 @@ enum DispatchName {
 }
 
 impl Cli {
-    /// libvirt's driver may be at work on its stores, and could not delete what a tree refers to.
+    /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
+    /// tree refers to.
     fn dispatch(&self) -> Dispatch {
         match self.dispatch {
             Some(DispatchName::Tree) => Dispatch::Tree,
             Some(DispatchName::List) => Dispatch::List,
-            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::List,
+            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::Keep,
             None => Dispatch::Tree,
         }
     }
@@ -179,7 +180,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         conntrack_helpers: !cli.no_helpers,
         dispatch: cli.dispatch(),
     };
-    let dispatch = settings.dispatch;
     let BackendName::Xtables = cli.backend;
     let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
     let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
@@ -266,7 +266,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         let switches = [
             ("--keep-bridge-nf", cli.keep_bridge_nf),
             ("--no-helpers", cli.no_helpers),
-            ("--dispatch=list", dispatch == Dispatch::List),
+            ("--dispatch=tree", matches!(cli.dispatch, Some(DispatchName::Tree))),
+            ("--dispatch=list", matches!(cli.dispatch, Some(DispatchName::List))),
         ];
         let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         // The verb has done its work: what is missing now can be made good.
