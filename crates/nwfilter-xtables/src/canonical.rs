@@ -17,6 +17,15 @@ pub(crate) fn same(tool: Tool, a: &str, b: &str) -> bool {
     a == b || canonical(tool, a) == canonical(tool, b)
 }
 
+/// Whether two lists of rules are the same to a tool.
+pub(crate) fn same_rules<'a, 'b>(
+    tool: Tool,
+    a: impl ExactSizeIterator<Item = &'a str>,
+    b: impl ExactSizeIterator<Item = &'b str>,
+) -> bool {
+    a.len() == b.len() && a.zip(b).all(|(a, b)| same(tool, a, b))
+}
+
 /// The form of a rule that equal rules share.
 pub(crate) fn canonical(tool: Tool, rule: &str) -> String {
     let mut out = String::with_capacity(rule.len());

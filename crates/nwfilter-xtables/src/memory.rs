@@ -21,9 +21,9 @@ pub(crate) type Tables = BTreeMap<TableId, SavedTable>;
 /// The tables as they were when they were last read or written.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    last: Option<(State, Tables)>,
-    /// Where the tables are not remembered.
-    unremembered: Tables,
+    tables: Tables,
+    /// The state in which the kernel has them; `None` where they have to be read anew.
+    state: Option<State>,
 }
 
 /// What tells whether tables are still what they were: the network namespace, by device and inode, and the generation
@@ -38,39 +38,36 @@ impl Memory {
     /// The tables as they are in the network namespace of the calling thread.
     pub(crate) fn tables(&mut self) -> Result<&Tables, ApplyError> {
         let before = state();
-        if !matches!(&self.last, Some((known, _)) if Some(*known) == before) {
-            self.last = None;
-            let tables = read()?;
+        if before.is_none() || before != self.state {
+            self.state = None;
+            self.tables = read()?;
             // The legacy variants do not count their changes.
             let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
-            match before {
-                // What was changed while the tools read is read again next time.
-                Some(before) if counted && state() == Some(before) => self.last = Some((before, tables)),
-                _ => self.unremembered = tables,
-            }
+            // What was changed while the tools read is read again next time.
+            self.state = before.filter(|before| counted && state() == Some(*before));
         }
-        Ok(self.last.as_ref().map_or(&self.unremembered, |(_, tables)| tables))
+        Ok(&self.tables)
     }
 
     /// Takes note of steps that were committed to the tables of the last call of [`Self::tables`]. If anybody else
     /// changed anything meanwhile, the tables are read anew next time.
     pub(crate) fn committed(&mut self, steps: &[Step]) {
-        let Some((known, tables)) = &mut self.last else { return };
+        let Some(known) = &mut self.state else { return };
         // Each table that a restore tool changes is a transaction, and each transaction a generation.
         let commits = u32::try_from(steps.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
         known.generation = known.generation.wrapping_add(commits);
         if state() != Some(*known) {
-            self.last = None;
+            self.state = None;
             return;
         }
         for plan in steps.iter().flatten() {
-            plan.carry_out(tables.entry(plan.table()).or_default());
+            plan.carry_out(self.tables.entry(plan.table()).or_default());
         }
     }
 
     /// Reads the tables anew next time.
     pub(crate) fn forget(&mut self) {
-        self.last = None;
+        self.state = None;
     }
 }
 

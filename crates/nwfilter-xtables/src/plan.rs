@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use nwfilter_rules::{Difference, DifferenceKind, Origin};
 use nwfilter_xml::PortDev;
 
-use crate::canonical::{canonical, same};
+use crate::canonical::{canonical, same_rules};
 use crate::dispatch::{Dispatch, Dispatcher, Layout, dispatchers};
 use crate::render::{Chains, FROM_GUEST, FROM_GUEST_POST, HELPERS, PortTable, TO_GUEST, TO_HOST};
 use crate::saved::SavedTable;
@@ -159,8 +159,7 @@ impl Plan {
 
     /// Whether a chain holds just these rules.
     fn holds<'a>(&self, held: &[String], rules: impl ExactSizeIterator<Item = &'a str>) -> bool {
-        let tool = self.table.tool();
-        held.len() == rules.len() && held.iter().zip(rules).all(|(held, rule)| same(tool, held, rule))
+        same_rules(self.table.tool(), held.iter().map(String::as_str), rules)
     }
 
     fn remove_chain(&mut self, saved: &SavedTable, name: String) {
@@ -185,8 +184,7 @@ impl Plan {
                 .map(|(_, rule)| rule.as_str())
                 .collect();
             let held = entries.get(port.as_str()).map_or(&[][..], Vec::as_slice);
-            if held.len() == rules.len() && held.iter().zip(&rules).all(|(held, rule)| same(tool, held, rule))
-            {
+            if same_rules(tool, held.iter().copied(), rules.iter().copied()) {
                 continue;
             }
             self.changed.insert((*port).clone());

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use nwfilter_rules::{Applied, ApplyError, Origin};
 use nwfilter_xml::PortDev;
 
-use crate::canonical::same;
+use crate::canonical::same_rules;
 use crate::dispatch::Dispatch;
 use crate::memory::Tables;
 use crate::plan::{Plan, Script, Wanted};
@@ -117,7 +117,8 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
     for (name, old) in CHAINS {
         let (name, old) = (format!("{name}-{port}"), format!("{old}-{port}"));
         let (Some(held), Some(lines)) = (saved.get(&name), table.chains.get_mut(&name)) else { continue };
-        if held.len() == lines.len() && held.iter().zip(&*lines).all(|(a, b)| same(tool, a, &b.text)) {
+        let wanted = lines.iter().map(|line| line.text.as_str());
+        if same_rules(tool, held.iter().map(String::as_str), wanted) {
             continue;
         }
         changes = true;
