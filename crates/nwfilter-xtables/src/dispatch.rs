@@ -42,6 +42,10 @@ const TREE_FROM: usize = 8;
 /// The most rules a chain of the tree has before it is divided further.
 const LEAF_RULES: usize = 8;
 
+/// The fewest ports for which it is divided. A chain for two of them would spare the others one rule, and be there to be
+/// rewritten for every third that comes or goes.
+const GROUP_FROM: usize = 3;
+
 /// A chain whose packets are dispatched to the ports of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dispatcher {
@@ -209,7 +213,8 @@ impl Dispatcher {
             let next = |port: &(&str, _)| port.0.as_bytes().get(common).copied();
             let mut rules = Vec::new();
             for group in ports.chunk_by(|a, b| next(a) == next(b)) {
-                if let ([(first, _), .., (last, _)], true) = (group, ports.len() > LEAF_RULES) {
+                let divides = ports.len() > LEAF_RULES && group.len() >= GROUP_FROM;
+                if let ([(first, _), .., (last, _)], true) = (group, divides) {
                     // In order, so that what the ends have in common all have.
                     let alike = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
                     let below = format!("{root}-{}", &first[..alike]);

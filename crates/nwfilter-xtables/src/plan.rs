@@ -207,9 +207,17 @@ impl Plan {
             self.remove_chain(saved, name.clone());
         }
         for (name, rules) in tree {
-            let before = saved.get(&name).cloned();
-            if !before.as_ref().is_some_and(|held| self.holds(held, rules.iter().map(String::as_str))) {
-                self.chains.insert(name, ChainChange { before, after: Some(rules), blame: Vec::new() });
+            let before = saved.get(&name);
+            if before.is_some_and(|held| self.holds(held, rules.iter().map(String::as_str))) {
+                continue;
+            }
+            // A chain that only gains rules is not replaced: the tool would wait until the kernel has let go of the old.
+            match before.and_then(|held| insertions(&name, held, &rules)) {
+                Some(insertions) => self.edits.extend(insertions),
+                None => {
+                    let before = before.cloned();
+                    self.chains.insert(name, ChainChange { before, after: Some(rules), blame: Vec::new() });
+                }
             }
         }
         self.edit(saved, dispatcher, rules);
@@ -532,6 +540,19 @@ pub(crate) fn unreached(table: TableId, saved: &SavedTable, ports: &BTreeSet<Por
     unreached
 }
 
+/// The edits that make a chain of these rules if it holds all of them but some, in the same order.
+fn insertions(chain: &str, held: &[String], rules: &[String]) -> Option<Vec<Edit>> {
+    let mut held = held.iter().peekable();
+    let missing = rules.iter().enumerate().filter(|(_, rule)| held.next_if_eq(rule).is_none());
+    let insert = |(index, rule): (usize, &String)| Edit::Insert {
+        chain: chain.to_owned(),
+        position: index + 1,
+        rule: rule.clone(),
+    };
+    let insertions = missing.map(insert).collect();
+    held.next().is_none().then_some(insertions)
+}
+
 /// The indexes of what stands in only one of two lists, both in order, by a longest common subsequence of their
 /// middles.
 fn uncommon(a: &[String], b: &[String]) -> (Vec<usize>, Vec<usize>) {
@@ -734,6 +755,19 @@ mod tests {
             let after = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
             let unconcerned: Vec<_> = after.keys().filter(|chain| !concerns(table, chain)).collect();
             assert_eq!(unconcerned, ["theirs"]);
+        }
+    }
+
+    #[test]
+    fn one_port_more_adds_rules_to_the_tree_and_takes_none_out() {
+        for table in TABLES {
+            let many: Wishes = (0..40).map(|port| (port, Some(vec![1]))).collect();
+            let held = committed(&plan(table, &foreign(table), &many), &foreign(table));
+            let mut script = Script::default();
+            plan(table, &held, &Wishes::from([(40, Some(vec![1]))])).write(&mut script);
+            let declared: Vec<_> = script.text.lines().filter_map(|line| line.strip_prefix(':')).collect();
+            assert!(declared.iter().all(|chain| chain.contains("vnet40")), "{}", script.text);
+            assert!(!script.text.contains("\n-D"), "{}", script.text);
         }
     }
 
