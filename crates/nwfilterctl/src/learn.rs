@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use nwfilter::{Config, Driver};
+use nwfilter::Driver;
+use nwfilterctl_shared::Options;
 
 /// Where the background process says what it learned.
 const LOG: &str = "learn.log";
@@ -14,11 +15,11 @@ const MAX_LOG: u64 = 1 << 20;
 
 /// Starts the background process if a port needs it, and waits until it listens. One that runs already sees by
 /// itself what changed; then the new one ends.
-pub(crate) fn start_if_needed(driver: &Driver, config: &Config, settings: &[&str]) -> Result<()> {
+pub(crate) fn start_if_needed(driver: &Driver, options: &Options) -> Result<()> {
     if !driver.has_to_learn()? {
         return Ok(());
     }
-    let mut child = command(config, settings)
+    let mut child = command(options)
         .and_then(|mut command| Ok(command.spawn()?))
         .context("the guest's address is not learned: cannot start nwfilterctl learn")?;
     if let Some(output) = child.stdout.take() {
@@ -28,18 +29,14 @@ pub(crate) fn start_if_needed(driver: &Driver, config: &Config, settings: &[&str
     Ok(())
 }
 
-fn command(config: &Config, settings: &[&str]) -> Result<Command> {
-    let log = config.state_dir.join(LOG);
+fn command(options: &Options) -> Result<Command> {
+    let log = options.state_dir.join(LOG);
     let grown = fs::metadata(&log).is_ok_and(|file| file.len() > MAX_LOG);
     let opened = File::options().create(true).append(!grown).write(true).truncate(grown).open(&log);
     let opened = opened.with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .arg("--config-dir")
-        .arg(std::path::absolute(&config.config_dir)?)
-        .arg("--state-dir")
-        .arg(std::path::absolute(&config.state_dir)?)
-        .args(settings)
+        .args(options.to_args()?)
         .arg("learn")
         .current_dir("/")
         .stdin(Stdio::null())

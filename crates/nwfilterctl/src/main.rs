@@ -2,21 +2,18 @@
 
 mod check;
 mod learn;
-#[cfg(feature = "listen")]
-mod listen;
 mod output;
 mod progress;
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilter::xml::{PortDev, read_binding, read_filter, write_binding, write_filter};
-use nwfilter::{
-    Applied, Committed, Config, Dispatch, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Settings,
-    Transaction, Xtables,
-};
+use nwfilter::{Applied, Committed, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction};
+use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log, with_causes};
 
 use crate::output::{print_bindings, print_differences, print_filters};
 
@@ -24,51 +21,10 @@ use crate::output::{print_bindings, print_differences, print_filters};
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Cli {
-    /// The filter store
-    #[arg(long, value_name = "DIR", global = true, default_value = "/etc/nwfilter")]
-    config_dir: PathBuf,
-    /// The binding store
-    #[arg(long, value_name = "DIR", global = true, default_value = "/run/nwfilter")]
-    state_dir: PathBuf,
-    /// What enforces the rules
-    #[arg(long, global = true, default_value = "xtables")]
-    backend: BackendName,
-    /// Refuse IP rules where bridge-nf-call-iptables is off, instead of switching it on
-    #[arg(long, global = true)]
-    keep_bridge_nf: bool,
-    /// Give no connection a conntrack helper
-    #[arg(long, global = true)]
-    no_helpers: bool,
-    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over. If
-    /// nothing is said, a tree, but libvirt's own stores keep what is there
-    #[arg(long, global = true)]
-    dispatch: Option<DispatchName>,
+    #[command(flatten)]
+    options: Options,
     #[command(subcommand)]
     verb: Verb,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DispatchName {
-    Tree,
-    List,
-}
-
-impl Cli {
-    /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
-    /// tree refers to.
-    fn dispatch(&self) -> Dispatch {
-        match self.dispatch {
-            Some(DispatchName::Tree) => Dispatch::Tree,
-            Some(DispatchName::List) => Dispatch::List,
-            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::Keep,
-            None => Dispatch::Tree,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum BackendName {
-    Xtables,
 }
 
 #[derive(Subcommand)]
@@ -134,14 +90,7 @@ enum Verb {
     /// Bring the kernel to what the bindings ask for
     Reload,
     /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
-    Listen {
-        /// Its URI; without one, libvirt's own default
-        #[arg(long, value_name = "URI")]
-        connect: Option<String>,
-        /// Close bridge ports whose name starts so until they have a binding
-        #[arg(long, value_name = "PREFIX")]
-        guard: Option<String>,
-    },
+    Listen(ListenOptions),
     /// Learn the addresses of guests until none is left to learn
     #[command(hide = true)]
     Learn,
@@ -155,35 +104,18 @@ enum RenderFormat {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = if matches!(cli.verb, Verb::Learn | Verb::Listen { .. }) { "info" } else { "warn" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .format_timestamp(None)
-        .format_target(false)
-        .init();
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {}", with_causes(error.chain()));
-            ExitCode::FAILURE
-        }
-    }
+    start_log(if matches!(cli.verb, Verb::Learn) { "info" } else { "warn" });
+    exit_code(run(cli))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
         Verb::Check { files, strict, json } => return check::check(&files, strict, json),
         Verb::Fmt { file } => return fmt(&file),
+        Verb::Listen(listen) => return Err(become_listener(&cli.options, &listen)),
         _ => (),
     }
-    let settings = Settings {
-        enable_bridge_filtering: !cli.keep_bridge_nf,
-        conntrack_helpers: !cli.no_helpers,
-        dispatch: cli.dispatch(),
-    };
-    let BackendName::Xtables = cli.backend;
-    let config = Config { config_dir: cli.config_dir, state_dir: cli.state_dir };
-    let driver = Driver::open(config.clone(), Xtables::new(settings)).context("cannot open the stores")?;
-    let driver = if matches!(cli.verb, Verb::Listen { .. }) { driver } else { driver.without_learner() };
+    let driver = cli.options.open()?.without_learner();
     if matches!(cli.verb, Verb::List { .. } | Verb::BindingList { .. } | Verb::Diff { .. } | Verb::Reload) {
         tell_of_files(&driver)?;
     }
@@ -191,7 +123,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let (driver, watch) = progress::watched(driver);
     let mut done = true;
     match cli.verb {
-        Verb::Check { .. } | Verb::Fmt { .. } => (),
+        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Listen(_) => (),
         Verb::Define { files } => {
             let mut transaction = Transaction::new();
             for file in &files {
@@ -246,10 +178,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return Ok(if drift.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Learn => learn::learn(&driver)?,
-        #[cfg(feature = "listen")]
-        Verb::Listen { connect, guard } => listen::listen(&driver, connect.as_deref(), guard.as_deref())?,
-        #[cfg(not(feature = "listen"))]
-        Verb::Listen { .. } => bail!("this nwfilterctl was built without libvirt (feature 'listen')"),
         Verb::Reload => {
             let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
             warn(&applied);
@@ -263,19 +191,26 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     if changes {
-        let switches = [
-            ("--keep-bridge-nf", cli.keep_bridge_nf),
-            ("--no-helpers", cli.no_helpers),
-            ("--dispatch=tree", matches!(cli.dispatch, Some(DispatchName::Tree))),
-            ("--dispatch=list", matches!(cli.dispatch, Some(DispatchName::List))),
-        ];
-        let given: Vec<_> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         // The verb has done its work: what is missing now can be made good.
-        if let Err(error) = learn::start_if_needed(&driver, &config, &given) {
+        if let Err(error) = learn::start_if_needed(&driver, &cli.options) {
             eprintln!("warning: {error:#}; 'nwfilterctl reload' tries again");
         }
     }
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Becomes the program of the verb `listen`, which stands beside this one; comes back only if that fails.
+fn become_listener(options: &Options, listen: &ListenOptions) -> Error {
+    let program = "nwfilterctl-listen";
+    let exec = || -> Result<Error> {
+        let path = std::env::current_exe()?.with_file_name(program);
+        let error = Command::new(&path).args(options.to_args()?).args(listen.to_args()).exec();
+        Ok(Error::new(error).context(format!(
+            "cannot run {}, which is built with libvirt (feature 'listen')",
+            path.display()
+        )))
+    };
+    exec().unwrap_or_else(|error| error.context(format!("cannot find {program}")))
 }
 
 fn fmt(file: &Path) -> Result<ExitCode> {
@@ -315,11 +250,6 @@ fn tell_of_many(ports: &[PortDev], what: &str) {
     if ports.len() > SHOWN {
         eprintln!("warning: so it is with {} more", ports.len() - SHOWN);
     }
-}
-
-/// An error with its causes, a line each.
-fn with_causes(chain: anyhow::Chain<'_>) -> String {
-    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
 }
 
 fn warn(applied: &Applied) {

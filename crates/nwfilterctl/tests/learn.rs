@@ -5,10 +5,17 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use nwfilter_testlab::{Ends, Host, Mac, Need, frames, skip_unless};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nwfilterctl");
+
+/// The state of a process and its parent.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}
 
 fn mac(number: u8) -> Mac {
     Mac::new([0x52, 0x54, 0, 0, 0, number])
@@ -50,23 +57,38 @@ impl Cli<'_> {
 
     /// The one background process, if it runs.
     fn learners(&self) -> Vec<u32> {
+        let all = self.learners_and_children();
+        let is_child = |pid: &u32| stat(*pid).is_some_and(|(_, parent)| all.contains(&parent));
+        all.iter().copied().filter(|pid| !is_child(pid)).collect()
+    }
+
+    /// What the background process starts looks like itself until it is another program.
+    fn learners_and_children(&self) -> Vec<u32> {
         let runs_learn = |pid: &u32| {
             fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0learn\0"))
         };
         self.host.pids().into_iter().filter(runs_learn).collect()
     }
 
-    fn wait_for(&self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let list = self.run(&["binding-list"])?;
-            match list.contains(text) {
-                true => return Ok(()),
-                false if Instant::now() > deadline => bail!("no {text} in\n{list}"),
-                false => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
+    /// Waits until the background process has let go of everything, files too.
+    fn wait_for_end(&self, learner: u32) -> Result<()> {
+        let has_ended = || stat(learner).is_none_or(|(state, _)| state == "Z");
+        until("the background process ends", || Ok(has_ended() && self.learners_and_children().is_empty()))
     }
+
+    fn wait_for(&self, verb: &str, text: &str) -> Result<()> {
+        until(text, || Ok(String::from_utf8(self.command(&[verb]).output()?.stdout)?.contains(text)))
+    }
+}
+
+/// Waits until something is so.
+fn until(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not within 5 seconds: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 #[test]
@@ -93,16 +115,13 @@ fn binding_create_returns_at_once_and_one_process_learns_for_all_until_nothing_i
     assert!(json.contains(r#""state": "learning""#) && json.contains(r#""state": "filtered""#), "{json}");
 
     speak(1)?;
-    cli.wait_for("10.0.0.1 (ipv4)")?;
-    assert!(cli.run(&["diff"])?.contains("0 differences"));
+    cli.wait_for("binding-list", "10.0.0.1 (ipv4)")?;
+    cli.wait_for("diff", "0 differences")?;
     assert!(!cli.run(&["binding-dumpxml", "tap1"])?.contains("10.0.0.1"), "what was given is what is shown");
-    assert_eq!(cli.learners().len(), 1, "tap0 still waits");
+    let learners = cli.learners();
+    assert_eq!(learners.len(), 1, "tap0 still waits");
     cli.run(&["binding-delete", "tap0"])?;
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !cli.learners().is_empty() {
-        ensure!(Instant::now() < deadline, "the background process does not end");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    cli.wait_for_end(learners[0])?;
     let log = fs::read_to_string(dir.path().join("state/learn.log"))?;
     assert_eq!(log.matches("tap1: address 10.0.0.1 learned (ipv4)").count(), 1, "{log}");
     Ok(())
@@ -126,16 +145,18 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
         net.send(&frames::udp(&ends, 67, 68, &[message, options].concat()))
     };
     ack(3600, 7)?;
-    cli.wait_for("10.0.0.7 (lease, 3")?;
+    cli.wait_for("binding-list", "10.0.0.7 (lease, 3")?;
     let killed = cli.learners();
     assert_eq!(killed.len(), 1);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed[0].cast_signed()), nix::sys::signal::SIGKILL)?;
+    cli.wait_for_end(killed[0])?;
 
-    cli.wait_for("10.0.0.7 (lease, 3")?;
+    cli.wait_for("binding-list", "10.0.0.7 (lease, 3")?;
     cli.run(&["reload"])?;
-    assert_eq!(cli.learners().iter().filter(|pid| !killed.contains(pid)).count(), 1);
+    let log = fs::read_to_string(dir.path().join("state/learn.log"))?;
+    assert_eq!(cli.learners().len(), 1, "{log}");
     ack(7200, 8)?;
-    cli.wait_for("10.0.0.8 (lease, 7")?;
+    cli.wait_for("binding-list", "10.0.0.8 (lease, 7")?;
     let json = cli.run(&["binding-list", "--json"])?;
     assert!(json.contains(r#""state": "leased""#) && json.contains(r#""server": "10.0.0.254""#), "{json}");
     Ok(())

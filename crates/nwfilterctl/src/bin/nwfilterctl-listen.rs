@@ -1,17 +1,38 @@
-//! `listen`: the daemon that keeps bindings in step with the guests of a libvirt, and the kernel with the bindings.
+//! `nwfilterctl listen`: the daemon that keeps bindings in step with the guests of a libvirt, and the kernel with the
+//! bindings.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use nwfilter::Driver;
 use nwfilter_libvirt::{Guard, Listener, Status, Stopper};
+use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log};
+
+/// Keeps the bindings in step with the guests of a libvirt, until SIGTERM.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    listen: ListenOptions,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log("info");
+    let done = cli.options.open().and_then(|driver| listen(&driver, &cli.listen));
+    exit_code(done.map(|()| ExitCode::SUCCESS))
+}
 
 /// Listens until SIGTERM or SIGINT. Ports stay filtered, and guarded, after that.
-pub(crate) fn listen(driver: &Driver, uri: Option<&str>, guard: Option<&str>) -> Result<()> {
-    let guard = guard.map(Guard::new).transpose()?;
-    let listener = Listener::new(uri, guard);
+fn listen(driver: &Driver, options: &ListenOptions) -> Result<()> {
+    let guard = options.guard.as_deref().map(Guard::new).transpose()?;
+    let listener = Listener::new(options.connect.as_deref(), guard);
     stop_at_signals(listener.stopper())?;
     let mut keeper = None;
     listener.run(driver, |status| {

@@ -1,0 +1,133 @@
+//! What the programs `nwfilterctl` and `nwfilterctl-listen` share: their options, and how they say what went wrong.
+//!
+//! They are two programs because only one needs libvirt: to load its library takes longer than most verbs do, and
+//! `nwfilterctl` runs where there is none.
+
+use std::ffi::OsString;
+use std::path::{PathBuf, absolute};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
+
+/// The options of every verb.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The filter store
+    #[arg(long, value_name = "DIR", global = true, default_value = "/etc/nwfilter")]
+    pub config_dir: PathBuf,
+    /// The binding store
+    #[arg(long, value_name = "DIR", global = true, default_value = "/run/nwfilter")]
+    pub state_dir: PathBuf,
+    /// What enforces the rules
+    #[arg(long, global = true, default_value = "xtables")]
+    backend: BackendName,
+    /// Refuse IP rules where bridge-nf-call-iptables is off, instead of switching it on
+    #[arg(long, global = true)]
+    keep_bridge_nf: bool,
+    /// Give no connection a conntrack helper
+    #[arg(long, global = true)]
+    no_helpers: bool,
+    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over. If
+    /// nothing is said, a tree, but libvirt's own stores keep what is there
+    #[arg(long, global = true)]
+    dispatch: Option<DispatchName>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendName {
+    Xtables,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DispatchName {
+    Tree,
+    List,
+}
+
+/// The options of the verb `listen`.
+#[derive(Args, Clone, Debug)]
+pub struct ListenOptions {
+    /// Its URI; without one, libvirt's own default
+    #[arg(long, value_name = "URI")]
+    pub connect: Option<String>,
+    /// Close bridge ports whose name starts so until they have a binding
+    #[arg(long, value_name = "PREFIX")]
+    pub guard: Option<String>,
+}
+
+impl Options {
+    /// Opens the driver that the options describe.
+    pub fn open(&self) -> Result<Driver> {
+        let config = Config { config_dir: self.config_dir.clone(), state_dir: self.state_dir.clone() };
+        let settings = Settings {
+            enable_bridge_filtering: !self.keep_bridge_nf,
+            conntrack_helpers: !self.no_helpers,
+            dispatch: self.dispatch(),
+        };
+        let BackendName::Xtables = self.backend;
+        Driver::open(config, Xtables::new(settings)).context("cannot open the stores")
+    }
+
+    /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
+    /// tree refers to.
+    fn dispatch(&self) -> Dispatch {
+        match self.dispatch {
+            Some(DispatchName::Tree) => Dispatch::Tree,
+            Some(DispatchName::List) => Dispatch::List,
+            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::Keep,
+            None => Dispatch::Tree,
+        }
+    }
+
+    /// The arguments that give another process the same options, wherever it runs.
+    pub fn to_args(&self) -> Result<Vec<OsString>> {
+        let mut args: Vec<OsString> = vec![
+            "--config-dir".into(),
+            absolute(&self.config_dir)?.into(),
+            "--state-dir".into(),
+            absolute(&self.state_dir)?.into(),
+        ];
+        let BackendName::Xtables = self.backend;
+        let switches = [
+            ("--keep-bridge-nf", self.keep_bridge_nf),
+            ("--no-helpers", self.no_helpers),
+            ("--dispatch=tree", matches!(self.dispatch, Some(DispatchName::Tree))),
+            ("--dispatch=list", matches!(self.dispatch, Some(DispatchName::List))),
+        ];
+        args.extend(switches.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).into()));
+        Ok(args)
+    }
+}
+
+impl ListenOptions {
+    /// The arguments that give another process the same options.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let options = [("--connect", &self.connect), ("--guard", &self.guard)];
+        let given =
+            options.into_iter().filter_map(|(name, value)| Some([name.into(), value.as_ref()?.into()]));
+        given.flatten().collect()
+    }
+}
+
+/// Starts the log on stderr, at `level` unless RUST_LOG says another.
+pub fn start_log(level: &str) {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp(None)
+        .format_target(false)
+        .init();
+}
+
+/// The exit code of a program, whose error is told on stderr.
+pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", with_causes(error.chain()));
+        ExitCode::FAILURE
+    })
+}
+
+/// An error with its causes, a line each.
+pub fn with_causes(chain: anyhow::Chain<'_>) -> String {
+    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
+}
