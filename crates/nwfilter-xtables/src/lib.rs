@@ -21,6 +21,7 @@ mod steps;
 mod tool;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
@@ -70,6 +71,14 @@ impl Xtables {
     /// A backend with these settings.
     pub fn new(settings: Settings) -> Self {
         Self { settings, memory: Mutex::default() }
+    }
+
+    /// The same backend, which leaves in a file what the tables hold, and begins with what another process left there:
+    /// to bind a port then takes milliseconds beside a thousand others too. For programs that end after each change;
+    /// one that lives remembers by itself, and would write the file in vain. The file is believed only as long as the
+    /// kernel says that nobody changed anything; its directory is made by others.
+    pub fn remembering_in(self, file: PathBuf) -> Self {
+        Self { memory: Mutex::new(Memory::in_file(file)), ..self }
     }
 
     /// What is to be written, and in which order.

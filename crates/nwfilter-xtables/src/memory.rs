@@ -1,16 +1,28 @@
 //! What the tables hold, remembered for as long as the kernel says that nothing has changed.
 //!
 //! The save tools take a second and more for the rules of a thousand ports; asking for the generation of the rules
-//! takes microseconds.
+//! takes microseconds. A process that ends after each change can leave what it knows in a file for the next one:
+//!
+//! ```text
+//! tables of boot 5b3c9d2e-… namespace 4026 generation 12
+//! # iptables
+//! *filter
+//! :FI-vnet0
+//! -A FI-vnet0 -j DROP
+//! # ebtables
+//! …
+//! ```
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::fmt;
+use std::io::{self, Write};
 use std::panic::resume_unwind;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::{fs, thread};
 
 use nwfilter_rules::ApplyError;
 
-use crate::nftables::generation;
+use crate::nftables::Generation;
 use crate::saved::{Saved, SavedTable};
 use crate::steps::Step;
 use crate::tool::{self, TableId, Tool};
@@ -23,28 +35,31 @@ pub(crate) type Tables = BTreeMap<TableId, SavedTable>;
 pub(crate) struct Memory {
     tables: Tables,
     /// The state in which the kernel has them; `None` where they have to be read anew.
-    state: Option<State>,
-}
-
-/// What tells whether tables are still what they were: the network namespace, by device and inode, and the generation
-/// of its rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
-    namespace: (u64, u64),
-    generation: u32,
+    state: Option<Generation>,
+    /// Where the next process finds them, and of which state it finds them there.
+    file: Option<(PathBuf, Option<Generation>)>,
 }
 
 impl Memory {
+    /// A memory that begins with what another process left in a file, and leaves there what it knows.
+    pub(crate) fn in_file(file: PathBuf) -> Self {
+        Self { file: Some((file, None)), ..Self::default() }
+    }
+
     /// The tables as they are in the network namespace of the calling thread.
     pub(crate) fn tables(&mut self) -> Result<&Tables, ApplyError> {
-        let before = state();
+        let before = Generation::now().ok();
         if before.is_none() || before != self.state {
             self.state = None;
+            if let Some(tables) = before.and_then(|state| self.recall(state)) {
+                (self.tables, self.state) = (tables, before);
+                return Ok(&self.tables);
+            }
             self.tables = read()?;
             // The legacy variants do not count their changes.
             let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
             // What was changed while the tools read is read again next time.
-            self.state = before.filter(|before| counted && state() == Some(*before));
+            self.state = before.filter(|before| counted && Generation::now().is_ok_and(|now| now == *before));
         }
         Ok(&self.tables)
     }
@@ -55,26 +70,93 @@ impl Memory {
         let Some(known) = &mut self.state else { return };
         // Each table that a restore tool changes is a transaction, and each transaction a generation.
         let commits = u32::try_from(steps.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
-        known.generation = known.generation.wrapping_add(commits);
-        if state() != Some(*known) {
+        known.number = known.number.wrapping_add(commits);
+        let known = *known;
+        if !Generation::now().is_ok_and(|now| now == known) {
             self.state = None;
             return;
         }
         for plan in steps.iter().flatten() {
             plan.carry_out(self.tables.entry(plan.table()).or_default());
         }
+        self.leave(known);
     }
 
     /// Reads the tables anew next time.
     pub(crate) fn forget(&mut self) {
         self.state = None;
+        // Nobody shall believe what was just found wrong.
+        if let Some((file, held)) = &mut self.file {
+            let _ = fs::remove_file(file);
+            *held = None;
+        }
+    }
+
+    /// What another process left of this state.
+    fn recall(&mut self, state: Generation) -> Option<Tables> {
+        let (file, held) = self.file.as_mut()?;
+        let text = fs::read_to_string(file).ok()?;
+        let tables = read_file(&text, &heading(state)?)?;
+        *held = Some(state);
+        Some(tables)
+    }
+
+    /// Leaves the tables, which are of this state, for the next process. Without them it has to read them itself.
+    fn leave(&mut self, state: Generation) {
+        let Some((file, held)) = self.file.as_mut().filter(|(_, held)| *held != Some(state)) else { return };
+        let Some(heading) = heading(state) else { return };
+        match write_file(file, &format!("{heading}\n{}", Text(&self.tables))) {
+            Ok(()) => *held = Some(state),
+            Err(error) => log::debug!("{}: {error}", file.display()),
+        }
     }
 }
 
-/// `None` where the kernel does not tell.
-fn state() -> Option<State> {
-    let namespace = std::fs::metadata("/proc/thread-self/ns/net").ok()?;
-    Some(State { namespace: (namespace.dev(), namespace.ino()), generation: generation().ok()? })
+/// The first line of a file with the tables of a state, which no other state has; `None` where the kernel does not say
+/// which boot this is.
+fn heading(Generation { namespace, number }: Generation) -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("tables of boot {} namespace {namespace} generation {number}", boot.trim()))
+}
+
+/// Tables as they are written to a file.
+struct Text<'a>(&'a Tables);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for tool in Tool::ALL {
+            writeln!(f, "# {}", tool.name())?;
+            for (table, chains) in self.0.iter().filter(|(table, _)| table.tool() == tool) {
+                writeln!(f, "*{}", table.name())?;
+                chains.keys().try_for_each(|chain| writeln!(f, ":{chain}"))?;
+                for (chain, rules) in chains {
+                    rules.iter().try_for_each(|rule| writeln!(f, "-A {chain} {rule}"))?;
+                }
+            }
+        }
+        f.write_str("# end\n")
+    }
+}
+
+/// The tables of a file; `None` if they are of another state.
+fn read_file(text: &str, heading: &str) -> Option<Tables> {
+    let mut rest = text.strip_prefix(heading)?.strip_prefix('\n')?;
+    let mut tables = Tables::new();
+    for tool in Tool::ALL {
+        rest = rest.strip_prefix("# ")?.strip_prefix(tool.name())?.strip_prefix('\n')?;
+        let end = rest.find("\n# ")? + 1;
+        tables.extend(tables_of(tool, &rest[..end]));
+        rest = &rest[end..];
+    }
+    (rest == "# end\n").then_some(tables)
+}
+
+fn write_file(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 /// Asks all tools at the same time, each in the network namespace of the calling thread.
@@ -85,10 +167,36 @@ fn read() -> Result<Tables, ApplyError> {
     });
     let mut tables = Tables::new();
     for (tool, text) in texts {
-        let mut saved = Saved::parse(&text?);
-        for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
-            tables.insert(table, saved.take(table.name()));
-        }
+        tables.extend(tables_of(tool, &text?));
     }
     Ok(tables)
+}
+
+/// The tables of a tool in what its save tool says.
+fn tables_of(tool: Tool, text: &str) -> Tables {
+    let mut saved = Saved::parse(text);
+    let of_tool = TableId::ALL.into_iter().filter(|table| table.tool() == tool);
+    of_tool.map(|table| (table, saved.take(table.name()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_as_it_was_written_and_not_at_all_when_it_was_not() {
+        let mut tables = tables_of(Tool::Iptables, "");
+        tables.extend(tables_of(Tool::Ip6tables, "*raw\n:CT-a - [0:0]\n*filter\n"));
+        tables.extend(tables_of(
+            Tool::Ebtables,
+            "*nat\n:x ACCEPT\n:libvirt-I-a ACCEPT\n-A libvirt-I-a -j x\n-A x -s 1:2:3:4:5:6 -j DROP\n",
+        ));
+        let text = format!("heading\n{}", Text(&tables));
+        assert_eq!(read_file(&text, "heading"), Some(tables));
+        assert_eq!(read_file(&text, "head"), None);
+        assert_eq!(read_file(&text, "heading of another"), None);
+        for end in 0..text.len() {
+            assert_eq!(read_file(&text[..end], "heading"), None, "{}", &text[..end]);
+        }
+    }
 }

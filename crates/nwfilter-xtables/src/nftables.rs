@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+use nix::sys::socket::sockopt::{GetStruct, RcvBuf, RcvBufForce};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, setsockopt,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt, recvfrom, send,
+    setsockopt, socket,
 };
 use nwfilter_rules::{ApplyError, ForeignChange};
 
@@ -61,9 +61,35 @@ pub fn generation() -> io::Result<u32> {
     generation_number(GEN_ID)
 }
 
+/// Which rules a network namespace has. As long as the machine runs, no other rules have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation {
+    /// The cookie of the namespace. The kernel gives none twice.
+    pub(crate) namespace: u64,
+    /// See [`generation`].
+    pub(crate) number: u32,
+}
+
+/// The option that tells the cookie of a socket's namespace, since Linux 5.14.
+#[derive(Clone, Copy, Debug)]
+struct NetnsCookie;
+
+nix::getsockopt_impl!(NetnsCookie, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, u64, GetStruct<u64>);
+
+impl Generation {
+    /// That of the calling thread's network namespace.
+    pub(crate) fn now() -> io::Result<Self> {
+        let socket = open(0)?;
+        Ok(Self { namespace: getsockopt(&socket, NetnsCookie)?, number: ask(&socket, GEN_ID)? })
+    }
+}
+
 /// An attribute of the kernel's answer about the generation.
 fn generation_number(wanted: u16) -> io::Result<u32> {
-    let socket = open(0)?;
+    ask(&open(0)?, wanted)
+}
+
+fn ask(socket: &OwnedFd, wanted: u16) -> io::Result<u32> {
     send(socket.as_raw_fd(), &generation_request(), MsgFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM];
     // The kernel answers within the call that asks.

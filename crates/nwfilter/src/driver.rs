@@ -25,6 +25,13 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
+impl Config {
+    /// The file in the binding store for [`Xtables::remembering_in`](crate::Xtables::remembering_in).
+    pub fn tables_file(&self) -> PathBuf {
+        self.state_dir.join(".tables")
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self { config_dir: "/etc/nwfilter".into(), state_dir: "/run/nwfilter".into() }

@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
 
+const CANNOT_OPEN: &str = "cannot open the stores";
+
 /// The options of every verb.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -58,16 +60,30 @@ pub struct ListenOptions {
 }
 
 impl Options {
-    /// Opens the driver that the options describe.
+    /// Opens the driver that the options describe. What the tables hold it asks of the kernel.
     pub fn open(&self) -> Result<Driver> {
-        let config = Config { config_dir: self.config_dir.clone(), state_dir: self.state_dir.clone() };
-        let settings = Settings {
+        Driver::open(self.config(), self.backend()).context(CANNOT_OPEN)
+    }
+
+    /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
+    /// if nobody changed them since.
+    pub fn open_for_a_change(&self) -> Result<Driver> {
+        let config = self.config();
+        let backend = self.backend().remembering_in(config.tables_file());
+        Driver::open(config, backend).context(CANNOT_OPEN)
+    }
+
+    fn config(&self) -> Config {
+        Config { config_dir: self.config_dir.clone(), state_dir: self.state_dir.clone() }
+    }
+
+    fn backend(&self) -> Xtables {
+        let BackendName::Xtables = self.backend;
+        Xtables::new(Settings {
             enable_bridge_filtering: !self.keep_bridge_nf,
             conntrack_helpers: !self.no_helpers,
             dispatch: self.dispatch(),
-        };
-        let BackendName::Xtables = self.backend;
-        Driver::open(config, Xtables::new(settings)).context("cannot open the stores")
+        })
     }
 
     /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a

@@ -115,7 +115,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Listen(listen) => return Err(become_listener(&cli.options, &listen)),
         _ => (),
     }
-    let driver = cli.options.open()?.without_learner();
+    // Who asks whether the kernel is as it should be wants it asked.
+    let driver = match cli.verb {
+        Verb::Diff { .. } | Verb::Reload => cli.options.open()?,
+        _ => cli.options.open_for_a_change()?,
+    };
+    let driver = driver.without_learner();
     if matches!(cli.verb, Verb::List { .. } | Verb::BindingList { .. } | Verb::Diff { .. } | Verb::Reload) {
         tell_of_files(&driver)?;
     }

@@ -40,8 +40,10 @@ fn run() -> Result<()> {
             *dir = other.into();
         }
     }
-    let driver = Driver::open(config, Xtables::default())?;
-    // This process ends at once, so it leaves learning addresses to `nwfilterctl learn`.
+    // This process ends at once: it leaves what it knows of the tables to the next one, so that not every guest that
+    // starts has to wait until they are read, and learning addresses to `nwfilterctl learn`.
+    let backend = Xtables::default().remembering_in(config.tables_file());
+    let driver = Driver::open(config, backend)?;
     let driver = driver.without_learner();
     call.run(&driver, &xml).with_context(|| format!("guest '{}'", call.guest))
 }
