@@ -48,7 +48,7 @@ pub(crate) fn run(ports: usize) -> Result<ExitCode> {
         .map(|(job, (libvirt, ours))| Row { job, libvirt, ours })
         .collect();
     println!("packets a second");
-    let report = report(&rows)? + &rates::section(&rates::measure()?)?;
+    let report = report(&rows)? + &rates::section()?;
     print!("{report}");
     fs::create_dir_all("docs")?;
     let file = Path::new("docs/performance.md");

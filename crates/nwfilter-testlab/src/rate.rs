@@ -20,14 +20,27 @@ const MORE_THAN_A_QUEUE: usize = 1100;
 /// How often each pair is measured. The fastest run counts.
 const RUNS: u32 = 5;
 
-/// A host on which all ports are filtered in the same way, and some of them measured in pairs.
+/// Between which ports frames go that are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// Ports of guests that are filtered as all others are.
+    Filtered,
+    /// Ports of guests that have no filter.
+    Unfiltered,
+    /// Ports whose names are not like those of guests, and that have no filter, as the uplink of a bridge.
+    Uplinks,
+}
+
+/// A host on which many ports are filtered in the same way, and some ports measured in pairs.
 ///
 /// A frame of 64 bytes goes from one port of a pair to the other: a UDP datagram of a connection that both guests have
 /// sent in before, so that it is let through by filters that go by state.
 #[derive(Debug)]
 pub struct RateLab {
     host: Host,
-    ports: usize,
+    between: Between,
+    /// The numbers of the ports that get a filter.
+    filtered: Vec<usize>,
     pairs: Vec<Pair>,
 }
 
@@ -42,20 +55,34 @@ struct Pair {
 impl RateLab {
     /// A host where `others` ports are filtered beside the two that are measured.
     ///
-    /// Ports are named as libvirt names them, `vnet0` and so on. Measured are the first, the middle and the last two in
-    /// the order of their names; with fewer than 4 others, the first two. A port that is not measured has rules but no
-    /// interface: rules are found by the names of the interfaces that a frame goes through.
-    pub fn new(others: usize) -> Result<Self> {
+    /// Ports of guests are named as libvirt names them, `vnet0` and so on. Measured are the first, the middle and the
+    /// last two in the order of their names; with fewer than 4 others, the first two. A port that is not measured has
+    /// rules but no interface: rules are found by the names of the interfaces that a frame goes through.
+    pub fn new(others: usize, between: Between) -> Result<Self> {
         let host = Host::new()?;
-        let ports = others + 2;
         // Connections are not known before a rule asks for them.
         host.run(&["iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"])?;
-        let mut order: Vec<usize> = (0..ports).collect();
-        order.sort_by_key(|&number| port(number));
-        let firsts = if others < 4 { vec![0] } else { vec![0, ports / 2 - 1, ports - 2] };
-        let pair = |first: usize| Pair::new(&host, order[first], order[first + 1]);
-        let pairs = firsts.into_iter().map(pair).collect::<Result<_>>()?;
-        Ok(Self { host, ports, pairs })
+        let measured = if others < 4 || between == Between::Uplinks { 1 } else { 3 };
+        let ports = match between {
+            Between::Filtered => others + 2,
+            Between::Unfiltered => others + 2 * measured,
+            Between::Uplinks => others,
+        };
+        let mut filtered: Vec<usize> = (0..ports).collect();
+        filtered.sort_by_key(|&number| port(number));
+        let firsts = [0, (ports / 2).saturating_sub(1), ports.saturating_sub(2)];
+        let pairs = firsts[..measured].iter().map(|&first| match between {
+            Between::Uplinks => Pair::new(&host, ("eth0", ports), ("eth1", ports + 1)),
+            _ => {
+                let (from, to) = (filtered[first], filtered[first + 1]);
+                Pair::new(&host, (&port(from), from), (&port(to), to))
+            }
+        });
+        let pairs: Vec<_> = pairs.collect::<Result<_>>()?;
+        if between == Between::Unfiltered {
+            filtered.retain(|&number| pairs.iter().all(|pair| !pair.has(&port(number))));
+        }
+        Ok(Self { host, between, filtered, pairs })
     }
 
     /// The host.
@@ -68,10 +95,10 @@ impl RateLab {
         self.pairs.iter().flat_map(|pair| [pair.from.name(), pair.to.name()]).collect()
     }
 
-    /// Filters all ports by `filter`, one of `filters`, in one batch.
+    /// Filters the ports that get one by `filter`, one of `filters`, in one batch.
     pub fn filter(&self, backend: &dyn Backend, filters: &impl Filters, filter: &str) -> Result<()> {
         let mut batch = Batch::default();
-        for number in 0..self.ports {
+        for &number in &self.filtered {
             let binding = binding(number, filter)?;
             batch.filter(binding.port.clone(), Arc::new(instantiate(filters, &binding)?));
         }
@@ -82,7 +109,8 @@ impl RateLab {
     /// Frames that one processor forwards in a second if each takes the mean time of the pairs. `run` is the length of
     /// one run of several.
     ///
-    /// Fails when a frame of the known connection does not get through, or one of another connection does.
+    /// Fails when a frame of the known connection does not get through, or, between ports with a filter, one of another
+    /// connection does.
     pub fn frames_a_second(&self, run: Duration) -> Result<f64> {
         let rate = |pair: &Pair| {
             ensure!(
@@ -90,7 +118,7 @@ impl RateLab {
                 "frames of a known connection do not get through"
             );
             ensure!(
-                !pair.from.delivers(&pair.to, &pair.unknown)?,
+                self.between != Between::Filtered || !pair.from.delivers(&pair.to, &pair.unknown)?,
                 "frames of an unknown connection get through"
             );
             for _ in 0..MORE_THAN_A_QUEUE {
@@ -139,10 +167,10 @@ impl RateLab {
 }
 
 impl Pair {
-    /// Two ports that have no rules yet, and the connection between them.
-    fn new(host: &Host, from: usize, to: usize) -> Result<Self> {
-        let taps = (host.tap(&port(from))?, host.tap(&port(to))?);
-        let ends = Ends::v4(mac(from), ip(from), mac(to), ip(to));
+    /// Two ports, by name and by what tells their addresses, that have no rules yet, and the connection between them.
+    fn new(host: &Host, from: (&str, usize), to: (&str, usize)) -> Result<Self> {
+        let taps = (host.tap(from.0)?, host.tap(to.0)?);
+        let ends = Ends::v4(mac(from.1), ip(from.1), mac(to.1), ip(to.1));
         let payload = [0; 64 - 14 - 20 - 8];
         let pair = Self {
             known: frames::udp(&ends, 53, 53, &payload),
@@ -155,6 +183,10 @@ impl Pair {
         ensure!(pair.to.delivers(&pair.from, &question)?, "no question gets through");
         ensure!(pair.from.delivers(&pair.to, &pair.known)?, "no answer gets through");
         Ok(pair)
+    }
+
+    fn has(&self, port: &str) -> bool {
+        [&self.from, &self.to].iter().any(|tap| tap.name() == port)
     }
 }
 

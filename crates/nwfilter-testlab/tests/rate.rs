@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nwfilter_rules::Backend;
-use nwfilter_testlab::rate::RateLab;
+use nwfilter_testlab::rate::{Between, RateLab};
 use nwfilter_testlab::{Need, skip_unless};
 use nwfilter_xml::{Filter, FilterName, read_filter};
 use nwfilter_xtables::Xtables;
@@ -21,7 +21,7 @@ fn filters(text: &str) -> BTreeMap<FilterName, Filter> {
 #[test]
 fn a_host_with_filtered_ports_has_a_rate() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
-    let lab = RateLab::new(8).unwrap();
+    let lab = RateLab::new(8, Between::Filtered).unwrap();
     assert_eq!(lab.measured().len(), 6);
     let error = lab.frames_a_second(RUN).unwrap_err();
     assert_eq!(error.to_string(), "frames of an unknown connection get through");
@@ -36,4 +36,19 @@ fn a_host_with_filtered_ports_has_a_rate() {
     assert_eq!(error.to_string(), "frames of a known connection do not get through");
     let all = lab.host().enter(|| Xtables::default().installed()).unwrap();
     assert_eq!(all.ports.len(), 10);
+}
+
+#[test]
+fn ports_without_a_filter_have_a_rate_beside_those_with_one() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let nothing = "<filter name='f'><rule action='drop' direction='inout'><all/></rule></filter>";
+    for (between, measured) in [(Between::Unfiltered, 6), (Between::Uplinks, 2)] {
+        let lab = RateLab::new(8, between).unwrap();
+        lab.filter(&Xtables::default(), &filters(nothing), "f").unwrap();
+        let installed = lab.host().enter(|| Xtables::default().installed()).unwrap();
+        let measured_ports = lab.measured();
+        assert_eq!((installed.ports.len(), measured_ports.len()), (8, measured));
+        assert!(installed.ports.iter().all(|port| !measured_ports.contains(port.as_str())));
+        assert!(lab.frames_a_second(RUN).unwrap() > 0.0);
+    }
 }

@@ -8,9 +8,16 @@ use std::time::Duration;
 use anyhow::Result;
 use nwfilter::xml::{Filter, FilterName, read_filter};
 use nwfilter::{Dispatch, Settings, Xtables, stock_filters};
-use nwfilter_testlab::rate::RateLab;
+use nwfilter_testlab::rate::{Between, RateLab};
 
 const FILTER: &str = include_str!("../../../xml-fixtures/seed/ftp-by-state.xml");
+
+/// Between which ports, and what is said of them.
+const BETWEEN: [(Between, &str); 3] = [
+    (Between::Filtered, "Between two guests that are filtered as the others are"),
+    (Between::Unfiltered, "Between two guests that have no filter"),
+    (Between::Uplinks, "Between two ports that are no guests' by name (`eth0`, `eth1`), and have no filter"),
+];
 
 /// How many ports are filtered beside the two that are measured.
 const OTHERS: [usize; 5] = [0, 10, 100, 500, 1000];
@@ -31,15 +38,15 @@ fn as_libvirt() -> Xtables {
 }
 
 /// Measures both ways one after the other for each number of ports.
-pub(super) fn measure() -> Result<Vec<Rate>> {
+fn measure(between: Between) -> Result<Vec<Rate>> {
     let mut filters: BTreeMap<FilterName, Arc<Filter>> = stock_filters().clone();
     let filter = read_filter("ftp-by-state.xml", FILTER).into_result()?;
     filters.insert(filter.name.clone(), Arc::new(filter));
     let rate = |others: usize, backend: Xtables| -> Result<f64> {
-        let lab = RateLab::new(others)?;
+        let lab = RateLab::new(others, between)?;
         lab.filter(&backend, &filters, "ftp-by-state")?;
         let rate = lab.frames_a_second(RUN)?;
-        println!("  {others} others: {rate:.0} frames/s");
+        println!("  {between:?}, {others} others: {rate:.0} frames/s");
         Ok(rate)
     };
     let both = |others: usize| {
@@ -48,19 +55,22 @@ pub(super) fn measure() -> Result<Vec<Rate>> {
     OTHERS.into_iter().map(both).collect()
 }
 
-/// The rates as a section of the report.
-pub(super) fn section(rates: &[Rate]) -> Result<String> {
+/// Measures the rates, and writes them as a section of the report.
+pub(super) fn section() -> Result<String> {
     let mut text = String::from(
         "\n## Packets a second\n\nUDP frames of 64 bytes from one port of the bridge to another, by one processor: \
-         counted against the time that the sending thread had it,\nwithin which the kernel forwards the frame. Both ports, \
-         and the others beside them, are filtered by the seed filter `ftp-by-state`. A frame\ntakes the mean time of three pairs of ports: \
-         the first, the middle and the last by name. For libvirt's side this driver installed libvirt's list of\nports, \
-         which is rule for rule what libvirt installs (tests compare them with a live libvirtd); libvirtd itself takes a \
-         quarter of an hour\nto bind 500 ports.\n\n\
-         | other filtered ports | libvirt's rules | nwfilter | ratio |\n| ---: | ---: | ---: | ---: |\n",
+         counted against the time that the sending thread had it,\nwithin which the kernel forwards the frame. The other \
+         ports are filtered by the seed filter `ftp-by-state`. Between guests a frame takes the mean\ntime of three pairs \
+         of ports: the first, the middle and the last by name. For libvirt's side this driver installed libvirt's list of\n\
+         ports, which is rule for rule what libvirt installs (tests compare them with a live libvirtd); libvirtd itself \
+         takes a quarter of an\nhour to bind 500 ports.\n",
     );
-    for Rate { others, libvirt, ours } in rates {
-        writeln!(text, "| {others} | {libvirt:.0} | {ours:.0} | {:.1} |", ours / libvirt)?;
+    for (between, title) in BETWEEN {
+        write!(text, "\n{title}:\n\n| other filtered ports | libvirt's rules | nwfilter | ratio |\n")?;
+        text.push_str("| ---: | ---: | ---: | ---: |\n");
+        for Rate { others, libvirt, ours } in measure(between)? {
+            writeln!(text, "| {others} | {libvirt:.0} | {ours:.0} | {:.1} |", ours / libvirt)?;
+        }
     }
     Ok(text)
 }
