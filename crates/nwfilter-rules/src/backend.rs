@@ -85,8 +85,59 @@ pub struct Applied {
     pub changed: BTreeSet<PortDev>,
     /// Transactions that were committed.
     pub commits: usize,
-    /// What will not work although the batch was applied, for people.
-    pub warnings: Vec<String>,
+    /// What will not work although the batch was applied.
+    pub warnings: Vec<Warning>,
+}
+
+/// What a port's filter asks for and this host cannot give. All else of the filter is in force.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Connections get no conntrack helper, so what is RELATED to them does not pass.
+    NoHelper {
+        /// The port of the bridge.
+        port: PortDev,
+        /// The helper, as the kernel names it.
+        helper: &'static str,
+        /// The port that the connections go to.
+        destination: u16,
+        /// Why.
+        why: NoHelper,
+    },
+}
+
+/// Why connections get no conntrack helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum NoHelper {
+    /// Those to a guest are told by its IP address, which is not known.
+    AddressUnknown,
+    /// The kernel has none of that name.
+    Missing,
+}
+
+impl Warning {
+    /// The port that it is about.
+    pub fn port(&self) -> &PortDev {
+        match self {
+            Self::NoHelper { port, .. } => port,
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::NoHelper { port, helper, destination, why } = self;
+        write!(
+            f,
+            "{port}: connections to port {destination} get no conntrack helper '{helper}', so what is RELATED to them \
+             will not pass: "
+        )?;
+        match why {
+            NoHelper::AddressUnknown => f.write_str("the guest's IP address is not known (parameter IP)"),
+            NoHelper::Missing => write!(f, "this kernel has no nf_conntrack_{helper}"),
+        }
+    }
 }
 
 /// What the kernel holds.

@@ -35,7 +35,8 @@ mod tree;
 mod variables;
 
 pub use backend::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
+    NoHelper, Warning, Watch,
 };
 pub use error::RulesError;
 pub use expand::instantiate;

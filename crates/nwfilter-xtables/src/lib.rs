@@ -25,7 +25,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, Ruleset, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, NoHelper,
+    Ruleset, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -149,7 +150,7 @@ impl Backend for Xtables {
 type Rendered<'a> = BTreeMap<&'a PortDev, BTreeMap<TableId, PortTable>>;
 
 impl Xtables {
-    fn render<'a>(&self, batch: &'a Batch, warnings: &mut Vec<String>) -> Rendered<'a> {
+    fn render<'a>(&self, batch: &'a Batch, warnings: &mut Vec<Warning>) -> Rendered<'a> {
         let mut available = BTreeMap::new();
         let tables = |(port, desired): (&'a PortDev, &Desired)| {
             let tables = match desired {
@@ -171,27 +172,26 @@ impl Xtables {
         port: &PortDev,
         ruleset: &Ruleset,
         available: &mut BTreeMap<&'static str, bool>,
-        warnings: &mut Vec<String>,
+        warnings: &mut Vec<Warning>,
     ) -> Ruleset {
         let mut possible = ruleset.clone();
         possible.helpers.retain(|rule| {
-            let lost = |why: &str| {
-                let (helper, number) = (rule.helper, rule.port);
-                format!(
-                    "{port}: connections to port {number} get no conntrack helper '{helper}', so what is RELATED \
-                     to them will not pass: {why}"
-                )
+            let lost = |why| Warning::NoHelper {
+                port: port.clone(),
+                helper: rule.helper,
+                destination: rule.port,
+                why,
             };
             if !self.settings.conntrack_helpers {
                 return false;
             }
             if matches!(&rule.side, HelperSide::Guest { addresses } if addresses.is_empty()) {
-                warnings.push(lost("the guest's IP address is not known (parameter IP)"));
+                warnings.push(lost(NoHelper::AddressUnknown));
                 return false;
             }
             let has = *available.entry(rule.helper).or_insert_with(|| host::has_helper(rule.helper));
             if !has {
-                warnings.push(lost(&format!("this kernel has no nf_conntrack_{}", rule.helper)));
+                warnings.push(lost(NoHelper::Missing));
             }
             has
         });

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, ApplyError, Batch, Ruleset};
+use nwfilter_rules::{Applied, ApplyError, Batch, Ruleset, Warning};
 use nwfilter_xml::PortDev;
 
 use crate::files::carry_out;
@@ -128,12 +128,7 @@ impl Driver {
 
 /// What was done for some of the ports.
 fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
-    // A warning begins with its port.
-    let is_about = |warning: &&String| {
-        warning
-            .split_once(':')
-            .is_none_or(|(port, _)| ports.contains(port) || !applied.changed.contains(port))
-    };
+    let is_about = |warning: &&Warning| ports.contains(warning.port());
     Applied {
         changed: applied.changed.intersection(ports).cloned().collect(),
         commits: applied.commits,

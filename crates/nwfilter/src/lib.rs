@@ -31,7 +31,7 @@ pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use metrics::Metrics;
 pub use nwfilter_rules as rules;
-pub use nwfilter_rules::{Applied, Backend, Difference, ForeignChange, Watch};
+pub use nwfilter_rules::{Applied, Backend, Difference, ForeignChange, NoHelper, Warning, Watch};
 pub use nwfilter_xml as xml;
 pub use nwfilter_xtables::{Dispatch, Settings, Xtables, restore_text};
 pub use progress::{Phase, Progress};

@@ -37,7 +37,7 @@ fn keeps_its_promises((name, filter): (&str, &str)) {
         driver.define_filter(name, filter).unwrap();
         for port in SeedLab::PORTS {
             let applied = bind(&driver, &lab.binding(port, name));
-            assert_eq!(applied.warnings, Vec::<String>::new());
+            assert_eq!(applied.warnings, []);
         }
     });
     let broken: Vec<_> = lab.checks(|_| ()).unwrap().into_iter().filter(|check| !check.holds()).collect();
