@@ -7,18 +7,36 @@ use nwfilter_rules::{ApplyError, Family};
 
 use crate::tool::run;
 
+/// The switch by which the kernel shows bridged packets of a family to iptables, as sysctl(8) names it.
+pub(crate) fn bridge_switch(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "net.bridge.bridge-nf-call-iptables",
+        Family::Ipv6 => "net.bridge.bridge-nf-call-ip6tables",
+    }
+}
+
+/// Whether it is on, in the network namespace of the calling thread.
+pub(crate) fn is_bridge_switch_on(family: Family) -> bool {
+    fs::read_to_string(path_of(bridge_switch(family))).is_ok_and(|value| value.trim() != "0")
+}
+
+fn path_of(switch: &str) -> String {
+    format!("/proc/sys/{}", switch.replace('.', "/"))
+}
+
 /// Makes the kernel show bridged packets of a family to iptables. Without that, IP rules on bridge ports are there
 /// and do nothing.
 pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Result<(), ApplyError> {
-    let (path, kind) = match family {
-        Family::Ipv4 => ("/proc/sys/net/bridge/bridge-nf-call-iptables", "IPv4"),
-        Family::Ipv6 => ("/proc/sys/net/bridge/bridge-nf-call-ip6tables", "IPv6"),
+    let path = path_of(bridge_switch(family));
+    let kind = match family {
+        Family::Ipv4 => "IPv4",
+        Family::Ipv6 => "IPv6",
     };
     let impossible = |why: String| ApplyError::Host { what: format!("{kind} rules on bridge ports"), why };
-    if !Path::new(path).exists() {
+    if !Path::new(&path).exists() {
         load_module("br_netfilter");
     }
-    let value = fs::read_to_string(path).map_err(|error| {
+    let value = fs::read_to_string(&path).map_err(|error| {
         impossible(format!("{path}: {error}; the kernel needs br_netfilter (modprobe br_netfilter)"))
     })?;
     if value.trim() != "0" {
@@ -27,7 +45,7 @@ pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Resul
     if !may_change {
         return Err(impossible(format!("{path} is 0, and the settings forbid to change it")));
     }
-    fs::write(path, "1")
+    fs::write(&path, "1")
         .map_err(|error| impossible(format!("{path} is 0 and cannot be set to 1: {error}")))?;
     log::info!("{path} was 0, set to 1: {kind} rules had no effect on bridge ports");
     Ok(())

@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, Family, HelperSide, Installed, NoHelper,
-    Ruleset, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, HelperSide, Installed,
+    NoHelper, Ruleset, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -137,6 +137,7 @@ impl Backend for Xtables {
         let rendered = self.render(batch, &mut Vec::new());
         let plans = plans(&rendered, self.memory().tables()?, self.settings.dispatch);
         let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
+        differences.extend(switched_off(&rendered));
         differences.sort();
         Ok(differences)
     }
@@ -199,15 +200,30 @@ impl Xtables {
     }
 
     fn prepare_host(&self, rendered: &Rendered<'_>) -> Result<(), ApplyError> {
-        for (family, table) in
-            [(Family::Ipv4, TableId::IptablesFilter), (Family::Ipv6, TableId::Ip6tablesFilter)]
-        {
-            if rendered.values().any(|tables| tables.contains_key(&table)) {
-                host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)?;
-            }
-        }
-        Ok(())
+        families(rendered).try_for_each(|family| {
+            host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)
+        })
     }
+}
+
+/// The families that a port has IP rules of.
+fn families(rendered: &Rendered<'_>) -> impl Iterator<Item = Family> {
+    let filters = [(Family::Ipv4, TableId::IptablesFilter), (Family::Ipv6, TableId::Ip6tablesFilter)];
+    let has = |table: TableId| rendered.values().any(|tables| tables.contains_key(&table));
+    filters.into_iter().filter(move |(_, table)| has(*table)).map(|(family, _)| family)
+}
+
+/// The switches of the host that must be on, and are not.
+fn switched_off(rendered: &Rendered<'_>) -> impl Iterator<Item = Difference> {
+    let off = families(rendered).filter(|family| !host::is_bridge_switch_on(*family));
+    off.map(|family| Difference {
+        port: "*".to_owned(),
+        tool: "sysctl",
+        chain: host::bridge_switch(family).to_owned(),
+        kind: DifferenceKind::Missing,
+        rule: "= 1".to_owned(),
+        origin: None,
+    })
 }
 
 fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Plan> {

@@ -15,8 +15,9 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt, recvfrom, send,
     setsockopt, socket,
 };
-use nwfilter_rules::{ApplyError, ForeignChange};
+use nwfilter_rules::{ApplyError, Family, ForeignChange};
 
+use crate::host::{bridge_switch, is_bridge_switch_on};
 use crate::plan::concerns;
 use crate::saved::Saved;
 use crate::tool::{self, TableId, Tool};
@@ -34,6 +35,8 @@ const DATAGRAM: usize = 64 * 1024;
 const BACKLOG: usize = 16 << 20;
 /// How often a tool is asked whose rules the kernel gives no word of.
 const LEGACY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the host's switches are looked at, which the kernel gives no word of either.
+const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Names of chains that are told of one change.
 const SHOWN: usize = 6;
 
@@ -131,7 +134,8 @@ fn generation_request() -> Vec<u8> {
 /// Follows the tables with rules of ours.
 ///
 /// The kernel tells each transaction: what it changed, then who did it. A legacy variant of a tool has rules that it
-/// gives no word of; such a tool is asked what it holds every few seconds.
+/// gives no word of; such a tool is asked what it holds every few seconds. So are the switches without which IP rules
+/// see no bridged packet.
 pub(crate) struct Watch {
     socket: OwnedFd,
     buffer: Vec<u8>,
@@ -139,7 +143,11 @@ pub(crate) struct Watch {
     /// What the tools of the legacy variant said last.
     legacy: BTreeMap<Tool, Saved>,
     asked: Instant,
+    /// The families whose switch was off when it was looked at last.
+    off: BTreeSet<Family>,
 }
+
+const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// What is known of the transaction that is being told.
 struct Transaction {
@@ -167,7 +175,8 @@ impl Watch {
             Ok((socket, Transaction { chains: BTreeSet::new(), same_numbers }))
         };
         let (socket, transaction) = subscribe().map_err(cannot_follow)?;
-        Ok(Self { socket, buffer: vec![0; DATAGRAM], transaction, legacy, asked: Instant::now() })
+        let off = FAMILIES.into_iter().filter(|family| !is_bridge_switch_on(*family)).collect();
+        Ok(Self { socket, buffer: vec![0; DATAGRAM], transaction, legacy, asked: Instant::now(), off })
     }
 
     /// What the kernel tells.
@@ -184,6 +193,16 @@ impl Watch {
                     found.push(ForeignChange { by: None, what: "more than could be followed".into() });
                 }
                 Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn look_at_switches(&mut self, found: &mut Vec<ForeignChange>) {
+        for family in FAMILIES {
+            if is_bridge_switch_on(family) {
+                self.off.remove(&family);
+            } else if self.off.insert(family) {
+                found.push(ForeignChange { by: None, what: format!("{} to 0", bridge_switch(family)) });
             }
         }
     }
@@ -205,6 +224,7 @@ impl nwfilter_rules::Watch for Watch {
     fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
         let mut found = Vec::new();
         self.told(&mut found).map_err(cannot_follow)?;
+        self.look_at_switches(&mut found);
         if self.asked.elapsed() >= LEGACY_INTERVAL {
             self.asked = Instant::now();
             self.ask_legacy(&mut found)?;
@@ -213,7 +233,7 @@ impl nwfilter_rules::Watch for Watch {
     }
 
     fn interval(&self) -> Option<Duration> {
-        (!self.legacy.is_empty()).then_some(LEGACY_INTERVAL)
+        Some(SWITCH_INTERVAL)
     }
 }
 

@@ -181,6 +181,26 @@ fn whatever_is_lost_or_put_in_comes_back_and_the_log_says_who_did_what() {
 }
 
 #[test]
+fn bridged_packets_that_iptables_does_not_see_any_more_are_shown_to_it_again() {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
+    record_log();
+    let lab = Lab::new("off");
+    let off = |differences: &[Difference]| differences.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let expected = [
+        "- * sysctl: net.bridge.bridge-nf-call-ip6tables = 1",
+        "- * sysctl: net.bridge.bridge-nf-call-iptables = 1",
+    ];
+    lab.host.set_bridge_nf(false).unwrap();
+    assert_eq!(off(&lab.host.enter(|| lab.driver.diff()).unwrap().differences), expected);
+    let keeper = lab.keep();
+    eventually(|| (lab.is_kept(), keeper.repairs()), |now| *now == (true, 1));
+    lab.host.set_bridge_nf(false).unwrap();
+    eventually(|| (lab.is_kept(), keeper.repairs()), |now| *now == (true, 2));
+    let logged = logged(expected[0]);
+    assert!(logged.iter().all(|(_, text)| text.starts_with("repaired what somebody changed")), "{logged:?}");
+}
+
+#[test]
 fn ours_come_first_again_before_what_others_put_there() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new("first");
