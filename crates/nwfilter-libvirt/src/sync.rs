@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nwfilter::{Driver, Error};
+use nwfilter::{Applied, Committed, Driver, Error, Transaction};
 use nwfilter_xml::{Binding, Domain, NoBinding, PortDev, Uuid};
 
 /// What is known of a guest.
@@ -80,8 +80,30 @@ impl Plan {
         &self.unbind
     }
 
-    /// Does it. What one port is refused does not keep the others.
+    /// Does it, in one transaction. Where that is refused, port by port, so that what one port is refused does not keep
+    /// the others.
     pub fn carry_out(self, driver: &Driver) -> Synced {
+        let mut all = Transaction::new();
+        for port in &self.unbind {
+            all.delete_binding(port.as_str());
+        }
+        for binding in &self.bind {
+            all.replace_binding(binding.clone());
+        }
+        match driver.commit(all) {
+            Ok(Committed { applied, .. }) => {
+                warn(&applied);
+                let bound = self.bind.into_iter().map(|binding| binding.port).collect();
+                Synced { bound, unbound: self.unbind, refused: Vec::new() }
+            }
+            Err(error) => {
+                log::debug!("port by port, because all at once were refused: {error}");
+                self.one_by_one(driver)
+            }
+        }
+    }
+
+    fn one_by_one(self, driver: &Driver) -> Synced {
         let mut synced = Synced::default();
         for port in self.unbind {
             match driver.delete_binding(port.as_str()) {
@@ -93,7 +115,7 @@ impl Plan {
             let (port, owner) = (binding.port.clone(), binding.owner.clone());
             match driver.replace_binding(binding) {
                 Ok(applied) => {
-                    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                    warn(&applied);
                     synced.bound.push(port);
                 }
                 Err(source) => {
@@ -103,6 +125,10 @@ impl Plan {
         }
         synced
     }
+}
+
+fn warn(applied: &Applied) {
+    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
 }
 
 /// What a running guest asks for. An interface that cannot be bound is said in the log.
