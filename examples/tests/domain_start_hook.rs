@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Mac, Need, Saved, skip_unless};
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Mac, Need, Saved, skip_unless};
 use tempfile::TempDir;
 
 const MAC: Mac = Mac::new([0x52, 0x54, 0, 0, 4, 1]);
@@ -17,6 +16,7 @@ const HOOK: &str = "/etc/libvirt/hooks/qemu";
 /// A libvirtd with the hook.
 struct World {
     libvirtd: Libvirtd,
+    _modules: DriverDir,
     dir: TempDir,
     host: Host,
 }
@@ -24,18 +24,14 @@ struct World {
 impl World {
     fn new() -> Result<Self> {
         let (host, dir) = (Host::new()?, tempfile::tempdir()?);
-        let modules = dir.path().join("modules");
-        fs::create_dir(&modules)?;
-        for entry in fs::read_dir(libvirts_modules()?)? {
-            let entry = entry?;
-            if !entry.file_name().to_string_lossy().contains("nwfilter") {
-                symlink(entry.path(), modules.join(entry.file_name()))?;
-            }
-        }
-        let options =
-            LibvirtdOptions { driver_dir: Some(modules), qemu_conf: true, ..LibvirtdOptions::default() };
+        let modules = DriverDir::without_nwfilter()?;
+        let options = LibvirtdOptions {
+            driver_dir: Some(modules.path().to_owned()),
+            qemu_conf: true,
+            ..LibvirtdOptions::default()
+        };
         let libvirtd = Libvirtd::start_with(&host, options)?;
-        let mut world = Self { libvirtd, dir, host };
+        let mut world = Self { libvirtd, _modules: modules, dir, host };
         world.install_hook()?;
         Ok(world)
     }
@@ -78,16 +74,6 @@ fn guest(filter: &str) -> String {
          <model type='virtio'/></interface><memballoon model='none'/></devices></domain>",
         nwfilter::xml::METADATA_NAMESPACE
     )
-}
-
-fn libvirts_modules() -> Result<PathBuf> {
-    let dirs = fs::read_dir("/usr/lib")?.flatten().map(|entry| entry.path());
-    let mut candidates = dirs.chain(["/usr/lib".into(), "/usr/lib64".into()]);
-    let modules = candidates.find_map(|dir: PathBuf| {
-        let modules = dir.join("libvirt/connection-driver");
-        modules.join("libvirt_driver_qemu.so").is_file().then_some(modules)
-    });
-    modules.context("libvirt's driver modules are not installed")
 }
 
 #[test]

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nwfilter_testlab::{
-    Connect, Ends, Host, Libvirtd, LibvirtdOptions, Need, Saved, Tap, frames, skip_unless,
+    Connect, Ends, Host, Injector, Libvirtd, LibvirtdOptions, Need, Saved, Tap, frames, skip_unless,
 };
 
-use common::inject::Injector;
 use common::traffic::while_sending;
-use common::{Domain, DriverDir, Module, interface, libvirtd, options, with_xml};
+use common::{Domain, Module, driver_dir, eventually, interface, libvirtd, options, with_xml};
 
 /// The frames of a domain and what becomes of them.
 struct Wire {
@@ -77,6 +76,26 @@ fn what_a_running_domain_sends_is_filtered() -> Result<()> {
 }
 
 #[test]
+fn the_address_that_a_running_domain_uses_is_learned_and_kept_across_a_restart() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, mut daemon) = libvirtd(&host, Module::Ours)?;
+    let wire = Wire::new(&host)?;
+    let domain = Domain { filterref: "<filterref filter='clean-traffic'/>".into(), ..Domain::new(1, None) };
+    domain.start(&daemon)?;
+    let injector = Injector::open(&host, "tap1")?;
+    assert!(wire.lets_out(&injector, &domain, "10.0.0.7")?, "any address passes until one is known");
+    eventually("what was learned is enforced", Duration::from_secs(5), || {
+        Ok(!wire.lets_out(&injector, &domain, "10.0.0.8")?)
+    })?;
+    assert!(wire.lets_out(&injector, &domain, "10.0.0.7")?);
+    daemon.restart()?;
+    assert!(wire.lets_out(&injector, &domain, "10.0.0.7")?);
+    assert!(!wire.lets_out(&injector, &domain, "10.0.0.8")?);
+    Ok(())
+}
+
+#[test]
 fn a_domain_that_cannot_be_filtered_does_not_start_and_leaves_nothing() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let host = Host::new()?;
@@ -103,7 +122,7 @@ fn a_domain_that_cannot_be_filtered_does_not_start_and_leaves_nothing() -> Resul
 fn without_the_tools_a_domain_with_a_filter_does_not_start() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let host = Host::new()?;
-    let dir = DriverDir::with(Module::Ours)?;
+    let dir = driver_dir(Module::Ours)?;
     let path = tempfile::tempdir()?;
     // All that the daemon finds by its name.
     for tool in ["libvirtd", "qemu-system-x86_64", "ip", "dmidecode", "tc", "modprobe"] {

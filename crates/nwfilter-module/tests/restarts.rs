@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
 
 use common::traffic::while_sending;
-use common::{Domain, Module, libvirtd};
+use common::{Domain, Module, install, libvirtd};
 
 /// The handles of all rules, which the kernel gives anew to every rule that is written.
 fn handles(host: &Host) -> Result<String> {
@@ -170,7 +170,7 @@ fn the_modules_are_exchanged_both_ways_under_running_domains() -> Result<()> {
     for module in [Module::Ours, Module::Libvirts, Module::Ours] {
         let traffic = while_sending(&host, &probe, &domains[0], || {
             daemon.stop()?;
-            dir.install(module)?;
+            install(&dir, module)?;
             daemon.start_again()?;
             let document = daemon.binding_dumpxml("tap1")?;
             bindings.push((ports(&daemon)?, document));

@@ -70,6 +70,26 @@ impl Netns {
         self.wait_listening(process, 21)
     }
 
+    /// Leases the addresses 10.0.0.50 to 10.0.0.60, for two minutes; keeps its files in `dir`.
+    pub fn dhcp_server(&self, dir: &Path) -> Result<Process> {
+        let leases = format!("--dhcp-leasefile={}", dir.join("leases").display());
+        let pid = format!("--pid-file={}", dir.join("pid").display());
+        self.spawn(&[
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--interface=eth0",
+            "--dhcp-range=10.0.0.50,10.0.0.60,255.255.255.0,120",
+            "--dhcp-authoritative",
+            "--no-ping",
+            "--user=root",
+            "--log-facility=-",
+            &leases,
+            &pid,
+        ])
+    }
+
     /// Serves the files of a directory by HTTP.
     pub fn http(&self, dir: &Path, port: u16) -> Result<Service> {
         let dir = dir.to_owned();

@@ -28,7 +28,7 @@ pub struct Tap {
 
 impl Tap {
     pub(crate) fn new(host: &Host, name: &str) -> Result<Self> {
-        let file = host.enter(|| open(name)).with_context(|| format!("cannot make the tap {name}"))?;
+        let file = host.enter(|| open(name, 0)).with_context(|| format!("cannot make the tap {name}"))?;
         host.join_bridge(name)?;
         Ok(Self { file, name: name.into(), _netns: host.netns().clone() })
     }
@@ -104,8 +104,8 @@ impl Tap {
     }
 }
 
-/// Makes a tap in the network namespace of the calling thread.
-fn open(name: &str) -> Result<File> {
+/// Opens a tap in the network namespace of the calling thread, which is made if it does not exist.
+pub(crate) fn open(name: &str, flags: libc::c_int) -> Result<File> {
     ensure!(!name.is_empty() && name.len() < libc::IFNAMSIZ, "bad name {name:?}");
     let file = OpenOptions::new()
         .read(true)
@@ -118,7 +118,7 @@ fn open(name: &str) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: the descriptor is open, and the request is an ifreq that outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw const request) };
     Errno::result(result).context("TUNSETIFF")?;

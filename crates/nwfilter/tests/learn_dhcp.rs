@@ -259,22 +259,7 @@ impl Network {
         let guest = lab.host.guest("vnet0", GUEST).start()?;
         let server = lab.host.guest("vnet1", SERVER).addr("10.0.0.1/24").start()?;
         let files = tempfile::tempdir()?;
-        let leases = format!("--dhcp-leasefile={}", files.path().join("leases").display());
-        let pid = format!("--pid-file={}", files.path().join("pid").display());
-        let dnsmasq = server.spawn(&[
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--port=0",
-            "--interface=eth0",
-            "--dhcp-range=10.0.0.50,10.0.0.60,255.255.255.0,120",
-            "--dhcp-authoritative",
-            "--no-ping",
-            "--user=root",
-            "--log-facility=-",
-            &leases,
-            &pid,
-        ])?;
+        let dnsmasq = server.dhcp_server(files.path())?;
         // Without an address, the stack must not check where answers come from.
         for interface in ["all", "eth0"] {
             guest.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;

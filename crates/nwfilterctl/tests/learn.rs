@@ -72,7 +72,9 @@ impl Cli<'_> {
 
     /// Waits until the background process has let go of everything, files too.
     fn wait_for_end(&self, learner: u32) -> Result<()> {
-        let has_ended = || stat(learner).is_none_or(|(state, _)| state == "Z");
+        // Files are let go of by the last thread, which need not be the first.
+        let threads = || fs::read_dir(format!("/proc/{learner}/task")).map_or(0, Iterator::count);
+        let has_ended = || stat(learner).is_none_or(|(state, _)| state == "Z") && threads() <= 1;
         until("the background process ends", || Ok(has_ended() && self.learners_and_children().is_empty()))
     }
 

@@ -3,14 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nwfilter_testlab::{
-    Connect, Host, Libvirtd, LibvirtdOptions, Mac, Need, Process, Saved, Tap, skip_unless,
+    Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Mac, Need, Process, Saved, Tap, skip_unless,
 };
 use tempfile::TempDir;
 
@@ -19,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A host, a libvirtd without nwfilter driver, and a place for the listener's files.
 struct World {
     libvirtd: Libvirtd,
+    _modules: DriverDir,
     dir: TempDir,
     probe: Tap,
     host: Host,
@@ -28,19 +27,15 @@ impl World {
     fn new() -> Result<Self> {
         let host = Host::new()?;
         let dir = tempfile::tempdir()?;
-        let modules = dir.path().join("modules");
-        fs::create_dir(&modules)?;
-        for entry in fs::read_dir(libvirts_modules()?)? {
-            let entry = entry?;
-            if !entry.file_name().to_string_lossy().contains("nwfilter") {
-                symlink(entry.path(), modules.join(entry.file_name()))?;
-            }
-        }
-        let options =
-            LibvirtdOptions { driver_dir: Some(modules), qemu_conf: true, ..LibvirtdOptions::default() };
+        let modules = DriverDir::without_nwfilter()?;
+        let options = LibvirtdOptions {
+            driver_dir: Some(modules.path().to_owned()),
+            qemu_conf: true,
+            ..LibvirtdOptions::default()
+        };
         let libvirtd = Libvirtd::start_with(&host, options)?;
         let probe = host.tap("probe")?;
-        Ok(Self { libvirtd, dir, probe, host })
+        Ok(Self { libvirtd, _modules: modules, dir, probe, host })
     }
 
     fn ctl(&self, words: &[&str]) -> std::process::Command {
@@ -132,6 +127,8 @@ impl Daemon {
     }
 }
 
+const IP: (&str, &str) = ("IP", "10.0.0.2");
+
 /// A guest whose firmware asks for an address as soon as it runs.
 struct Guest(u8);
 
@@ -155,14 +152,19 @@ impl Guest {
         )
     }
 
-    fn filterref(mac: Mac, filter: &str) -> String {
+    fn filterref(mac: Mac, filter: &str, parameter: (&str, &str)) -> String {
+        let (name, value) = parameter;
         format!(
             "<nwf:interface mac='{mac}'><nwf:filterref filter='{filter}'>
-             <nwf:parameter name='IP' value='10.0.0.2'/></nwf:filterref></nwf:interface>"
+             <nwf:parameter name='{name}' value='{value}'/></nwf:filterref></nwf:interface>"
         )
     }
 
     fn xml(&self) -> String {
+        self.xml_with("allow-dhcp", IP)
+    }
+
+    fn xml_with(&self, filter: &str, parameter: (&str, &str)) -> String {
         format!(
             "<domain type='qemu'><name>{}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
              <metadata><nwf:filterrefs xmlns:nwf='{}'>{}</nwf:filterrefs></metadata>
@@ -172,20 +174,10 @@ impl Guest {
              {}<memballoon model='none'/></devices></domain>",
             self.name(),
             nwfilter_xml::METADATA_NAMESPACE,
-            Self::filterref(self.mac(), "allow-dhcp"),
+            Self::filterref(self.mac(), filter, parameter),
             Self::interface(self.mac(), &self.port()),
         )
     }
-}
-
-fn libvirts_modules() -> Result<PathBuf> {
-    let dirs = fs::read_dir("/usr/lib")?.flatten().map(|entry| entry.path());
-    let mut candidates = dirs.chain(["/usr/lib".into(), "/usr/lib64".into()]);
-    let modules = candidates.find_map(|dir: PathBuf| {
-        let modules = dir.join("libvirt/connection-driver");
-        modules.join("libvirt_driver_qemu.so").is_file().then_some(modules)
-    });
-    modules.context("libvirt's driver modules are not installed")
 }
 
 #[test]
@@ -203,8 +195,8 @@ fn guests_are_filtered_across_their_life_a_hot_plug_and_restarts_of_both_daemons
     let filterrefs = format!(
         "<f:filterrefs xmlns:f='{}'>{}{}</f:filterrefs>",
         nwfilter_xml::METADATA_NAMESPACE,
-        Guest::filterref(guest.mac(), "allow-dhcp").replace("nwf:", "f:"),
-        Guest::filterref(second, "clean-traffic").replace("nwf:", "f:"),
+        Guest::filterref(guest.mac(), "allow-dhcp", IP).replace("nwf:", "f:"),
+        Guest::filterref(second, "clean-traffic", IP).replace("nwf:", "f:"),
     );
     let uri = nwfilter_xml::METADATA_NAMESPACE;
     let words = ["metadata", "vm1", "--uri", uri, "--key", "nwf", "--set", &filterrefs, "--live"];
@@ -255,5 +247,30 @@ fn behind_the_guard_a_guest_is_silent_until_its_filter_lets_it_speak() -> Result
     let _listener = world.listen(&["--guard", "tap"])?;
     assert!(world.is_filtered("tap1")?);
     assert!(world.hears(guest.mac(), Duration::from_secs(30))?, "the guest is not heard behind its filter");
+    Ok(())
+}
+
+#[test]
+fn the_address_that_a_guest_is_leased_is_learned() -> Result<()> {
+    skip_unless!(Need::Root, Need::Qemu, Need::Tool("nft"), Need::Tool("dnsmasq"));
+    let world = World::new()?;
+    let server = world.host.guest("dhcp", Mac::new([0x52, 0x54, 0, 0, 4, 1])).addr("10.0.0.1/24").start()?;
+    let _dnsmasq = server.dhcp_server(world.dir.path())?;
+    let _listener = world.listen(&[])?;
+    let guest = Guest(1);
+    world.virsh(&["create"], &guest.xml_with("clean-traffic", ("CTRL_IP_LEARNING", "dhcp")))?;
+    world.eventually_filtered("tap1", true)?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let leased = loop {
+        ensure!(Instant::now() < deadline, "nothing is learned");
+        let list = String::from_utf8(world.ctl(&["binding-list"]).output()?.stdout)?;
+        match list.split_once("10.0.0.") {
+            Some((_, rest)) => break format!("10.0.0.{}", rest.split(' ').next().unwrap_or_default()),
+            None => std::thread::sleep(Duration::from_millis(100)),
+        }
+    };
+    let may_speak = format!("-A I-tap1-ipv4-ip -p IPv4 --ip-src {leased} -j RETURN");
+    let rules = world.host.saved()?.ebtables;
+    assert!(rules.contains(&may_speak), "{leased}: {rules}");
     Ok(())
 }

@@ -3,19 +3,16 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
-pub(crate) mod inject;
 pub(crate) mod traffic;
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Mac};
-use tempfile::TempDir;
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Mac};
 
 const FILE: &str = "libvirt_driver_nwfilter.so";
 
@@ -26,41 +23,24 @@ pub(crate) enum Module {
     Ours,
 }
 
-/// A directory of driver modules in which the nwfilter driver can be exchanged.
-pub(crate) struct DriverDir(TempDir);
-
-impl DriverDir {
-    pub(crate) fn with(module: Module) -> Result<Self> {
-        let dir = Self(tempfile::tempdir()?);
-        for entry in fs::read_dir(libvirts_modules()?)? {
-            let path = entry?.path();
-            if let Some(name) = path.file_name().filter(|name| *name != FILE) {
-                symlink(&path, dir.0.path().join(name))?;
-            }
-        }
-        dir.install(module)?;
-        Ok(dir)
+/// Puts one driver in the place of the other, for the next start of a daemon.
+pub(crate) fn install(dir: &DriverDir, module: Module) -> Result<()> {
+    match module {
+        Module::Libvirts => dir.install_libvirts(),
+        Module::Ours => dir.install(built()?),
     }
+}
 
-    /// Puts one driver in the place of the other, for the next start of a daemon.
-    pub(crate) fn install(&self, module: Module) -> Result<()> {
-        let file = self.0.path().join(FILE);
-        let _ = fs::remove_file(&file);
-        let module = match module {
-            Module::Libvirts => libvirts_modules()?.join(FILE),
-            Module::Ours => built()?.to_owned(),
-        };
-        Ok(symlink(module, file)?)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.0.path()
-    }
+/// A directory of driver modules with this nwfilter driver.
+pub(crate) fn driver_dir(module: Module) -> Result<DriverDir> {
+    let dir = DriverDir::without_nwfilter()?;
+    install(&dir, module)?;
+    Ok(dir)
 }
 
 /// A libvirtd that runs domains, with one of the modules.
 pub(crate) fn libvirtd(host: &Host, module: Module) -> Result<(DriverDir, Libvirtd)> {
-    let dir = DriverDir::with(module)?;
+    let dir = driver_dir(module)?;
     let daemon = Libvirtd::start_with(host, options(&dir))?;
     Ok((dir, daemon))
 }
@@ -166,18 +146,6 @@ pub(crate) fn eventually(
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-fn libvirts_modules() -> Result<PathBuf> {
-    let below = |dir: &Path| {
-        let mut found = vec![dir.join("libvirt/connection-driver")];
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        found.extend(entries.map(|entry| entry.path().join("libvirt/connection-driver")));
-        found
-    };
-    let candidates = ["/usr/lib", "/usr/lib64"].into_iter().flat_map(|dir| below(Path::new(dir)));
-    let has_module = |dir: &PathBuf| dir.join(FILE).is_file();
-    candidates.into_iter().find(has_module).context("libvirt's driver modules are not installed")
 }
 
 /// The module, built as this test was.

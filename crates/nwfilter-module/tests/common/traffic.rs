@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use nwfilter_testlab::{Ends, Host, Tap, frames};
+use nwfilter_testlab::{Ends, Host, Injector, Tap, frames};
 
 use super::Domain;
-use super::inject::Injector;
 
 /// How often a domain sends both of its frames.
 const INTERVAL: Duration = Duration::from_millis(2);
