@@ -1,6 +1,6 @@
 //! A host with a thousand ports, each filtered by the seed filter. Needs root; takes half a minute.
 //!
-//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach` and `rate`, else all.
+//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach`, `repair` and `rate`, else all.
 //!
 //! What is printed are ratios of two times of the same run, and whether they are as expected; nothing fails by a time.
 
@@ -25,6 +25,9 @@ const FILTER: &str = "ftp-by-port";
 const FEW: usize = 3;
 const MANY: usize = 20;
 
+/// How long a repair may take before it is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Something measured, what was expected of it, and how it came about.
 struct Row {
     what: &'static str,
@@ -44,10 +47,14 @@ fn main() -> Result<()> {
         return Ok(());
     }
     // The first is about this process before anything else needed memory.
-    let all: [(&str, Measure); 6] = [
+    let all: [(&str, Measure); 8] = [
         ("memory", memory),
         ("start", cold_start),
         ("attach", one_more),
+        ("repair", || repair("repair after iptables -F FORWARD", &["iptables", "-F", "FORWARD"])),
+        ("repair", || {
+            repair("repair after ebtables -F PREROUTING", &["ebtables", "-t", "nat", "-F", "PREROUTING"])
+        }),
         ("rate", || rate("packet rate beside 1,000, of filtered guests", Between::Filtered)),
         ("rate", || rate("packet rate beside 1,000, of guests without filter", Between::Unfiltered)),
         ("rate", || rate("packet rate beside 1,000, of uplinks", Between::Uplinks)),
@@ -186,6 +193,25 @@ fn ratio(what: &'static str, ours: Duration, base: Duration, expected: f64, of: 
     let from = format!("{ours:.3?} / {base:.3?} {of}");
     let found = ours.as_secs_f64() / base.as_secs_f64();
     Row { what, found, expected, at_least: false, unit: "", from }
+}
+
+/// What others do to the rules of all ports, until it is undone.
+fn repair(what: &'static str, damage: &[&str]) -> Result<Row> {
+    let lab = Lab::new(PORTS)?;
+    let driver = lab.start()?;
+    let keeper = lab.host.enter(|| driver.keep())?;
+    let mut least = Duration::MAX;
+    for number in 1..=FEW as u64 {
+        lab.host.run(damage)?;
+        let begin = Instant::now();
+        while keeper.repairs() < number {
+            ensure!(begin.elapsed() < PATIENCE, "no repair within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        least = least.min(begin.elapsed());
+    }
+    let from = format!("least of {FEW}, beside {PORTS} ports");
+    Ok(Row { what, found: least.as_secs_f64(), expected: 1.0, at_least: false, unit: " s", from })
 }
 
 /// Frames forwarded beside many ports, and beside few.

@@ -11,6 +11,7 @@
 
 mod canonical;
 mod dispatch;
+mod history;
 mod host;
 mod memory;
 mod nftables;
@@ -143,7 +144,7 @@ impl Backend for Xtables {
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
-        Ok(Some(Box::new(nftables::Watch::open()?)))
+        Ok(Some(Box::new(nftables::Watch::open(self.memory().history())?)))
     }
 }
 

@@ -13,16 +13,17 @@
 //! …
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Write};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::{fs, thread};
 
 use nwfilter_rules::ApplyError;
 
-use crate::nftables::Generation;
+use crate::nftables::{Generation, SharedHistory};
 use crate::saved::{Saved, SavedTable};
 use crate::steps::Step;
 use crate::tool::{self, TableId, Tool};
@@ -38,6 +39,8 @@ pub(crate) struct Memory {
     state: Option<Generation>,
     /// Where the next process finds them, and of which state it finds them there.
     file: Option<(PathBuf, Option<Generation>)>,
+    /// What others changed, as far as somebody follows it.
+    history: SharedHistory,
 }
 
 impl Memory {
@@ -50,12 +53,14 @@ impl Memory {
     pub(crate) fn tables(&mut self) -> Result<&Tables, ApplyError> {
         let before = Generation::now().ok();
         if before.is_none() || before != self.state {
-            self.state = None;
+            let known = self.state.take();
             if let Some(tables) = before.and_then(|state| self.recall(state)) {
                 (self.tables, self.state) = (tables, before);
                 return Ok(&self.tables);
             }
-            self.tables = read()?;
+            let changed = known.zip(before).and_then(|(known, now)| self.changed(known, now));
+            let tools = changed.unwrap_or_else(|| TableId::ALL.into()).into_iter().map(TableId::tool);
+            self.tables.extend(read(&tools.collect())?);
             // The legacy variants do not count their changes.
             let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
             // What was changed while the tools read is read again next time.
@@ -90,6 +95,16 @@ impl Memory {
             let _ = fs::remove_file(file);
             *held = None;
         }
+    }
+
+    /// The tables that others changed since; `None` if they cannot be told from the rest.
+    fn changed(&self, since: Generation, now: Generation) -> Option<BTreeSet<TableId>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).changed(since, now)
+    }
+
+    /// Where a watch takes note of what others change.
+    pub(crate) fn history(&self) -> SharedHistory {
+        self.history.clone()
     }
 
     /// What another process left of this state.
@@ -159,11 +174,18 @@ fn write_file(path: &Path, text: &str) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|error| error.error)
 }
 
-/// Asks all tools at the same time, each in the network namespace of the calling thread.
-fn read() -> Result<Tables, ApplyError> {
-    let texts = thread::scope(|scope| {
-        let readers = Tool::ALL.map(|tool| (tool, scope.spawn(move || tool::save(tool))));
-        readers.map(|(tool, reader)| (tool, reader.join().unwrap_or_else(|panic| resume_unwind(panic))))
+/// Asks tools, all at the same time, each in the network namespace of the calling thread.
+fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
+    let texts: Vec<_> = thread::scope(|scope| {
+        let start = |tool: &Tool| {
+            let tool = *tool;
+            (tool, scope.spawn(move || tool::save(tool)))
+        };
+        let readers: Vec<_> = tools.iter().map(start).collect();
+        let text = |reader: thread::ScopedJoinHandle<'_, _>| {
+            reader.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        readers.into_iter().map(|(tool, reader)| (tool, text(reader))).collect()
     });
     let mut tables = Tables::new();
     for (tool, text) in texts {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ use nix::sys::socket::{
 };
 use nwfilter_rules::{ApplyError, Family, ForeignChange};
 
+use crate::history::History;
 use crate::host::{bridge_switch, is_bridge_switch_on};
 use crate::plan::concerns;
 use crate::saved::Saved;
@@ -85,6 +87,16 @@ impl Generation {
         let socket = open(0)?;
         Ok(Self { namespace: getsockopt(&socket, NetnsCookie)?, number: ask(&socket, GEN_ID)? })
     }
+
+    /// That after one more transaction.
+    pub(crate) fn next(self) -> Self {
+        Self { number: self.number.wrapping_add(1), ..self }
+    }
+
+    /// How many transactions lie between this and a later one; `None` in another namespace.
+    pub(crate) fn until(self, later: Self) -> Option<u32> {
+        (self.namespace == later.namespace).then(|| later.number.wrapping_sub(self.number))
+    }
 }
 
 /// An attribute of the kernel's answer about the generation.
@@ -151,15 +163,23 @@ const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// What is known of the transaction that is being told.
 struct Transaction {
+    /// The tables that we write to and that it changes, other than in rules of other chains.
+    tables: BTreeSet<TableId>,
     /// The chains with rules of ours that it changes, as far as they are shown.
     chains: BTreeSet<String>,
     /// Whether the kernel and this process have the same numbers for processes.
     same_numbers: bool,
+    /// The cookie of the namespace; `None` where the kernel has none.
+    namespace: Option<u64>,
+    history: SharedHistory,
 }
+
+/// What a watch is told, for whoever remembers the tables.
+pub(crate) type SharedHistory = Arc<Mutex<History>>;
 
 impl Watch {
     /// Follows from now on.
-    pub(crate) fn open() -> Result<Self, ApplyError> {
+    pub(crate) fn open(history: SharedHistory) -> Result<Self, ApplyError> {
         let mut legacy = BTreeMap::new();
         for tool in Tool::ALL {
             if tool::is_legacy(tool)? {
@@ -172,7 +192,9 @@ impl Watch {
             forced.or_else(|_| setsockopt(&socket, RcvBuf, &BACKLOG))?;
             let me = nix::unistd::gettid().as_raw().cast_unsigned();
             let same_numbers = generation_number(GEN_PROCESS).is_ok_and(|process| process == me);
-            Ok((socket, Transaction { chains: BTreeSet::new(), same_numbers }))
+            let namespace = getsockopt(&socket, NetnsCookie).ok();
+            let (tables, chains) = (BTreeSet::new(), BTreeSet::new());
+            Ok((socket, Transaction { tables, chains, same_numbers, namespace, history }))
         };
         let (socket, transaction) = subscribe().map_err(cannot_follow)?;
         let off = FAMILIES.into_iter().filter(|family| !is_bridge_switch_on(*family)).collect();
@@ -190,6 +212,7 @@ impl Watch {
                 Ok(_) | Err(Errno::EINTR) => (),
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::ENOBUFS) => {
+                    self.transaction.miss();
                     found.push(ForeignChange { by: None, what: "more than could be followed".into() });
                 }
                 Err(errno) => return Err(errno.into()),
@@ -244,16 +267,37 @@ impl AsFd for Watch {
 }
 
 impl Transaction {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note that some of what the kernel told is lost.
+    fn miss(&mut self) {
+        self.tables.clear();
+        self.history().miss();
+    }
+
     /// The change, when the message ends a transaction of others that changed something where rules of ours are.
     fn take(&mut self, message: &Message<'_>) -> Option<ForeignChange> {
         let Message::Nftables { kind, family, attributes } = message else { return None };
         if *kind != libc::NFT_MSG_NEWGEN {
-            if self.chains.len() <= SHOWN {
-                self.chains.extend(place(*kind, *family, attributes));
+            if let Some((table, chain)) = place(*kind, *family, attributes) {
+                let concerns = chain.is_none_or(|chain| concerns(table, chain));
+                // A chain may have got this name in place of another.
+                if concerns || matches!(*kind, libc::NFT_MSG_NEWCHAIN | libc::NFT_MSG_DELCHAIN) {
+                    self.tables.insert(table);
+                }
+                if concerns && self.chains.len() <= SHOWN {
+                    let chain = chain.map(|chain| format!(" {chain}")).unwrap_or_default();
+                    self.chains.insert(format!("{} {}{chain}", table.tool().name(), table.name()));
+                }
             }
             return None;
         }
-        let chains = std::mem::take(&mut self.chains);
+        let (tables, chains) = (std::mem::take(&mut self.tables), std::mem::take(&mut self.chains));
+        if let (Some(namespace), Some(number)) = (self.namespace, number(attributes, GEN_ID)) {
+            self.history().tell(Generation { namespace, number }, tables);
+        }
         let process = number(attributes, GEN_PROCESS);
         if chains.is_empty() || (self.same_numbers && process.is_some_and(tool::is_ours)) {
             return None;
@@ -268,20 +312,16 @@ impl Transaction {
     }
 }
 
-/// The chain that a message is about, or the table, if rules of ours are there.
-fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<String> {
+/// The table and the chain that a message is about, where it is a table that we write to; no chain if it is about the
+/// table itself.
+fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<(TableId, Option<&str>)> {
     let chain = match kind {
         libc::NFT_MSG_NEWTABLE | libc::NFT_MSG_DELTABLE => None,
         libc::NFT_MSG_NEWCHAIN | libc::NFT_MSG_DELCHAIN => Some(text(attributes, NAME_OF_CHAIN)?),
         libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Some(text(attributes, CHAIN_OF_RULE)?),
         _ => return None,
     };
-    let table = table(family, text(attributes, TABLE)?)?;
-    let shown = format!("{} {}", table.tool().name(), table.name());
-    match chain {
-        Some(chain) => concerns(table, chain).then(|| format!("{shown} {chain}")),
-        None => Some(shown),
-    }
+    Some((table(family, text(attributes, TABLE)?)?, chain))
 }
 
 /// The table with rules of ours that a tool knows by another name.

@@ -4,10 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nwfilter_rules::{Applied, Backend, Batch, Installed, instantiate};
 use nwfilter_testlab::{Host, Need, skip_unless};
 use nwfilter_xml::{Filter, FilterName, PortDev, read_binding, read_filter};
@@ -148,5 +150,73 @@ fn no_file_is_no_reason_to_fail() -> Result<()> {
     lab.filter(&["vnet1"])?;
     assert_eq!(lab.believed()?, lab.real()?);
     assert_eq!(lab.real()?.ports, ports(&["vnet0", "vnet1"]));
+    Ok(())
+}
+
+/// Where the save tools note that they were run, in the process that finds them in its search path.
+const NOTES: &str = "NOTES_OF_SAVE_TOOLS";
+
+#[test]
+fn whoever_follows_the_changes_reads_only_what_others_changed() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
+    let dir = tempfile::tempdir()?;
+    let path = std::env::var_os("PATH").context("no search path")?;
+    let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
+    for tool in ["iptables-save", "ip6tables-save", "ebtables-save"] {
+        let real = dirs.iter().map(|dir| dir.join(tool)).find(|file| file.exists()).context(tool)?;
+        let script = format!("#!/bin/sh\necho {tool} >> \"${NOTES}\"\nexec {} \"$@\"\n", real.display());
+        fs::write(dir.path().join(tool), script)?;
+        fs::set_permissions(dir.path().join(tool), fs::Permissions::from_mode(0o755))?;
+    }
+    dirs.insert(0, dir.path().into());
+    // The search path belongs to the process, so the test goes on in one of its own.
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--exact", "with_save_tools_that_note_that_they_ran", "--ignored", "--nocapture"])
+        .env("PATH", std::env::join_paths(dirs)?)
+        .env(NOTES, dir.path().join("notes"))
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+#[ignore = "run by the test of who follows the changes"]
+fn with_save_tools_that_note_that_they_ran() -> Result<()> {
+    let notes = PathBuf::from(std::env::var_os(NOTES).context("run by another test")?);
+    let host = Host::new()?;
+    let backend = Xtables::default();
+    let mut watch = host.enter(|| backend.watch())?.context("no watch")?;
+    // Which tools a look at the tables runs, after somebody did something.
+    let mut read_after = |command: &str, followed: bool| -> Result<Vec<String>> {
+        host.run(&command.split(' ').collect::<Vec<_>>())?;
+        if followed {
+            host.enter(|| watch.changes())?;
+        }
+        let _ = fs::remove_file(&notes);
+        let believed = host.enter(|| backend.installed())?;
+        let text = fs::read_to_string(&notes).unwrap_or_default();
+        assert_eq!(believed, host.enter(|| Xtables::default().installed())?, "{command}");
+        let mut tools: Vec<_> = text.lines().map(str::to_owned).collect();
+        tools.sort();
+        Ok(tools)
+    };
+    const ALL: [&str; 3] = ["ebtables-save", "ip6tables-save", "iptables-save"];
+    assert_eq!(read_after("true", true)?, ALL);
+    host.enter(|| backend.apply(&batch(&["vnet0", "vnet1"])))?;
+    assert!(read_after("true", true)?.is_empty(), "what it did itself it knows");
+    for (command, read) in [
+        ("nft add table inet other", &[][..]),
+        ("iptables -t nat -A PREROUTING -j ACCEPT", &[]),
+        ("iptables -N theirs", &["iptables-save"]),
+        ("iptables -A theirs -j ACCEPT", &[]),
+        ("iptables -I FORWARD 1 -j theirs", &["iptables-save"]),
+        ("ip6tables -A INPUT -j ACCEPT", &["ip6tables-save"]),
+        ("iptables -E FI-vnet0 FI-vnet5", &["iptables-save"]),
+        ("ebtables -t nat -F libvirt-O-vnet1", &["ebtables-save"]),
+        ("nft flush ruleset", &ALL),
+    ] {
+        assert_eq!(read_after(command, true)?, read, "{command}");
+    }
+    assert_eq!(read_after("iptables -N theirs", false)?, ALL, "nobody was told");
     Ok(())
 }
