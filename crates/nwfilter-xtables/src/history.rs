@@ -1,6 +1,6 @@
-//! Which tables were changed when, as far as somebody follows it: what nobody touched need not be read again.
+//! What was changed when, as far as somebody follows it: what nobody touched need not be read again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::nftables::Generation;
 use crate::tool::TableId;
@@ -8,15 +8,57 @@ use crate::tool::TableId;
 /// How many transactions are known. More between two looks at the tables have them read.
 const MOST: usize = 4096;
 
-/// The last transactions of a network namespace, without a gap, and which tables with rules of ours each changed.
+/// How many chains of a table are told apart. To read more of them takes as long as to read the table.
+const FEW: usize = 16;
+
+/// What of a table was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The rules of these chains.
+    Chains(BTreeSet<String>),
+    /// Anything.
+    Whole,
+}
+
+/// What was changed of which tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes(pub(crate) BTreeMap<TableId, Part>);
+
+impl Changes {
+    pub(crate) fn whole(&mut self, table: TableId) {
+        self.0.insert(table, Part::Whole);
+    }
+
+    pub(crate) fn chain(&mut self, table: TableId, chain: &str) {
+        let part = self.0.entry(table).or_insert_with(|| Part::Chains(BTreeSet::new()));
+        let Part::Chains(chains) = part else { return };
+        if !chains.contains(chain) {
+            chains.insert(chain.to_owned());
+            if chains.len() > FEW {
+                *part = Part::Whole;
+            }
+        }
+    }
+
+    fn add(&mut self, more: &Changes) {
+        for (table, part) in &more.0 {
+            match part {
+                Part::Whole => self.whole(*table),
+                Part::Chains(chains) => chains.iter().for_each(|chain| self.chain(*table, chain)),
+            }
+        }
+    }
+}
+
+/// The last transactions of a network namespace, without a gap, and what each changed of the tables with rules of ours.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    transactions: VecDeque<(Generation, BTreeSet<TableId>)>,
+    transactions: VecDeque<(Generation, Changes)>,
 }
 
 impl History {
     /// Takes note of a transaction, by the generation that it made.
-    pub(crate) fn tell(&mut self, generation: Generation, tables: BTreeSet<TableId>) {
+    pub(crate) fn tell(&mut self, generation: Generation, changes: Changes) {
         if let Some((last, _)) = self.transactions.back() {
             match last.until(generation) {
                 Some(1) => (),
@@ -25,7 +67,7 @@ impl History {
                 _ => self.transactions.clear(),
             }
         }
-        self.transactions.push_back((generation, tables));
+        self.transactions.push_back((generation, changes));
         if self.transactions.len() > MOST {
             self.transactions.pop_front();
         }
@@ -36,16 +78,18 @@ impl History {
         self.transactions.clear();
     }
 
-    /// The tables that changed between two generations; `None` if that is not known.
-    pub(crate) fn changed(&self, from: Generation, to: Generation) -> Option<BTreeSet<TableId>> {
+    /// What changed between two generations; `None` if that is not known.
+    pub(crate) fn changed(&self, from: Generation, to: Generation) -> Option<Changes> {
         let (first, _) = self.transactions.front()?;
         // Where `from` is too long ago, the distance is that the other way around: beyond the end.
         let (begin, count) = (first.until(from.next())? as usize, from.until(to)? as usize);
         let between = begin..begin.checked_add(count)?;
-        let known = between.end <= self.transactions.len();
-        known.then(|| {
-            self.transactions.range(between).flat_map(|(_, tables)| tables.iter().copied()).collect()
-        })
+        if between.end > self.transactions.len() {
+            return None;
+        }
+        let mut changes = Changes::default();
+        self.transactions.range(between).for_each(|(_, more)| changes.add(more));
+        Some(changes)
     }
 }
 
@@ -57,6 +101,32 @@ mod tests {
         Generation { namespace, number }
     }
 
+    fn whole(tables: &[TableId]) -> Changes {
+        Changes(tables.iter().map(|table| (*table, Part::Whole)).collect())
+    }
+
+    #[test]
+    fn few_chains_are_told_apart_and_many_are_the_whole_table() {
+        let mut history = History::default();
+        for number in 1..=FEW as u32 + 1 {
+            let mut changes = Changes::default();
+            changes.chain(TableId::IptablesFilter, &format!("chain{number}"));
+            changes.chain(TableId::EbtablesNat, "PREROUTING");
+            history.tell(at(1, number), changes);
+        }
+        let changed = |to| history.changed(at(1, 0), at(1, to)).unwrap().0;
+        let chains = |table, to| match changed(to).remove(&table) {
+            Some(Part::Chains(chains)) => Some(chains.len()),
+            _ => None,
+        };
+        assert_eq!(chains(TableId::IptablesFilter, FEW as u32), Some(FEW));
+        assert_eq!(chains(TableId::IptablesFilter, FEW as u32 + 1), None);
+        assert_eq!(chains(TableId::EbtablesNat, FEW as u32 + 1), Some(1));
+        let mut changes = whole(&[TableId::EbtablesNat]);
+        changes.chain(TableId::EbtablesNat, "PREROUTING");
+        assert_eq!(changes, whole(&[TableId::EbtablesNat]));
+    }
+
     #[test]
     fn what_changed_is_known_where_every_transaction_is() {
         let tables = [TableId::IptablesRaw, TableId::IptablesFilter, TableId::EbtablesNat];
@@ -64,14 +134,14 @@ mod tests {
         assert_eq!(history.changed(at(1, 4), at(1, 5)), None);
         // Numbers begin again after the last.
         for (number, table) in [u32::MAX, 0, 1].into_iter().zip(tables) {
-            history.tell(at(1, number), BTreeSet::from([table]));
+            history.tell(at(1, number), whole(&[table]));
         }
-        history.tell(at(1, 2), BTreeSet::new());
-        let changed = |from, to| history.changed(at(1, from), at(1, to)).map(Vec::from_iter);
-        assert_eq!(changed(u32::MAX - 1, 2), Some(tables.to_vec()));
-        assert_eq!(changed(u32::MAX, 1), Some(tables[1..].to_vec()));
-        assert_eq!(changed(0, 1), Some(tables[2..].to_vec()));
-        assert_eq!(changed(1, 2), Some(vec![]));
+        history.tell(at(1, 2), Changes::default());
+        let changed = |from, to| history.changed(at(1, from), at(1, to));
+        assert_eq!(changed(u32::MAX - 1, 2), Some(whole(&tables)));
+        assert_eq!(changed(u32::MAX, 1), Some(whole(&tables[1..])));
+        assert_eq!(changed(0, 1), Some(whole(&tables[2..])));
+        assert_eq!(changed(1, 2), Some(whole(&[])));
         assert_eq!(changed(u32::MAX - 2, 2), None, "the first is not known");
         assert_eq!(changed(1, 3), None, "the last is not known");
         assert_eq!(changed(2, 1), None, "not forward");
@@ -83,12 +153,12 @@ mod tests {
     fn a_gap_makes_what_was_before_worthless_and_a_repetition_does_not() {
         let mut history = History::default();
         for number in [1, 2, 1, 2, 3] {
-            history.tell(at(1, number), BTreeSet::new());
+            history.tell(at(1, number), Changes::default());
         }
-        assert_eq!(history.changed(at(1, 0), at(1, 3)), Some(BTreeSet::new()));
-        history.tell(at(1, 5), BTreeSet::new());
+        assert_eq!(history.changed(at(1, 0), at(1, 3)), Some(Changes::default()));
+        history.tell(at(1, 5), Changes::default());
         assert_eq!(history.changed(at(1, 2), at(1, 5)), None);
-        assert_eq!(history.changed(at(1, 4), at(1, 5)), Some(BTreeSet::new()));
+        assert_eq!(history.changed(at(1, 4), at(1, 5)), Some(Changes::default()));
         history.miss();
         assert_eq!(history.changed(at(1, 4), at(1, 5)), None);
     }
@@ -96,8 +166,8 @@ mod tests {
     #[test]
     fn old_transactions_are_forgotten() {
         let mut history = History::default();
-        (0..=MOST as u32).for_each(|number| history.tell(at(1, number), BTreeSet::new()));
+        (0..=MOST as u32).for_each(|number| history.tell(at(1, number), Changes::default()));
         assert_eq!(history.changed(at(1, u32::MAX), at(1, MOST as u32)), None);
-        assert_eq!(history.changed(at(1, 0), at(1, MOST as u32)), Some(BTreeSet::new()));
+        assert_eq!(history.changed(at(1, 0), at(1, MOST as u32)), Some(Changes::default()));
     }
 }

@@ -23,6 +23,7 @@ use std::{fs, thread};
 
 use nwfilter_rules::ApplyError;
 
+use crate::history::{Changes, Part};
 use crate::nftables::{Generation, SharedHistory};
 use crate::saved::{Saved, SavedTable};
 use crate::steps::Step;
@@ -58,9 +59,10 @@ impl Memory {
                 (self.tables, self.state) = (tables, before);
                 return Ok(&self.tables);
             }
-            let changed = known.zip(before).and_then(|(known, now)| self.changed(known, now));
-            let tools = changed.unwrap_or_else(|| TableId::ALL.into()).into_iter().map(TableId::tool);
-            self.tables.extend(read(&tools.collect())?);
+            match known.zip(before).and_then(|(known, now)| self.changed(known, now)) {
+                Some(changes) => self.read_changes(changes)?,
+                None => self.tables = read(&Tool::ALL.into())?,
+            }
             // The legacy variants do not count their changes.
             let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
             // What was changed while the tools read is read again next time.
@@ -97,9 +99,26 @@ impl Memory {
         }
     }
 
-    /// The tables that others changed since; `None` if they cannot be told from the rest.
-    fn changed(&self, since: Generation, now: Generation) -> Option<BTreeSet<TableId>> {
+    /// What others changed since; `None` if that cannot be told from the rest.
+    fn changed(&self, since: Generation, now: Generation) -> Option<Changes> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).changed(since, now)
+    }
+
+    /// Reads what others changed, chain by chain where it is few.
+    fn read_changes(&mut self, Changes(changes): Changes) -> Result<(), ApplyError> {
+        let mut anew = BTreeSet::new();
+        for (table, part) in changes {
+            let lists = match part {
+                Part::Chains(chains) => lists(table, chains),
+                Part::Whole => None,
+            };
+            match lists {
+                Some(lists) => self.tables.entry(table).or_default().extend(lists),
+                None => drop(anew.insert(table.tool())),
+            }
+        }
+        self.tables.extend(read(&anew)?);
+        Ok(())
     }
 
     /// Where a watch takes note of what others change.
@@ -174,6 +193,12 @@ fn write_file(path: &Path, text: &str) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|error| error.error)
 }
 
+/// The rules of some chains; `None` where one cannot be listed, as when it is gone again.
+fn lists(table: TableId, chains: BTreeSet<String>) -> Option<Vec<(String, Vec<String>)>> {
+    let list = |chain: String| tool::list(table, &chain).ok().flatten().map(|rules| (chain, rules));
+    chains.into_iter().map(list).collect()
+}
+
 /// Asks tools, all at the same time, each in the network namespace of the calling thread.
 fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
     let texts: Vec<_> = thread::scope(|scope| {
@@ -203,7 +228,49 @@ fn tables_of(tool: Tool, text: &str) -> Tables {
 
 #[cfg(test)]
 mod tests {
+    use nwfilter_testlab::{Host, Need, skip_unless};
+
     use super::*;
+
+    #[test]
+    fn a_chain_that_is_listed_has_the_rules_that_it_is_saved_with() {
+        skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"));
+        let host = Host::new().unwrap();
+        let ip = "*filter\n:x - [0:0]\n-A x -s 10.0.0.1/32 -p tcp -m tcp --sport 1:2 ! --dport 3 -j RETURN\n\
+                  -A x -p icmp -m icmp --icmp-type 8/0 -m comment --comment \"it's a \\\"test\\\"  # \" -j ACCEPT\n\
+                  -A x -m conntrack --ctstate NEW,ESTABLISHED -m conntrack --ctdir ORIGINAL -j RETURN\n\
+                  -A FORWARD -m physdev --physdev-out a0 --physdev-is-bridged -g x\n-A x -j DROP\nCOMMIT\n";
+        let ethernet = "*nat\n:x ACCEPT\n:y RETURN\n-A PREROUTING -s ! 52:54:00:00:00:01 -j DROP\n\
+                        -A PREROUTING -p ARP --arp-op 3 --arp-mac-src 2:4:6:8:a:c --arp-ip-dst 10.0.0.0/8 -j RETURN\n\
+                        -A PREROUTING -p IPv4 --ip-src ! 10.0.0.1 --ip-proto 17 --ip-dport 67:68 -j y\n\
+                        -A PREROUTING -p IPv6 --ip6-proto 58 --ip6-icmp-type 128:129/0 -j y\n\
+                        -A PREROUTING -d BGA --stp-type 0 --stp-root-prio 1:2 -j DROP\n\
+                        -A PREROUTING -p 802_1Q --vlan-id 5 --vlan-encap 0x0806 -j CONTINUE\n\
+                        -A PREROUTING -p 0x88cc -j ACCEPT\n-A POSTROUTING -o a+ -j x\n";
+        host.run_with_stdin(&["iptables-restore", "--noflush"], ip).unwrap();
+        host.run_with_stdin(
+            &["ip6tables-restore", "--noflush"],
+            &ip.replace("10.0.0.1/32", "fe80::1/128")
+                .replace("icmp -m icmp --icmp-type 8/0", "ipv6-icmp -m icmp6 --icmpv6-type 128"),
+        )
+        .unwrap();
+        host.run_with_stdin(&["ebtables-restore", "--noflush"], ethernet).unwrap();
+        let saved = host.enter(|| read(&Tool::ALL.into())).unwrap();
+        let begin = host.enter(Generation::now).unwrap();
+        let mut listed = 0;
+        for (table, chains) in &saved {
+            for (chain, saved) in chains {
+                if let Some(rules) = host.enter(|| tool::list(*table, chain)).unwrap() {
+                    assert_eq!(rules, *saved, "{table:?} {chain}");
+                    listed += rules.len();
+                }
+            }
+        }
+        assert_eq!(listed, 2 * 5 + 8);
+        assert_eq!(host.enter(Generation::now).unwrap(), begin, "nothing was written");
+        let missing = host.enter(|| tool::list(TableId::IptablesFilter, "z")).unwrap_err();
+        assert!(missing.to_string().starts_with("iptables: "), "{missing}");
+    }
 
     #[test]
     fn a_file_is_read_as_it_was_written_and_not_at_all_when_it_was_not() {

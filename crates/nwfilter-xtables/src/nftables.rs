@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nwfilter_rules::{ApplyError, Family, ForeignChange};
 
-use crate::history::History;
+use crate::history::{Changes, History};
 use crate::host::{bridge_switch, is_bridge_switch_on};
 use crate::plan::concerns;
 use crate::saved::Saved;
@@ -163,8 +163,8 @@ const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// What is known of the transaction that is being told.
 struct Transaction {
-    /// The tables that we write to and that it changes, other than in rules of other chains.
-    tables: BTreeSet<TableId>,
+    /// What it changes of the tables that we write to, other than rules of chains of others.
+    changes: Changes,
     /// The chains with rules of ours that it changes, as far as they are shown.
     chains: BTreeSet<String>,
     /// Whether the kernel and this process have the same numbers for processes.
@@ -172,6 +172,18 @@ struct Transaction {
     /// The cookie of the namespace; `None` where the kernel has none.
     namespace: Option<u64>,
     history: SharedHistory,
+    heard: Heard,
+}
+
+/// How much of what the kernel tells is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// All of the transaction that is being told.
+    All,
+    /// Perhaps not its beginning.
+    End,
+    /// Something was lost, which comes between what still waits to be heard.
+    NotAll,
 }
 
 /// What a watch is told, for whoever remembers the tables.
@@ -193,8 +205,9 @@ impl Watch {
             let me = nix::unistd::gettid().as_raw().cast_unsigned();
             let same_numbers = generation_number(GEN_PROCESS).is_ok_and(|process| process == me);
             let namespace = getsockopt(&socket, NetnsCookie).ok();
-            let (tables, chains) = (BTreeSet::new(), BTreeSet::new());
-            Ok((socket, Transaction { tables, chains, same_numbers, namespace, history }))
+            let (changes, chains) = (Changes::default(), BTreeSet::new());
+            let heard = Heard::End;
+            Ok((socket, Transaction { changes, chains, same_numbers, namespace, history, heard }))
         };
         let (socket, transaction) = subscribe().map_err(cannot_follow)?;
         let off = FAMILIES.into_iter().filter(|family| !is_bridge_switch_on(*family)).collect();
@@ -210,7 +223,10 @@ impl Watch {
                     found.extend(messages.filter_map(|message| self.transaction.take(&message)));
                 }
                 Ok(_) | Err(Errno::EINTR) => (),
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => {
+                    self.transaction.all_is_heard();
+                    return Ok(());
+                }
                 Err(Errno::ENOBUFS) => {
                     self.transaction.miss();
                     found.push(ForeignChange { by: None, what: "more than could be followed".into() });
@@ -273,8 +289,15 @@ impl Transaction {
 
     /// Takes note that some of what the kernel told is lost.
     fn miss(&mut self) {
-        self.tables.clear();
+        self.heard = Heard::NotAll;
         self.history().miss();
+    }
+
+    /// Takes note that nothing waits to be heard.
+    fn all_is_heard(&mut self) {
+        if self.heard == Heard::NotAll {
+            self.heard = Heard::End;
+        }
     }
 
     /// The change, when the message ends a transaction of others that changed something where rules of ours are.
@@ -283,9 +306,14 @@ impl Transaction {
         if *kind != libc::NFT_MSG_NEWGEN {
             if let Some((table, chain)) = place(*kind, *family, attributes) {
                 let concerns = chain.is_none_or(|chain| concerns(table, chain));
-                // A chain may have got this name in place of another.
-                if concerns || matches!(*kind, libc::NFT_MSG_NEWCHAIN | libc::NFT_MSG_DELCHAIN) {
-                    self.tables.insert(table);
+                match chain {
+                    Some(chain) if matches!(*kind, libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE) => {
+                        if concerns {
+                            self.changes.chain(table, chain);
+                        }
+                    }
+                    // Of a chain that gets another name, only that is told.
+                    _ => self.changes.whole(table),
                 }
                 if concerns && self.chains.len() <= SHOWN {
                     let chain = chain.map(|chain| format!(" {chain}")).unwrap_or_default();
@@ -294,9 +322,13 @@ impl Transaction {
             }
             return None;
         }
-        let (tables, chains) = (std::mem::take(&mut self.tables), std::mem::take(&mut self.chains));
-        if let (Some(namespace), Some(number)) = (self.namespace, number(attributes, GEN_ID)) {
-            self.history().tell(Generation { namespace, number }, tables);
+        let (changes, chains) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.chains));
+        match (self.heard, self.namespace, number(attributes, GEN_ID)) {
+            (Heard::All, Some(namespace), Some(number)) => {
+                self.history().tell(Generation { namespace, number }, changes);
+            }
+            (Heard::End, ..) => self.heard = Heard::All,
+            _ => (),
         }
         let process = number(attributes, GEN_PROCESS);
         if chains.is_empty() || (self.same_numbers && process.is_some_and(tool::is_ours)) {

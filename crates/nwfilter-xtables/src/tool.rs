@@ -88,6 +88,30 @@ pub(crate) fn save(tool: Tool) -> Result<String, ApplyError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The rules of one chain, as `TOOL-save` says them; `None` where to list it would write.
+pub(crate) fn list(table: TableId, chain: &str) -> Result<Option<Vec<String>>, ApplyError> {
+    // ebtables puts the rule anew that is the policy of a chain which is not built in.
+    if table == TableId::EbtablesNat && !["PREROUTING", "POSTROUTING"].contains(&chain) {
+        return Ok(None);
+    }
+    let tool = table.tool();
+    let option = if tool == Tool::Ebtables { "-L" } else { "-S" };
+    let output = run(tool.name(), &["-t", table.name(), option, chain], None)?;
+    if !output.status.success() {
+        return Err(failure(tool.name().to_owned(), &output));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rule = |line: &str| match tool {
+        // After a heading that names the table and the chain.
+        Tool::Ebtables => line.starts_with(['-', '!']).then(|| line.trim_end().to_owned()),
+        Tool::Iptables | Tool::Ip6tables => {
+            let rule = line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ')?;
+            Some(rule.trim_end().to_owned())
+        }
+    };
+    Ok(Some(text.lines().filter_map(rule).collect()))
+}
+
 /// Why a restore was refused.
 pub(crate) struct Refusal {
     /// The line of the input, counted from 1, where the tool names one.

@@ -54,6 +54,7 @@ fn what_only_reads_does_not_raise_the_generation() -> Result<()> {
             "iptables -C FORWARD -j ACCEPT",
             "ip6tables -t raw -L",
             "ebtables -t nat -L",
+            "ebtables -t nat -L PREROUTING",
             "nft list ruleset",
         ] {
             let words: Vec<_> = command.split(' ').collect();
@@ -65,6 +66,9 @@ fn what_only_reads_does_not_raise_the_generation() -> Result<()> {
     assert_eq!(raised(&host, &["iptables", "-A", "FORWARD", "-j", "ACCEPT"], "")?, 1);
     assert_eq!(raised(&host, &["ebtables", "-t", "nat", "-P", "PREROUTING", "DROP"], "")?, 1);
     read()?;
+    host.run(&["ebtables", "-t", "nat", "-N", "x"])?;
+    assert_eq!(raised(&host, &["ebtables-save"], "")?, 0);
+    assert_eq!(raised(&host, &["ebtables", "-t", "nat", "-L", "x"], "")?, 1, "it writes the policy anew");
     assert_eq!(raised(&host, &["iptables", "-F"], "")?, 1);
     assert_eq!(raised(&host, &["nft", "flush", "ruleset"], "")?, 1);
     read()

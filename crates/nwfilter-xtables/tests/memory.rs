@@ -201,6 +201,7 @@ fn with_save_tools_that_note_that_they_ran() -> Result<()> {
         Ok(tools)
     };
     const ALL: [&str; 3] = ["ebtables-save", "ip6tables-save", "iptables-save"];
+    const NONE: [&str; 0] = [];
     assert_eq!(read_after("true", true)?, ALL);
     host.enter(|| backend.apply(&batch(&["vnet0", "vnet1"])))?;
     assert!(read_after("true", true)?.is_empty(), "what it did itself it knows");
@@ -209,14 +210,29 @@ fn with_save_tools_that_note_that_they_ran() -> Result<()> {
         ("iptables -t nat -A PREROUTING -j ACCEPT", &[]),
         ("iptables -N theirs", &["iptables-save"]),
         ("iptables -A theirs -j ACCEPT", &[]),
-        ("iptables -I FORWARD 1 -j theirs", &["iptables-save"]),
+        ("iptables -I FORWARD 1 -j theirs", &[]),
         ("ip6tables -A INPUT -j ACCEPT", &["ip6tables-save"]),
+        ("ip6tables -A INPUT -j RETURN", &[]),
+        ("iptables -F FO-vnet1", &[]),
         ("iptables -E FI-vnet0 FI-vnet5", &["iptables-save"]),
+        ("ebtables -t nat -F POSTROUTING", &[]),
         ("ebtables -t nat -F libvirt-O-vnet1", &["ebtables-save"]),
+        ("ebtables -t nat -N theirs", &["ebtables-save"]),
         ("nft flush ruleset", &ALL),
     ] {
         assert_eq!(read_after(command, true)?, read, "{command}");
     }
     assert_eq!(read_after("iptables -N theirs", false)?, ALL, "nobody was told");
+
+    // More than the kernel keeps for who follows: nothing is known of what came at the same time.
+    assert_eq!(read_after("true", true)?, NONE);
+    let rules =
+        "-A theirs -m comment --comment 0123456789012345678901234567890123456789 -j DROP\n".repeat(8000);
+    for _ in 0..8 {
+        host.run_with_stdin(&["iptables-restore", "-n"], &format!("*filter\n:theirs -\n{rules}COMMIT\n"))?;
+    }
+    assert_eq!(read_after("iptables -F FORWARD", true)?, ALL);
+    assert_eq!(read_after("iptables -P FORWARD DROP", true)?, ALL, "it may have begun before");
+    assert_eq!(read_after("iptables -I FORWARD 1 -j ACCEPT", true)?, NONE);
     Ok(())
 }
