@@ -47,6 +47,7 @@ pub mod seed;
 mod services;
 pub mod stream;
 mod tap;
+mod tools;
 
 pub use frames::{Ends, Mac};
 pub use guest::{Guest, GuestBuilder};
@@ -59,3 +60,4 @@ pub use netns::{Netns, Process, remove_all, sweep};
 pub use saved::{Saved, Tool};
 pub use services::Service;
 pub use tap::Tap;
+pub use tools::Tools;

@@ -4,14 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use nwfilter_rules::{Applied, Backend, Batch, Installed, instantiate};
-use nwfilter_testlab::{Host, Need, skip_unless};
+use nwfilter_testlab::{Host, Need, Tools, skip_unless};
 use nwfilter_xml::{Filter, FilterName, PortDev, read_binding, read_filter};
 use nwfilter_xtables::{Xtables, generation};
 
@@ -153,36 +151,25 @@ fn no_file_is_no_reason_to_fail() -> Result<()> {
     Ok(())
 }
 
-/// Where the save tools note that they were run, in the process that finds them in its search path.
-const NOTES: &str = "NOTES_OF_SAVE_TOOLS";
+/// Where the save tools note that they were run, beside them.
+const NOTES: &str = "notes";
 
 #[test]
 fn whoever_follows_the_changes_reads_only_what_others_changed() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
-    let dir = tempfile::tempdir()?;
-    let path = std::env::var_os("PATH").context("no search path")?;
-    let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
+    let tools = Tools::new()?;
     for tool in ["iptables-save", "ip6tables-save", "ebtables-save"] {
-        let real = dirs.iter().map(|dir| dir.join(tool)).find(|file| file.exists()).context(tool)?;
-        let script = format!("#!/bin/sh\necho {tool} >> \"${NOTES}\"\nexec {} \"$@\"\n", real.display());
-        fs::write(dir.path().join(tool), script)?;
-        fs::set_permissions(dir.path().join(tool), fs::Permissions::from_mode(0o755))?;
+        let notes = tools.path().join(NOTES);
+        tools.script(tool, &format!("echo {tool} >> {}\nexec $REAL \"$@\"\n", notes.display()))?;
     }
-    dirs.insert(0, dir.path().into());
-    // The search path belongs to the process, so the test goes on in one of its own.
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--exact", "with_save_tools_that_note_that_they_ran", "--ignored", "--nocapture"])
-        .env("PATH", std::env::join_paths(dirs)?)
-        .env(NOTES, dir.path().join("notes"))
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    tools.run_test("with_save_tools_that_note_that_they_ran")
 }
 
 #[test]
 #[ignore = "run by the test of who follows the changes"]
 fn with_save_tools_that_note_that_they_ran() -> Result<()> {
-    let notes = PathBuf::from(std::env::var_os(NOTES).context("run by another test")?);
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let notes = std::env::split_paths(&path).next().context("no tools")?.join(NOTES);
     let host = Host::new()?;
     let backend = Xtables::default();
     let mut watch = host.enter(|| backend.watch())?.context("no watch")?;

@@ -1,16 +1,13 @@
 //! What was written is read back as what was wanted, whatever names and short forms the tools print.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use nwfilter_rules::{Backend, Batch, RulesError, Ruleset, instantiate};
 use nwfilter_testlab::generate::{Generator, Options};
-use nwfilter_testlab::{Host, Need, skip_unless};
+use nwfilter_testlab::{Host, Need, Tools, skip_unless};
 use nwfilter_xml::{Entry, Filter, Layer, Literal, Value, read_binding, read_filter};
 use nwfilter_xtables::Xtables;
 
@@ -30,13 +27,7 @@ fn the_legacy_variant_of_iptables_works_too() -> Result<()> {
         eprintln!("skipped: this kernel has no legacy iptables: {error}");
         return Ok(());
     }
-    // The search path belongs to the process, so the test runs again in one of its own.
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--exact", "with_the_tools_of_the_search_path", "--ignored", "--nocapture"])
-        .env("PATH", legacy_path(&std::env::temp_dir().join(format!("nwf-legacy-{}", std::process::id())))?)
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    Ok(())
+    Tools::legacy()?.run_test("with_the_tools_of_the_search_path")
 }
 
 #[test]
@@ -45,24 +36,6 @@ fn with_the_tools_of_the_search_path() -> Result<()> {
     let version = Command::new("iptables").arg("--version").output()?;
     ensure!(String::from_utf8_lossy(&version.stdout).contains("legacy"));
     applied_reads_back(4)
-}
-
-/// A search path on which iptables and ip6tables are the legacy ones.
-fn legacy_path(directory: &Path) -> Result<std::ffi::OsString> {
-    let path = std::env::var_os("PATH").context("no PATH")?;
-    let find = |name: &str| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.exists());
-    fs::create_dir_all(directory)?;
-    for tool in ["iptables", "ip6tables"] {
-        for part in ["", "-save", "-restore"] {
-            let legacy = find(&format!("{tool}-legacy{part}")).context("no legacy tool")?;
-            let link = directory.join(format!("{tool}{part}"));
-            if !link.exists() {
-                symlink(fs::canonicalize(legacy)?, link)?;
-            }
-        }
-    }
-    let rest = std::env::split_paths(&path);
-    Ok(std::env::join_paths([PathBuf::from(directory)].into_iter().chain(rest))?)
 }
 
 fn applied_reads_back(rounds: u64) -> Result<()> {

@@ -3,15 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nwfilter_rules::{Backend, Batch, ForeignChange, Ruleset, Watch, instantiate};
-use nwfilter_testlab::{Host, Need, Tap, skip_unless};
+use nwfilter_testlab::{Host, Need, Tap, Tools, skip_unless};
 use nwfilter_xml::{read_binding, read_filter};
 use nwfilter_xtables::Xtables;
 
@@ -154,30 +151,13 @@ fn more_than_can_be_followed_is_told_as_a_change() -> Result<()> {
 
 #[test]
 fn a_legacy_tool_is_asked_every_few_seconds() -> Result<()> {
-    const TOOLS: &str = "xtables-legacy-multi";
-    skip_unless!(Need::Root, Need::Tool(TOOLS));
+    skip_unless!(Need::Root, Need::Tool("iptables-legacy"));
     let host = Host::new()?;
     if let Err(error) = host.run(&["iptables-legacy", "-t", "filter", "-nL"]) {
         eprintln!("skipped: this kernel has no legacy iptables: {error}");
         return Ok(());
     }
-    let path = std::env::var_os("PATH").context("no PATH")?;
-    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let tools = dirs.iter().map(|dir| dir.join(TOOLS)).find(|file| file.exists()).context("no tools")?;
-    let links = tempfile::tempdir()?;
-    for tool in ["iptables", "ip6tables"] {
-        for part in ["", "-save", "-restore"] {
-            symlink(&tools, links.path().join(format!("{tool}{part}")))?;
-        }
-    }
-    dirs.insert(0, links.path().into());
-    // The search path belongs to the process, so the test goes on in one of its own.
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--exact", "with_the_legacy_tools_of_the_search_path", "--ignored", "--nocapture"])
-        .env("PATH", std::env::join_paths(dirs)?)
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    Ok(())
+    Tools::legacy()?.run_test("with_the_legacy_tools_of_the_search_path")
 }
 
 #[test]
