@@ -40,7 +40,8 @@ pub(crate) fn run(step: Step, dir: Option<PathBuf>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds the module; where it is.
+pub(crate) fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["build", "--release", "--package", "nwfilter-module", "--message-format", "json"];
     let output = Command::new(cargo).args(arguments).stderr(Stdio::inherit()).output()?;
@@ -106,7 +107,54 @@ fn driver_dir() -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use nwfilter_testlab::{Need, skip_unless};
+
     use super::*;
+
+    /// The package's files and dpkg's own are copies in a mount namespace; the test goes on there.
+    #[test]
+    fn a_module_that_a_package_owns_is_diverted_and_comes_back() -> Result<()> {
+        skip_unless!(Need::Root, Need::Libvirtd, Need::Tool("dpkg-divert"), Need::Tool("unshare"));
+        let copies = tempfile::tempdir()?;
+        let script = "set -e; mount --make-rprivate /
+            for dir in \"$1\" /var/lib/dpkg; do
+              copy=$2/$(basename \"$dir\"); cp -a \"$dir\" \"$copy\"; mount --bind \"$copy\" \"$dir\"
+            done
+            exec \"$0\" --exact install_module::tests::with_copies_of_the_package --ignored --nocapture";
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .arg(std::env::current_exe()?)
+            .arg(driver_dir()?)
+            .arg(copies.path())
+            .output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ensure!(output.status.success() && said.contains("1 passed"), "{said}");
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "run by the test of diversion"]
+    fn with_copies_of_the_package() -> Result<()> {
+        let dir = driver_dir()?;
+        let target = dir.join(FILE);
+        let diversions = || -> Result<String> {
+            Ok(String::from_utf8(Command::new("dpkg-divert").arg("--list").output()?.stdout)?)
+        };
+        let (libvirts, before) = (fs::read(&target)?, diversions()?);
+        let module = tempfile::NamedTempFile::new()?;
+        for content in ["ours", "newer"] {
+            fs::write(module.path(), content)?;
+            install(&dir, module.path())?;
+            assert_eq!(fs::read_to_string(&target)?, content);
+            // What a new version of the package would write.
+            let owned = Command::new("dpkg-divert").arg("--truename").arg(&target).output()?;
+            assert_eq!(String::from_utf8(owned.stdout)?.trim(), dir.join(KEPT).display().to_string());
+        }
+        uninstall(&dir)?;
+        assert_eq!(fs::read(&target)?, libvirts);
+        assert_eq!(diversions()?, before);
+        Ok(())
+    }
 
     #[test]
     fn libvirts_module_is_kept_and_comes_back() -> Result<()> {
