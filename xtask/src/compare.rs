@@ -1,6 +1,7 @@
 //! `cargo xtask compare`: the same jobs by the installed libvirtd and by this driver, in one run.
 
 mod rates;
+mod starts;
 
 use std::env;
 use std::fmt::Write as _;
@@ -47,8 +48,10 @@ pub(crate) fn run(ports: usize) -> Result<ExitCode> {
         .zip(theirs.into_iter().zip(ours))
         .map(|(job, (libvirt, ours))| Row { job, libvirt, ours })
         .collect();
+    println!("starting a guest");
+    let starts = starts::section()?;
     println!("packets a second");
-    let report = report(&rows)? + &rates::section()?;
+    let report = [report(&rows)?, starts, rates::section()?].concat();
     print!("{report}");
     fs::create_dir_all("docs")?;
     let file = Path::new("docs/performance.md");
