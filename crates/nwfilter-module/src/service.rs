@@ -184,6 +184,9 @@ fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
     if validation == Validation::Schema && !problems.items.is_empty() {
         return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
     }
+    if let Some(warnings) = reading.warnings() {
+        log::warn!("{warnings}");
+    }
     reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
 }
 

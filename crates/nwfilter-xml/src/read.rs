@@ -35,6 +35,11 @@ pub struct Reading<T> {
 }
 
 impl<T> Reading<T> {
+    /// What of a document that is not refused is ignored or replaced, if anything is.
+    pub fn warnings(&self) -> Option<&Diagnostics> {
+        Some(&self.diagnostics).filter(|found| self.value.is_some() && !found.items.is_empty())
+    }
+
     /// The value with warnings dropped, or all problems.
     pub fn into_result(self) -> Result<T, Diagnostics> {
         self.value.ok_or(self.diagnostics)

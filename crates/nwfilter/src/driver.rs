@@ -136,10 +136,14 @@ impl Driver {
     /// Reads a filter and puts it into the store, in place of one of its name, whose UUID it then keeps unless it
     /// names one. Ports that use it are updated first; if that fails, nothing changes.
     ///
-    /// `document` names the text in errors.
+    /// `document` names the text in errors. What of it is ignored or replaced, as libvirt does, is in the log.
     pub fn define_filter(&self, document: &str, text: &str) -> Result<(Arc<Filter>, Applied), Error> {
+        let reading = read_filter(document, text);
+        if let Some(warnings) = reading.warnings() {
+            log::warn!("{warnings}");
+        }
         let mut transaction = Transaction::new();
-        transaction.define_filter(read_filter(document, text).into_result()?);
+        transaction.define_filter(reading.into_result()?);
         let mut done = self.commit(transaction)?;
         let Some(filter) = done.filters.pop() else { unreachable!("one filter was defined") };
         Ok((filter, done.applied))

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Error, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use nwfilter::xml::{PortDev, read_binding, read_filter, write_binding, write_filter};
+use nwfilter::xml::{PortDev, Reading, read_binding, read_filter, write_binding, write_filter};
 use nwfilter::{Applied, Committed, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction};
 use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log, with_causes};
 
@@ -132,7 +132,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Define { files } => {
             let mut transaction = Transaction::new();
             for file in &files {
-                transaction.define_filter(read_filter(&shown(file), &read(file)?).into_result()?);
+                transaction.define_filter(accepted(read_filter(&shown(file), &read(file)?))?);
             }
             let Committed { filters, applied } = watch.during(|| driver.commit(transaction))?;
             warn(&applied);
@@ -153,7 +153,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let mut transaction = Transaction::new();
             let mut ports = Vec::new();
             for file in &files {
-                let binding = read_binding(&shown(file), &read(file)?).into_result()?;
+                let binding = accepted(read_binding(&shown(file), &read(file)?))?;
                 ports.push(binding.port.clone());
                 transaction.create_binding(binding);
             }
@@ -169,7 +169,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::BindingList { json } => print_bindings(&driver, json)?,
         Verb::BindingDumpxml { port } => print!("{}", write_binding(&*driver.binding(&port)?)),
         Verb::Render { binding, format } => {
-            let binding = read_binding(&shown(&binding), &read(&binding)?).into_result()?;
+            let binding = accepted(read_binding(&shown(&binding), &read(&binding)?))?;
             let ruleset = driver.ruleset(&binding)?;
             match format {
                 RenderFormat::Restore => print!("{}", nwfilter::restore_text(&binding.port, &ruleset)),
@@ -255,6 +255,14 @@ fn tell_of_many(ports: &[PortDev], what: &str) {
     if ports.len() > SHOWN {
         eprintln!("warning: so it is with {} more", ports.len() - SHOWN);
     }
+}
+
+/// What a document says. Where part of it is ignored or replaced, as libvirt does, that is told.
+fn accepted<T>(reading: Reading<T>) -> Result<T> {
+    if let Some(warnings) = reading.warnings() {
+        eprintln!("{warnings}\n");
+    }
+    Ok(reading.into_result()?)
 }
 
 fn warn(applied: &Applied) {

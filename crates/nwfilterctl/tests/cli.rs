@@ -281,6 +281,21 @@ fn warnings_fail_a_strict_check_only() {
 }
 
 #[test]
+fn what_is_ignored_of_a_document_that_is_taken_is_told() {
+    let cli = Cli::new();
+    let file = cli.file("f.xml", &FILTER.replace("<tcp ", "<tpc "));
+    let output = cli.run(&["define", file.to_str().unwrap()]);
+    assert!(stdout(&output).starts_with("Network filter ssh defined"));
+    let said = stderr(&output);
+    assert!(
+        said.contains("f.xml:") && said.contains("warning: unknown element <tpc>: it is ignored"),
+        "{said}"
+    );
+    let output = cli.run(&["define", cli.file("g.xml", FILTER).to_str().unwrap()]);
+    assert_eq!((stdout(&output).is_empty(), stderr(&output).as_str()), (false, ""));
+}
+
+#[test]
 fn fmt_prints_the_canonical_form_of_filters_and_bindings() {
     let cli = Cli::new();
     let filter = stdout(&cli.run(&["fmt", cli.file("f.xml", FILTER).to_str().unwrap()]));
