@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Mac, Need, Saved, skip_unless};
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, Mac, Need, Saved, skip_unless};
 use tempfile::TempDir;
 
 const MAC: Mac = Mac::new([0x52, 0x54, 0, 0, 4, 1]);
@@ -25,12 +25,7 @@ impl World {
     fn new() -> Result<Self> {
         let (host, dir) = (Host::new()?, tempfile::tempdir()?);
         let modules = DriverDir::without_nwfilter()?;
-        let options = LibvirtdOptions {
-            driver_dir: Some(modules.path().to_owned()),
-            qemu_conf: true,
-            ..LibvirtdOptions::default()
-        };
-        let libvirtd = Libvirtd::start_with(&host, options)?;
+        let libvirtd = Libvirtd::start_with(&host, modules.options())?;
         let mut world = Self { libvirtd, _modules: modules, dir, host };
         world.install_hook()?;
         Ok(world)

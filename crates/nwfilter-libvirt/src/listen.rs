@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use nwfilter::{Driver, Error};
+use nwfilter::{Driver, Error, with_causes};
 use nwfilter_xml::{Uuid, read_domain};
 use virt::error::Error as VirtError;
 
@@ -131,11 +131,11 @@ impl Listener {
     /// Closes what has no binding, and enforces the bindings there are.
     fn prepare(&mut self, driver: &Driver) -> Result<(), ListenError> {
         match driver.reload() {
-            Ok(reloaded) => reloaded.failed.iter().for_each(|failed| log::error!("{}", chain(failed))),
+            Ok(reloaded) => reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed))),
             Err(error) => {
                 log::error!(
                     "the kernel could not be brought to what the bindings ask for: {}",
-                    chain(&error)
+                    with_causes(&error)
                 );
             }
         }
@@ -214,7 +214,7 @@ impl Listener {
         let synced = plan.carry_out(driver);
         log::debug!("bound {:?}, unbound {:?}", synced.bound, synced.unbound);
         for refused in synced.refused {
-            log::error!("{}", chain(&refused));
+            log::error!("{}", with_causes(&refused));
             self.pending.insert(refused.uuid);
         }
         self.open_bound(driver)
@@ -285,15 +285,4 @@ fn guest((uuid, xml): (Uuid, Option<String>)) -> Option<Guest> {
             None
         }
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

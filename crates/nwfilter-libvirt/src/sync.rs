@@ -83,6 +83,9 @@ impl Plan {
     /// Does it, in one transaction. Where that is refused, port by port, so that what one port is refused does not keep
     /// the others.
     pub fn carry_out(self, driver: &Driver) -> Synced {
+        if self.unbind.len() + self.bind.len() <= 1 {
+            return self.one_by_one(driver);
+        }
         let mut all = Transaction::new();
         for port in &self.unbind {
             all.delete_binding(port.as_str());

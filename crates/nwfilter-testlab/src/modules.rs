@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::LibvirtdOptions;
+
 /// The file name of the nwfilter driver.
 const NWFILTER: &str = "libvirt_driver_nwfilter.so";
 
-/// A directory of the installed driver modules, for [`LibvirtdOptions::driver_dir`](crate::LibvirtdOptions).
+/// A directory of the installed driver modules.
 #[derive(Debug)]
 pub struct DriverDir(TempDir);
 
@@ -39,9 +41,13 @@ impl DriverDir {
         self.install(&installed()?.join(NWFILTER))
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        self.0.path()
+    /// For a libvirtd that runs QEMU guests with these modules, for as long as the directory is there.
+    pub fn options(&self) -> LibvirtdOptions {
+        LibvirtdOptions {
+            driver_dir: Some(self.0.path().to_owned()),
+            qemu_conf: true,
+            ..LibvirtdOptions::default()
+        }
     }
 }
 

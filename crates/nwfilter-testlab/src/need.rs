@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::OnceLock;
+
+use crate::tools::find;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +100,7 @@ fn root() -> Result<(), Skip> {
 }
 
 fn tool(name: &str) -> Result<(), Skip> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir: PathBuf| dir.join(name).is_file());
-    found.then_some(()).ok_or_else(|| Skip(format!("no program {name} on the PATH")))
+    find(name).map(drop).map_err(|missing| Skip(missing.to_string()))
 }
 
 fn libvirtd() -> Result<(), Skip> {

@@ -58,8 +58,9 @@ impl Tools {
     }
 }
 
-fn find(name: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").context("no PATH")?;
+/// Where the search path finds a program.
+pub(crate) fn find(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let file = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
     file.with_context(|| format!("no program {name} on the PATH"))
 }

@@ -7,9 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nwfilter_testlab::{
-    Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Mac, Need, Process, Saved, Tap, skip_unless,
-};
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, Mac, Need, Process, Saved, Tap, skip_unless};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,12 +26,7 @@ impl World {
         let host = Host::new()?;
         let dir = tempfile::tempdir()?;
         let modules = DriverDir::without_nwfilter()?;
-        let options = LibvirtdOptions {
-            driver_dir: Some(modules.path().to_owned()),
-            qemu_conf: true,
-            ..LibvirtdOptions::default()
-        };
-        let libvirtd = Libvirtd::start_with(&host, options)?;
+        let libvirtd = Libvirtd::start_with(&host, modules.options())?;
         let probe = host.tap("probe")?;
         Ok(Self { libvirtd, _modules: modules, dir, probe, host })
     }

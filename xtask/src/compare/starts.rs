@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions};
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd};
 
 use crate::install_module;
 
@@ -40,12 +40,7 @@ pub(super) fn section() -> Result<String> {
 fn starts(install: impl Fn(&DriverDir) -> Result<()>) -> Result<Starts> {
     let (host, modules, dir) = (Host::new()?, DriverDir::without_nwfilter()?, tempfile::tempdir()?);
     install(&modules)?;
-    let options = LibvirtdOptions {
-        driver_dir: Some(modules.path().to_owned()),
-        qemu_conf: true,
-        ..LibvirtdOptions::default()
-    };
-    let daemon = Libvirtd::start_with(&host, options)?;
+    let daemon = Libvirtd::start_with(&host, modules.options())?;
     let filterref = "<filterref filter='clean-traffic'><parameter name='IP' value='10.0.0.1'/></filterref>";
     let median = |filterref: &str| -> Result<Duration> {
         let mut times: Vec<_> =

@@ -46,12 +46,7 @@ pub(crate) fn libvirtd(host: &Host, module: Module) -> Result<(DriverDir, Libvir
 }
 
 pub(crate) fn options(dir: &DriverDir) -> LibvirtdOptions {
-    LibvirtdOptions {
-        driver_dir: Some(dir.path().to_owned()),
-        qemu_conf: true,
-        log_filters: Some("1:nwfilter".into()),
-        ..LibvirtdOptions::default()
-    }
+    LibvirtdOptions { log_filters: Some("1:nwfilter".into()), ..dir.options() }
 }
 
 /// A domain with one interface at the bridge.
