@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nwfilter_xml::PortDev;
+use nwfilter_xtables::process;
 
 /// The nftables table that is the guard, of the family `bridge`. Nothing else is in it.
 const TABLE: &str = "bridge nwfilter_guard";
+
+/// How long nft may take for the one table.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Closes every bridge port whose name starts with a prefix, but those that are let.
 ///
@@ -30,7 +33,7 @@ pub enum GuardError {
     Prefix(String),
     /// nft cannot be run.
     #[error("nft, which the guard needs: {0}")]
-    Run(#[from] std::io::Error),
+    Run(#[from] process::Failure),
     /// nft refused.
     #[error("nft: {0}")]
     Refused(String),
@@ -97,14 +100,7 @@ impl Guard {
 
 fn nft(script: &str) -> Result<(), GuardError> {
     log::trace!("nft -f -\n{script}");
-    let mut nft = Command::new("nft");
-    nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = nft.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // If nft does not read it all, its message says why.
-        let _ = stdin.write_all(script.as_bytes());
-    }
-    let output = child.wait_with_output()?;
+    let output = process::run(PATIENCE, "nft", &["-f", "-"], Some(script), |_| ())?;
     match output.status.success() {
         true => Ok(()),
         false => Err(GuardError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),

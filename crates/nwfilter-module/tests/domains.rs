@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -123,16 +124,15 @@ fn without_the_tools_a_domain_with_a_filter_does_not_start() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let host = Host::new()?;
     let dir = driver_dir(Module::Ours)?;
-    let path = tempfile::tempdir()?;
-    // All that the daemon finds by its name.
-    for tool in ["libvirtd", "qemu-system-x86_64", "ip", "dmidecode", "tc", "modprobe"] {
-        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|dir| format!("{dir}/{tool}"));
-        if let Some(found) = found.into_iter().find(|file| std::path::Path::new(file).exists()) {
-            std::os::unix::fs::symlink(found, path.path().join(tool))?;
-        }
-    }
-    let env = vec![("PATH".into(), path.path().into())];
-    let daemon = Libvirtd::start_with(&host, LibvirtdOptions { env, ..options(&dir) })
+    // No program can be run whose place is taken by a file that is none.
+    let nothing = tempfile::NamedTempFile::new()?;
+    let tools = ["iptables", "ip6tables", "ebtables"].map(|tool| {
+        let tools = ["", "-save", "-restore"].map(|part| format!("/usr/sbin/{tool}{part}"));
+        tools.into_iter().filter_map(|tool| std::fs::canonicalize(tool).ok())
+    });
+    let tools: BTreeSet<_> = tools.into_iter().flatten().collect();
+    let mounts = tools.into_iter().map(|tool| (nothing.path().to_owned(), tool)).collect();
+    let daemon = Libvirtd::start_with(&host, LibvirtdOptions { mounts, ..options(&dir) })
         .context("libvirtd without the tools")?;
     fails_and_leaves_nothing(&host, &daemon, &Domain::clean(1), "iptables")
 }

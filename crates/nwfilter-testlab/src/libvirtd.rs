@@ -1,20 +1,17 @@
 //! A live libvirtd in the network namespace of a host, with state of its own.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 
 use crate::Host;
 use crate::netns::{Netns, Process, checked, scratch, unique};
+use crate::tools::with_mounts;
 
 /// The directories a daemon sees its own of, and the names they have in its state directory.
 const MOUNTS: [(&str, &str); 5] = [
@@ -56,6 +53,8 @@ pub struct LibvirtdOptions {
     pub log_filters: Option<String>,
     /// More environment variables of the daemon.
     pub env: Vec<(OsString, OsString)>,
+    /// Files and directories that the daemon, and what it starts, sees in place of others: what it sees, and where.
+    pub mounts: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Default for LibvirtdOptions {
@@ -66,6 +65,7 @@ impl Default for LibvirtdOptions {
             keep_stock_filters: true,
             log_filters: None,
             env: Vec::new(),
+            mounts: Vec::new(),
         }
     }
 }
@@ -281,20 +281,7 @@ impl Libvirtd {
             .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
             .envs(self.options.driver_dir.iter().map(|dir| ("LIBVIRT_DRIVER_DIR", dir)))
             .envs(self.options.env.iter().map(|(key, value)| (key, value)));
-        let mounts = self.state.mounts()?;
-        // SAFETY: the closure makes nothing but system calls, with strings made before the fork.
-        unsafe {
-            command.pre_exec(move || {
-                unshare(CloneFlags::CLONE_NEWNS)?;
-                let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-                mount(None::<&str>, c"/", None::<&str>, private, None::<&str>)?;
-                for (source, target) in &mounts {
-                    let (source, target) = (Some(source.as_c_str()), target.as_c_str());
-                    mount(source, target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-                }
-                Ok(())
-            });
-        }
+        with_mounts(&mut command, &[self.state.mounts(), self.options.mounts.clone()].concat())?;
         Ok(command)
     }
 }
@@ -368,12 +355,8 @@ impl State {
         command
     }
 
-    fn mounts(&self) -> Result<Vec<(CString, CString)>> {
-        let pair = |(dir, target): (&str, &str)| {
-            let source = self.0.join(dir);
-            Ok((CString::new(source.as_os_str().as_bytes())?, CString::new(target)?))
-        };
-        MOUNTS.into_iter().map(pair).collect()
+    fn mounts(&self) -> Vec<(PathBuf, PathBuf)> {
+        MOUNTS.iter().map(|(dir, target)| (self.0.join(dir), PathBuf::from(target))).collect()
     }
 }
 

@@ -16,6 +16,7 @@ mod host;
 mod memory;
 mod nftables;
 mod plan;
+pub mod process;
 mod render;
 mod saved;
 mod steps;

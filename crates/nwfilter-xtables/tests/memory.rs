@@ -168,8 +168,7 @@ fn whoever_follows_the_changes_reads_only_what_others_changed() -> Result<()> {
 #[test]
 #[ignore = "run by the test of who follows the changes"]
 fn with_save_tools_that_note_that_they_ran() -> Result<()> {
-    let path = std::env::var_os("PATH").context("no PATH")?;
-    let notes = std::env::split_paths(&path).next().context("no tools")?.join(NOTES);
+    let notes = Tools::of_this_test()?.join(NOTES);
     let host = Host::new()?;
     let backend = Xtables::default();
     let mut watch = host.enter(|| backend.watch())?.context("no watch")?;

@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, frames, skip_unless};
+use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, Tools, frames, skip_unless};
 use tempfile::TempDir;
 
 const OLD: &str = "<filter name='f'>
@@ -111,24 +110,11 @@ fn binding(index: usize) -> String {
     )
 }
 
-/// A PATH in which one tool fails, or is not there.
-fn path_with_fault(dir: &Path, faulty: &str, missing: bool) -> PathBuf {
-    let path = dir.join(format!("{faulty}-{missing}"));
-    fs::create_dir(&path).unwrap();
-    for tool in TOOLS.iter().chain(&["iptables", "ip6tables", "ebtables", "modprobe"]) {
-        let real = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|dir| Path::new(dir).join(tool));
-        let real = real.into_iter().find(|file| file.exists()).expect("the tool is installed");
-        match (*tool == faulty, missing) {
-            (false, _) => symlink(real, path.join(tool)).unwrap(),
-            (true, true) => (),
-            (true, false) => {
-                let script = path.join(tool);
-                fs::write(&script, "#!/bin/sh\necho 'out of order' >&2\nexit 4\n").unwrap();
-                fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-            }
-        }
-    }
-    path
+/// A tool that does nothing but fail.
+fn failing(tool: &str) -> Tools {
+    let tools = Tools::new().unwrap();
+    tools.script(tool, "echo 'out of order' >&2\nexit 4\n").unwrap();
+    tools
 }
 
 #[test]
@@ -136,14 +122,18 @@ fn a_tool_that_fails_or_is_missing_changes_nothing() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let lab = Lab::new();
     let before = lab.state();
-    let faults = tempfile::tempdir().unwrap();
     for tool in TOOLS {
         for missing in [false, true] {
-            let path = path_with_fault(faults.path(), tool, missing);
+            let tools = if missing { Tools::without(tool).unwrap() } else { failing(tool) };
             for args in [["binding-create", "b3.xml"], ["define", "new.xml"], ["binding-delete", "tap0"]] {
                 // So that it needs the tools that read, too.
                 let _ = fs::remove_file(lab.remembered());
-                let output = lab.command(&args).env("PATH", &path).output().unwrap();
+                let mut command = lab.command(&args);
+                match missing {
+                    true => tools.replace_all(&mut command).unwrap(),
+                    false => tools.come_first(&mut command).unwrap(),
+                }
+                let output = command.output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 assert_eq!(output.status.code(), Some(1), "{tool} missing: {missing}, {args:?}: {said}");
                 assert!(said.contains(tool), "{said}");
@@ -169,24 +159,19 @@ fn a_change_that_takes_long_tells_a_terminal_how_far_it_is() {
         Need::Tool("script")
     );
     let lab = Lab::new();
-    let tools = path_with_fault(lab.dir.path(), "nothing", false);
-    fs::remove_file(tools.join("ebtables-restore")).unwrap();
-    let slow = tools.join("ebtables-restore");
-    fs::write(&slow, "#!/bin/sh\n/bin/sleep 2\nexec /usr/sbin/ebtables-restore \"$@\"\n").unwrap();
-    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
-    let define = format!(
-        "PATH={} {} --config-dir etc --state-dir run define",
-        tools.display(),
-        env!("CARGO_BIN_EXE_nwfilterctl")
-    );
+    let tools = Tools::new().unwrap();
+    tools.script("ebtables-restore", "/bin/sleep 2\nexec $REAL \"$@\"\n").unwrap();
+    let define = format!("{} --config-dir etc --state-dir run define", env!("CARGO_BIN_EXE_nwfilterctl"));
     let mut command = lab.host.command("script");
     command.current_dir(lab.dir.path()).args(["-qec", &format!("{define} new.xml"), "/dev/null"]);
+    tools.come_first(&mut command).unwrap();
     let seen = String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
     assert!(seen.contains("\rwriting rules of 3 ports\x1b[K"), "{seen:?}");
     assert!(seen.contains("\r\x1b[KNetwork filter f defined"), "the line is gone: {seen:?}");
     let mut command = lab.host.command("sh");
-    let output =
-        command.current_dir(lab.dir.path()).args(["-c", &format!("{define} old.xml")]).output().unwrap();
+    command.current_dir(lab.dir.path()).args(["-c", &format!("{define} old.xml")]);
+    tools.come_first(&mut command).unwrap();
+    let output = command.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(output.status.success());
 }
