@@ -102,6 +102,13 @@ impl VarName {
     pub const MAC: &str = "MAC";
     /// The IPv4 addresses of the port.
     pub const IP: &str = "IP";
+    /// The IPv6 addresses of the port.
+    pub const IPV6: &str = "IPV6";
+
+    /// Whether the values are addresses of the guest, which are learned where none is given.
+    pub fn holds_addresses(&self) -> bool {
+        [Self::IP, Self::IPV6].contains(&self.as_str())
+    }
 }
 
 impl FromStr for VarName {

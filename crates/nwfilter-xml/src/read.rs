@@ -12,6 +12,7 @@ use crate::model::{Filter, Params};
 use crate::names::VarName;
 use crate::nesting::too_deep;
 use crate::problems::Problems;
+use crate::value::Kind;
 
 /// Largest document that is read, in bytes: the longest string that libvirt's protocol carries. A filter with 1,000
 /// rules has about 100,000.
@@ -205,7 +206,8 @@ impl Reader<'_> {
         params
     }
 
-    /// One parameter; libvirt ignores one whose name or value it does not like.
+    /// One parameter; libvirt ignores one whose name or value it does not like. An address of the guest that is none
+    /// is refused.
     fn parameter(&mut self, node: Node<'_, '_>, params: &mut Params) {
         self.warn_unknown_attributes(node, &["name", "value"]);
         let ignored = |reader: &mut Self, range, what: String, help: &str| {
@@ -221,6 +223,13 @@ impl Reader<'_> {
             let what = format!("'{}' is no variable name", name.value().escape_debug());
             return ignored(self, name.range_value(), what, name_help);
         };
+        // Without it, the guest would have any address that it says it has.
+        if variable.holds_addresses() && !is_address(value.value()) {
+            let what = format!("{variable} is '{}', which is no IP address", value.value().escape_debug());
+            let help =
+                "one address without a prefix length, as 10.0.0.1; each address is a parameter of its own";
+            return self.problems.error(value.range_value(), what, Some(help.to_owned()));
+        }
         if !params.push(variable, value.value()) {
             let what = format!("'{}' cannot be a value", value.value().escape_debug());
             ignored(self, value.range_value(), what, value_help);
@@ -340,4 +349,9 @@ fn without_position(error: &roxmltree::Error) -> String {
         }
         _ => text,
     }
+}
+
+/// Whether a text is an IP address of either family, as libvirt reads one.
+fn is_address(text: &str) -> bool {
+    [Kind::Ipv4, Kind::Ipv6].iter().any(|kind| kind.parse(text).is_some())
 }

@@ -36,3 +36,13 @@ fn a_document_is_checked_as_what_its_root_element_says() {
         assert!(diagnostics.items.iter().any(|item| item.message == expected), "{text}: {diagnostics}");
     }
 }
+
+#[test]
+fn a_filter_that_passes_a_bad_address_to_another_is_refused() {
+    for (name, value) in [("IP", "10.0.0.2/24"), ("IP", ""), ("IPV6", "fe80::1%eth0")] {
+        let include = format!("<filterref filter='g'><parameter name='{name}' value='{value}'/></filterref>");
+        let diagnostics = check("d.xml", &format!("<filter name='f'>{include}</filter>"));
+        let expected = format!("{name} is '{value}', which is no IP address");
+        assert!(diagnostics.has_errors() && diagnostics.items[0].message == expected, "{diagnostics}");
+    }
+}

@@ -173,7 +173,7 @@ few.
 | `<uuid>` | | 32 hex digits, in which `-` and blanks have no meaning | a new one |
 | `<filterref>` | `filter` | the name of a filter, whose rules are included here | refused |
 | `<parameter>` | `name` | letters, digits and `_` | ignored |
-| | `value` | one or more letters, digits and `_ . :` | ignored |
+| | `value` | one or more letters, digits and `_ . :`; that of `IP` and `IPV6` an IP address, else it is refused | ignored |
 | `<rule>` | `action` | `drop`, `reject`, `accept`, `return` or `continue` | refused |
 | | `direction` | `in` (to the guest), `out` (from it) or `inout` | refused |
 | | `priority` | -1000 to 1000; anything else counts as 500 | 500 |
