@@ -1,0 +1,24 @@
+//! nf_tables in types: what a table holds, the transactions that change it, reading it back, and who changed it.
+//!
+//! A [`Transaction`] collects [`Operation`]s, each with a tag of the caller. It is sent as one batch that the kernel
+//! takes whole or not at all, and a refusal ([`CommitError`]) carries the tag of its operation. A table is read back
+//! into the same types ([`InstalledTable`]), so that desired and installed compare with `==`.
+
+mod error;
+pub mod expr;
+pub mod field;
+mod installed;
+mod name;
+mod rule;
+mod set;
+mod table;
+mod transaction;
+
+pub use error::{CommitError, Error, Refusal};
+pub use expr::Expr;
+pub use installed::{Count, InstalledChain, InstalledElement, InstalledRule, InstalledSet, InstalledTable};
+pub use name::{ChainName, InvalidName, ObjectName, SetName, TableName};
+pub use rule::{Comment, Rule};
+pub use set::{Datatype, Element, ElementKey, ElementValue, MapData, Set, SetFlags};
+pub use table::{BaseChain, Chain, ChainType, CtHelper, Family, Hook, Object, Policy, TableFlags, TableId};
+pub use transaction::{Operation, Place, Transaction};
