@@ -91,13 +91,15 @@ impl Driver {
         let documents = steps.len();
         let applied = self.apply(&change.batch)?;
         self.reporter.report(Phase::Stores, 0, documents);
-        let stored = stores
-            .known
-            .forget(&change.forgotten)
-            .and_then(|forgotten| carry_out(steps).inspect_err(|_| stores.known.remember(forgotten)));
-        if let Err(error) = change.take_note(stores) {
-            log::error!("what was stored is read when the stores are needed again: {error}");
-        }
+        let stored = self.publish(stores, |stores| {
+            let forgotten = stores.known.forget(&change.forgotten);
+            let stored = forgotten
+                .and_then(|forgotten| carry_out(steps).inspect_err(|_| stores.known.remember(forgotten)));
+            if let Err(error) = change.take_note(stores) {
+                log::error!("what was stored is read when the stores are needed again: {error}");
+            }
+            stored
+        });
         match stored {
             Ok(()) => {
                 self.reporter.report(Phase::Stores, documents, documents);

@@ -68,7 +68,8 @@ impl Default for Config {
 pub struct Driver {
     config: Config,
     backend: Arc<dyn Backend>,
-    stores: Mutex<Stores>,
+    /// The stores as they were seen last. Held only to read or replace them, never while the kernel is changed.
+    view: Mutex<Arc<Stores>>,
     /// The transactions that wait for another one.
     pub(crate) queue: Queue,
     pub(crate) learner: Background,
@@ -106,7 +107,7 @@ impl Driver {
         Ok(Self {
             config,
             backend,
-            stores: Mutex::new(stores),
+            view: Mutex::new(Arc::new(stores)),
             queue: Queue::default(),
             learner,
             reporter: Reporter::default(),
@@ -230,26 +231,40 @@ impl Driver {
 
     // ---- inside ----
 
-    /// The stores as they are on disk now.
-    pub(crate) fn look(&self) -> Result<MutexGuard<'_, Stores>, Error> {
-        // A panic while the stores were held left them at most out of date, and they are read again here.
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.refresh()?;
-        self.meter().stores(&stores);
-        Ok(stores)
+    /// The stores as they are on disk now. Does not wait for a change that another thread makes.
+    pub(crate) fn look(&self) -> Result<Arc<Stores>, Error> {
+        let mut view = self.view();
+        Arc::make_mut(&mut view).refresh()?;
+        self.meter().stores(&view);
+        Ok(view.clone())
     }
 
-    /// Runs a change while no other thread or process makes one. It leaves the stores as they are on disk then.
+    fn view(&self) -> MutexGuard<'_, Arc<Stores>> {
+        // A panic while the stores were held left them at most out of date, and they are read again before each use.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a change while no other thread or process makes one, on a copy of the stores. Lookups see the copy when the
+    /// change is done.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = lock(&self.config.state_dir)?;
-        stores.refresh()?;
+        let mut stores = Arc::unwrap_or_clone(self.look()?);
         stores.set_damaged_aside();
         let done = change(&mut stores)?;
         self.meter().stores(&stores);
+        let stores = Arc::new(stores);
+        *self.view() = stores.clone();
         drop(lock);
-        self.learner.listen_if_needed(self, &mut stores);
+        self.learner.listen_if_needed(self, &stores);
         Ok(done)
+    }
+
+    /// Changes several files of the stores, of which lookups see all or none.
+    pub(crate) fn publish<T>(&self, stores: &mut Stores, change: impl FnOnce(&mut Stores) -> T) -> T {
+        let mut view = self.view();
+        let done = change(stores);
+        *view = Arc::new(stores.clone());
+        done
     }
 
     pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {

@@ -66,6 +66,7 @@ impl fmt::Display for Problem {
 }
 
 /// A directory in which each file `NAME.xml` holds one document, kept in step with what is on disk.
+#[derive(Clone)]
 pub(crate) struct Directory<T> {
     path: PathBuf,
     read: fn(&str, &str) -> Reading<T>,
@@ -76,6 +77,7 @@ pub(crate) struct Directory<T> {
 }
 
 /// What a file holds.
+#[derive(Clone)]
 enum Content<T> {
     Document(Arc<T>),
     None(Problem),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nwfilter_rules::Ruleset;
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, read_binding, read_filter};
@@ -20,12 +20,13 @@ use crate::stock::stock_filters;
 pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
 
 /// The stores as they were read last.
+#[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) filters: Directory<Filter>,
     pub(crate) bindings: Directory<Binding>,
     /// The addresses of guests that their bindings do not give.
     pub(crate) known: Known,
-    pub(crate) need_cache: NeedCache,
+    pub(crate) need_cache: Arc<Mutex<NeedCache>>,
 }
 
 impl Stores {
@@ -36,7 +37,7 @@ impl Stores {
             filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
             bindings: Directory::new(state_dir, read_binding, |binding| binding.port.to_string()),
             known: Known::new(state_dir),
-            need_cache: NeedCache::default(),
+            need_cache: Arc::default(),
         }
     }
 

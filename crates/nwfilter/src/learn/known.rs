@@ -95,6 +95,7 @@ impl Change {
 }
 
 /// The three files.
+#[derive(Clone)]
 pub(crate) struct Known {
     leases: LeaseFile,
     leases6: LeaseFile,
@@ -264,6 +265,7 @@ fn replace(path: &Path, text: &str) -> Result<(), Error> {
 
 // ---- leases ----
 
+#[derive(Clone)]
 struct LeaseFile {
     path: PathBuf,
     stamp: Stamp,
@@ -419,7 +421,7 @@ fn append(path: &Path, lines: &str) -> Result<(), Error> {
 
 // ---- learned addresses ----
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct LearnedFile {
     path: PathBuf,
     stamp: Stamp,

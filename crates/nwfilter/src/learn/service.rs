@@ -31,7 +31,7 @@ impl Background {
     }
 
     /// If a port needs it, starts the thread or has it look at the stores; then the port is listened to.
-    pub(crate) fn listen_if_needed(&self, driver: &Driver, stores: &mut Stores) {
+    pub(crate) fn listen_if_needed(&self, driver: &Driver, stores: &Stores) {
         if self.elsewhere || stores.needs().is_empty() {
             return;
         }
@@ -110,9 +110,11 @@ impl NeedCache {
 
 impl Stores {
     /// The bindings with something left to learn.
-    pub(crate) fn needs(&mut self) -> Vec<(Arc<Binding>, Need)> {
+    pub(crate) fn needs(&self) -> Vec<(Arc<Binding>, Need)> {
         let filters = self.filter_map();
-        let mut needs = self.need_cache.find(filters, self.bindings.documents());
+        let mut cache = self.need_cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut needs = cache.find(filters, self.bindings.documents());
+        drop(cache);
         needs.retain(|(binding, need)| {
             let learned = self.known.learned(&binding.port, GuestKey::of(binding), need.family);
             need.method == Method::Dhcp || !learned.is_some_and(|learned| is_complete(&learned.addresses))

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use nwfilter::rules::{
@@ -125,6 +125,8 @@ pub(crate) struct FakeKernel {
     pub(crate) asked: Vec<Vec<String>>,
     /// Whether the next batch ends in a panic.
     pub(crate) panics: bool,
+    /// What the next batch waits at twice: when it has begun, and before it goes on.
+    pub(crate) gate: Option<Arc<Barrier>>,
     /// How long a batch takes.
     pub(crate) takes: Duration,
 }
@@ -143,6 +145,10 @@ impl Backend for Fake {
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let takes = self.kernel().takes;
         std::thread::sleep(takes);
+        let gate = self.kernel().gate.take();
+        for gate in gate.iter().flat_map(|gate| [gate; 2]) {
+            gate.wait();
+        }
         let mut kernel = self.kernel();
         if std::mem::take(&mut kernel.panics) {
             drop(kernel);
