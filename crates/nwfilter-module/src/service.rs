@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Xtables, with_causes};
 use nwfilter_xml::{
-    Binding, Diagnostics, Filter, Reading, Uuid, read_binding, read_filter, write_binding, write_filter,
+    Binding, Diagnostics, Filter, Reading, Strictness, Uuid, read_binding, read_filter_with, write_binding,
+    write_filter,
 };
 
 use crate::leaving::Leaving;
@@ -110,11 +111,11 @@ impl Service {
 
     /// Reads a filter without putting it into the store.
     pub(crate) fn read_filter(&self, text: &str, validation: Validation) -> Result<Filter, Refusal> {
-        valid(read_filter("filter", text), validation)
+        valid(read_filter_with("filter", text, Strictness::AsLibvirt), validation)
     }
 
     pub(crate) fn define(&self, text: &str) -> Result<Arc<Filter>, Refusal> {
-        let (filter, applied) = self.driver.define_filter("filter", text)?;
+        let (filter, applied) = self.driver.define_filter_with("filter", text, Strictness::AsLibvirt)?;
         warn(&applied);
         Ok(filter)
     }
@@ -185,7 +186,7 @@ fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
         return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
     }
     if let Some(warnings) = reading.warnings() {
-        log::warn!("{warnings}");
+        log::log!(if warnings.widen_a_rule() { log::Level::Error } else { log::Level::Warn }, "{warnings}");
     }
     reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
 }

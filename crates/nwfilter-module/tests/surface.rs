@@ -197,7 +197,7 @@ fn a_refusal_says_where_the_document_is_wrong() -> Result<()> {
     let host = Host::new()?;
     let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
     let (_, stderr) = see(&daemon, &documents, &["nwfilter-define", "@bad-port"])?;
-    ensure!(stderr.contains("XML error: filter:1:72: error: srcportstart: expected"), "{stderr}");
+    ensure!(stderr.contains("XML error: filter:1:72: error[NWF0023]: srcportstart: expected"), "{stderr}");
     Ok(())
 }
 

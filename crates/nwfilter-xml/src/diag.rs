@@ -2,10 +2,14 @@
 
 use std::fmt;
 
-use crate::model::Place;
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+use crate::code::Code;
+use crate::place::Place;
+use crate::problems::Problems;
 
 /// How bad a problem is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// libvirt takes the document, but ignores or replaces what is meant here.
     Warning,
@@ -24,7 +28,10 @@ impl fmt::Display for Severity {
 
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Diagnostic {
+    /// What kind of problem it is.
+    pub code: Code,
     /// How bad it is.
     pub severity: Severity,
     /// Where it is.
@@ -43,6 +50,7 @@ pub struct Diagnostic {
 
 /// All problems of one document, in document order.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Diagnostics {
     /// The name of the document, as a file name.
     pub document: String,
@@ -53,6 +61,39 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
+    /// No problems of a document.
+    pub fn none(document: &str) -> Self {
+        Self { document: document.to_owned(), items: Vec::new(), omitted: 0 }
+    }
+
+    /// One error about a document that could be read, at a place in its text and so many characters long.
+    pub fn error(
+        document: &str,
+        text: &str,
+        code: Code,
+        (place, length): (Place, usize),
+        message: impl Into<String>,
+        help: Option<String>,
+    ) -> Self {
+        let mut problems = Problems::new(text);
+        let start = problems.offset(place.line, place.column);
+        let end = text[start..].char_indices().nth(length).map_or(text.len(), |(at, _)| start + at);
+        problems.error(code, start..end, message, help);
+        problems.into_diagnostics(document)
+    }
+
+    /// Adds the problems that somebody else found in the same document.
+    pub fn merge(&mut self, other: Diagnostics) {
+        self.items.extend(other.items);
+        self.items.sort_by_key(|item| item.place);
+        self.omitted += other.omitted;
+    }
+
+    /// Whether any of them makes a rule match more than is written.
+    pub fn widen_a_rule(&self) -> bool {
+        self.items.iter().any(|item| item.code.widens_a_rule())
+    }
+
     /// Whether any of them refuses the document.
     pub fn has_errors(&self) -> bool {
         self.items.iter().any(|item| item.severity == Severity::Error)
@@ -70,11 +111,15 @@ impl fmt::Display for Diagnostics {
             if index > 0 {
                 writeln!(f)?;
             }
-            let Diagnostic { severity, place, message, .. } = item;
-            write!(f, "{}:{place}: {severity}: {message}", self.document)?;
-            item.write_excerpt(f)?;
+            let Diagnostic { code, severity, place, message, .. } = item;
+            write!(f, "{}:{place}: {severity}[{code}]: {message}", self.document)?;
+            if !item.line.is_empty() {
+                write!(f, "\n{}", item.excerpt())?;
+            }
             if let Some(help) = &item.help {
-                write!(f, "\n  = help: {help}")?;
+                // In the excerpt's gutter, which is as wide as the number of the line.
+                let gutter = if item.line.is_empty() { 1 } else { place.line.to_string().len() };
+                write!(f, "\n{:gutter$} = help: {help}", "")?;
             }
         }
         match self.omitted {
@@ -85,47 +130,32 @@ impl fmt::Display for Diagnostics {
 }
 
 impl Diagnostic {
-    fn write_excerpt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let column = (self.place.column.saturating_sub(self.line_from)) as usize;
-        let skipped = if column + 20 > SHOWN_WIDTH { column.saturating_sub(40) } else { 0 };
-        // Tabs and control characters would move the caret or the terminal.
-        let clean = |c: char| if c.is_control() { ' ' } else { c };
-        let shown: String = self.line.chars().skip(skipped).take(SHOWN_WIDTH).map(clean).collect();
-        let indent = column - skipped;
-        let width = (self.length as usize).clamp(1, SHOWN_WIDTH.saturating_sub(indent).max(1));
-        let number = self.place.line.to_string();
-        let gutter = " ".repeat(number.len());
-        write!(f, "\n {gutter} |\n {number} | {}\n {gutter} | ", shown.trim_end())?;
-        write!(f, "{}{}", " ".repeat(indent), "^".repeat(width))
+    /// The line, and under it what of it is meant.
+    fn excerpt(&self) -> String {
+        let byte = |column: u32| {
+            let skipped = column.saturating_sub(self.line_from) as usize;
+            self.line.char_indices().nth(skipped).map_or(self.line.len(), |(at, _)| at)
+        };
+        let span = byte(self.place.column)..byte(self.place.column.saturating_add(self.length));
+        let snippet = Snippet::source(self.line.as_str())
+            .line_start(self.place.line as usize)
+            .annotation(AnnotationKind::Primary.span(span));
+        let group = Group::with_level(Level::ERROR).element(snippet);
+        Renderer::plain().term_width(SHOWN_WIDTH).render(&[group])
     }
 }
 
 /// Of `candidates` the one that `word` most likely was meant to be: at most a third of its characters differ, or it
 /// is the beginning.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = word.to_ascii_lowercase();
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // No word of the language is longer.
+    let word: String = word.chars().take(64).collect::<String>().to_ascii_lowercase();
     let limit = (word.len() / 3).max(1);
     let distance = |candidate: &str| {
         let candidate = candidate.to_ascii_lowercase();
         let begins = word.len() > 2 && candidate.starts_with(&word);
-        if begins { limit } else { edit_distance(&word, &candidate) }
+        if begins { limit } else { strsim::osa_distance(&word, &candidate) }
     };
     let scored = candidates.into_iter().map(|candidate| (distance(candidate), candidate));
     scored.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, c)| c)
-}
-
-/// The number of insertions, deletions and replacements that turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

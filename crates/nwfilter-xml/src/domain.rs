@@ -3,8 +3,9 @@
 use uuid::Uuid;
 
 use crate::binding::{Binding, Owner};
-use crate::model::{Include, Place};
+use crate::model::Include;
 use crate::names::{MacAddr, PortDev};
+use crate::place::Place;
 
 /// The namespace of the `<metadata>` element that gives interfaces their filters on hosts whose libvirt has no nwfilter
 /// driver, and refuses `<filterref>` in `<interface>`:

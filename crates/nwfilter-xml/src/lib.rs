@@ -15,33 +15,42 @@
 //!
 //! let refused = nwfilter_xml::read_filter("ssh.xml", &text.replace("accept", "acept"));
 //! let message = refused.into_result().unwrap_err().to_string();
-//! assert!(message.starts_with("ssh.xml:2:17: error: unknown action 'acept'"));
+//! assert!(message.starts_with("ssh.xml:2:17: error[NWF0020]: unknown action 'acept'"));
 //! # Ok::<(), nwfilter_xml::Diagnostics>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod binding;
+mod code;
+mod decode;
 mod diag;
 mod domain;
 mod lint;
 mod model;
 mod names;
-mod nesting;
+mod place;
 mod problems;
 mod read;
 mod read_binding;
 mod read_domain;
 mod read_filter;
+mod scan;
 pub mod schema;
 pub mod value;
 mod write;
 
 pub use binding::{Binding, Owner};
-pub use diag::{Diagnostic, Diagnostics, Severity};
+pub use code::Code;
+pub use decode::decode;
+pub use diag::{Diagnostic, Diagnostics, Severity, nearest};
 pub use domain::{Domain, Interface, METADATA_NAMESPACE, NoBinding};
-pub use model::{Action, Direction, Entry, Filter, Include, Item, Matches, Params, Place, Rule};
+pub use model::{Action, Direction, Entry, Filter, Include, Item, Matches, Params, Rule};
 pub use names::{ChainKind, ChainName, FilterName, MacAddr, PortDev, Priority, VarName};
+pub use place::Place;
 pub use read::{
-    MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_VALUES, Reading, check, read_binding, read_domain, read_filter,
+    DocumentKind, MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NAMESPACES, MAX_VALUES, Reading,
+    Strictness, check, check_with, read_binding, read_domain, read_filter, read_filter_with,
 };
 pub use schema::{Field, Layer, Protocol};
 pub use uuid::Uuid;

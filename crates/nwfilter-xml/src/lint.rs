@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use roxmltree::Attribute as XmlAttribute;
 
+use crate::code::Code;
 use crate::model::Item;
 use crate::names::{ChainKind, ChainName};
 use crate::read::Reader;
@@ -41,7 +42,12 @@ impl Reader<'_> {
             }
             _ => return,
         };
-        self.problems.warn(a.range_value(), format!("{}: {message}", row.name), None);
+        let code = match literal {
+            Literal::Text(_) => Code::CommentCut,
+            Literal::Bool(_) => Code::OddTruthValue,
+            _ => Code::OddSpelling,
+        };
+        self.problems.warn(code, a.range_value(), format!("{}: {message}", row.name), None);
     }
 
     /// The attributes of a rule taken together.
@@ -53,8 +59,8 @@ impl Reader<'_> {
         chain: Option<&ChainName>,
     ) {
         for FoundItem { item, range, .. } in &found.items {
-            if let Some(message) = without_effect(found, item, statematch) {
-                self.problems.warn(range.clone(), message, None);
+            if let Some((code, message)) = without_effect(found, item, statematch) {
+                self.problems.warn(code, range.clone(), message, None);
             }
         }
         let Some(chain) = chain else { return };
@@ -65,17 +71,17 @@ impl Reader<'_> {
                 Some(kind) => format!("put it into a filter with chain='{}' or 'root'", prefix_of(kind)),
                 None => "put it into a filter with chain='root'".to_owned(),
             };
-            self.problems.warn(tag, message, Some(help));
+            self.problems.warn(Code::NeverMatches, tag, message, Some(help));
         }
     }
 }
 
 /// Why an attribute of a rule does nothing, or not what it seems to.
-fn without_effect(found: &Found, item: &Item, statematch: bool) -> Option<String> {
+fn without_effect(found: &Found, item: &Item, statematch: bool) -> Option<(Code, String)> {
     let Attribute { name, field, needs, .. } = *item.attribute;
     let name_of = |field| found.protocol.attribute(field).map_or("", |a| a.name);
     if let Some(needed) = needs.filter(|needed| found.get(*needed).is_none()) {
-        return Some(format!("{name} has no effect without {}", name_of(needed)));
+        return Some((Code::WithoutEffect, format!("{name} has no effect without {}", name_of(needed))));
     }
     let address = match field {
         Field::SrcIpFrom => Some(Field::SrcIp),
@@ -83,7 +89,7 @@ fn without_effect(found: &Found, item: &Item, statematch: bool) -> Option<String
         _ => None,
     };
     if let Some(address) = address.filter(|address| found.get(*address).is_some()) {
-        return Some(format!("{name} has no effect beside {}", name_of(address)));
+        return Some((Code::WithoutEffect, format!("{name} has no effect beside {}", name_of(address))));
     }
     if field == Field::States {
         let why = match &item.value {
@@ -92,7 +98,7 @@ fn without_effect(found: &Found, item: &Item, statematch: bool) -> Option<String
             Value::Literal(Literal::States(states)) if states.is_empty() => "without the name of a state",
             _ => return None,
         };
-        return Some(format!("state has no effect {why}"));
+        return Some((Code::WithoutEffect, format!("state has no effect {why}")));
     }
     let start = &field.range_start().and_then(|start| found.get(start))?.item;
     let (Value::Literal(low), Value::Literal(high)) = (&start.value, &item.value) else { return None };
@@ -102,7 +108,8 @@ fn without_effect(found: &Found, item: &Item, statematch: bool) -> Option<String
             item.attribute.kind.write(literal, &mut text);
             text
         };
-        format!("the range from {} {} to {name} {} is empty", start.attribute.name, write(low), write(high))
+        let (start, low, high) = (start.attribute.name, write(low), write(high));
+        (Code::EmptyRange, format!("the range from {start} {low} to {name} {high} is empty"))
     })
 }
 

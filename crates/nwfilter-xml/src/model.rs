@@ -6,31 +6,9 @@ use std::fmt;
 use uuid::Uuid;
 
 use crate::names::{ChainName, FilterName, Priority, VarName};
+use crate::place::Place;
 use crate::schema::{Attribute, Field, Protocol};
 use crate::value::{Literal, Value, VarRef};
-
-/// Where something stands in its document. Places never make two values differ.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
-    /// The line, counted from 1; 0 if the value was not read from a document.
-    pub line: u32,
-    /// The column in characters, counted from 1.
-    pub column: u32,
-}
-
-impl PartialEq for Place {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Place {}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.line, self.column)
-    }
-}
 
 /// A `<filter>` document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +32,22 @@ impl Filter {
             Entry::Include(include) => Some(include),
             Entry::Rule(_) => None,
         })
+    }
+
+    /// The same filter, as if it had not been read from a document: what it says is compared without where it says it.
+    #[must_use]
+    pub fn without_places(mut self) -> Self {
+        for entry in &mut self.entries {
+            match entry {
+                Entry::Include(include) => include.place = Place::default(),
+                Entry::Rule(rule) => {
+                    rule.place = Place::default();
+                    let items = rule.matches.iter_mut().flat_map(|matches| &mut matches.items);
+                    items.for_each(|item| item.place = Place::default());
+                }
+            }
+        }
+        self
     }
 
     /// Its rules, in document order.

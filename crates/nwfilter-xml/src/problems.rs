@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use crate::code::Code;
 use crate::diag::{Diagnostic, Diagnostics, Severity};
-use crate::model::Place;
+use crate::place::Place;
 
 /// After this many errors, and this many warnings, the rest is only counted.
 const MAX_OF_EACH: usize = 200;
@@ -47,15 +48,34 @@ impl<'t> Problems<'t> {
         Diagnostics { document: document.to_owned(), items, omitted: self.omitted }
     }
 
-    pub(crate) fn error(&mut self, range: Range<usize>, message: impl Into<String>, help: Option<String>) {
-        self.add(Severity::Error, range, message.into(), help);
+    pub(crate) fn error(
+        &mut self,
+        code: Code,
+        range: Range<usize>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
+        self.report(Severity::Error, code, range, || (message.into(), help));
     }
 
-    pub(crate) fn warn(&mut self, range: Range<usize>, message: impl Into<String>, help: Option<String>) {
-        self.add(Severity::Warning, range, message.into(), help);
+    pub(crate) fn warn(
+        &mut self,
+        code: Code,
+        range: Range<usize>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
+        self.report(Severity::Warning, code, range, || (message.into(), help));
     }
 
-    fn add(&mut self, severity: Severity, range: Range<usize>, message: String, help: Option<String>) {
+    /// Adds a problem whose message and help cost something: they are asked for only if the problem is kept.
+    pub(crate) fn report(
+        &mut self,
+        severity: Severity,
+        code: Code,
+        range: Range<usize>,
+        text: impl FnOnce() -> (String, Option<String>),
+    ) {
         let kept = match severity {
             Severity::Error => self.errors.len(),
             Severity::Warning => self.warnings.len(),
@@ -64,11 +84,12 @@ impl<'t> Problems<'t> {
             self.omitted += 1;
             return;
         }
+        let (message, help) = text();
         let place = self.place(range.start);
         let (line, line_from) = self.line_around(range.start, place);
         let covered = self.text.get(range).unwrap_or("").lines().next().unwrap_or("");
         let length = narrow(covered.chars().take(LINE_KEPT).count()).max(1);
-        let diagnostic = Diagnostic { severity, place, length, message, help, line, line_from };
+        let diagnostic = Diagnostic { code, severity, place, length, message, help, line, line_from };
         match severity {
             Severity::Error => self.errors.push(diagnostic),
             Severity::Warning => self.warnings.push(diagnostic),
@@ -164,7 +185,7 @@ mod tests {
     fn of_a_long_line_only_the_part_around_the_place_is_kept() {
         let text = format!("{}here{}", "a".repeat(1 << 20), "b".repeat(1 << 20));
         let mut problems = Problems::new(&text);
-        problems.error(1 << 20..(1 << 20) + 4, "wrong", None);
+        problems.error(Code::BadValue, 1 << 20..(1 << 20) + 4, "wrong", None);
         let diagnostics = problems.into_diagnostics("long.xml");
         assert_eq!(diagnostics.items[0].line.len(), LINE_KEPT);
         let shown = diagnostics.to_string();
@@ -176,8 +197,8 @@ mod tests {
     #[test]
     fn beyond_a_limit_problems_are_counted() {
         let mut problems = Problems::new("text");
-        (0..1000).for_each(|_| problems.warn(0..1, "odd", None));
-        problems.error(0..1, "wrong", None);
+        (0..1000).for_each(|_| problems.warn(Code::OddSpelling, 0..1, "odd", None));
+        problems.error(Code::BadValue, 0..1, "wrong", None);
         assert!(problems.has_errors());
         let diagnostics = problems.into_diagnostics("d.xml");
         assert!(diagnostics.has_errors());

@@ -6,12 +6,13 @@ use roxmltree::{Attribute as XmlAttribute, Document, Node, ParsingOptions};
 use uuid::Uuid;
 
 use crate::binding::Binding;
-use crate::diag::{Diagnostics, nearest};
+use crate::code::Code;
+use crate::diag::{Diagnostics, Severity, nearest};
 use crate::domain::Domain;
 use crate::model::{Filter, Params};
 use crate::names::VarName;
-use crate::nesting::too_deep;
 use crate::problems::Problems;
+use crate::scan::{Excess, Limits, Scan, scan};
 use crate::value::Kind;
 
 /// Largest document that is read, in bytes: the longest string that libvirt's protocol carries. A filter with 1,000
@@ -23,8 +24,24 @@ pub const MAX_DEPTH: usize = 257;
 pub const MAX_ENTRIES: usize = 65_536;
 /// Most values that a document may pass to filters.
 pub const MAX_VALUES: usize = 65_536;
+/// Most attributes that an element may have; the time to read them is quadratic in their number.
+pub const MAX_ATTRIBUTES: usize = 256;
+/// Most namespaces that a document may declare; the time to find one is linear in their number.
+pub const MAX_NAMESPACES: usize = 256;
 /// Most XML nodes of a document.
 const MAX_NODES: u32 = 1_000_000;
+
+/// What the reader does where libvirt ignores a part of a rule, so that the rule matches more than is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strictness {
+    /// It refuses a rule with an element that is no protocol ([`Code::UnknownProtocol`]) and a protocol with an attribute
+    /// that it does not have ([`Code::UnknownCondition`]).
+    #[default]
+    Strict,
+    /// It takes them with a warning, as libvirt does without one.
+    AsLibvirt,
+}
 
 /// What reading a document gave.
 #[derive(Clone, Debug)]
@@ -47,28 +64,73 @@ impl<T> Reading<T> {
     }
 }
 
-/// Reads a `<filter>` document. `document` names it in messages.
+/// Reads a `<filter>` document, [strictly](Strictness::Strict). `document` names it in messages.
 pub fn read_filter(document: &str, text: &str) -> Reading<Filter> {
-    read(document, text, "filter", None, Reader::filter)
+    read_filter_with(document, text, Strictness::default())
+}
+
+/// Reads a `<filter>` document. `document` names it in messages.
+///
+/// ```
+/// use nwfilter_xml::{Strictness, read_filter, read_filter_with};
+///
+/// let mistyped = "<filter name='web'>
+///   <rule action='accept' direction='in'><tpc dstportstart='80'/></rule>
+/// </filter>";
+/// let refused = read_filter("web.xml", mistyped).into_result().unwrap_err().to_string();
+/// assert!(refused.contains("the rule would match every frame"));
+/// assert!(refused.contains("did you mean <tcp>?"));
+/// assert!(read_filter_with("web.xml", mistyped, Strictness::AsLibvirt).value.is_some());
+/// ```
+pub fn read_filter_with(document: &str, text: &str, strictness: Strictness) -> Reading<Filter> {
+    read(document, text, strictness, "filter", None, Reader::filter)
 }
 
 /// Reads a `<filterbinding>` document, or the `<filterbindingstatus>` around one that libvirt keeps on disk.
 pub fn read_binding(document: &str, text: &str) -> Reading<Binding> {
-    read(document, text, "filterbinding", Some("filterbindingstatus"), Reader::binding)
+    read(document, text, Strictness::default(), "filterbinding", Some("filterbindingstatus"), Reader::binding)
 }
 
 /// Reads what concerns filters in a `<domain>` document, or in the `<domstatus>` around one that libvirt keeps on
 /// disk: who the guest is, and its network interfaces with their filters.
 pub fn read_domain(document: &str, text: &str) -> Reading<Domain> {
-    read(document, text, "domain", Some("domstatus"), Reader::domain)
+    read(document, text, Strictness::default(), "domain", Some("domstatus"), Reader::domain)
 }
 
 /// The problems of a document of any of these kinds, which its root element tells.
 pub fn check(document: &str, text: &str) -> Diagnostics {
-    match root_name(text) {
-        Some("filterbinding" | "filterbindingstatus") => read_binding(document, text).diagnostics,
-        Some("domain" | "domstatus") => read_domain(document, text).diagnostics,
-        _ => read_filter(document, text).diagnostics,
+    check_with(document, text, Strictness::default())
+}
+
+/// The same, with filters read as strictly as that.
+pub fn check_with(document: &str, text: &str, strictness: Strictness) -> Diagnostics {
+    match DocumentKind::of(text) {
+        DocumentKind::Filter => read_filter_with(document, text, strictness).diagnostics,
+        DocumentKind::Binding => read_binding(document, text).diagnostics,
+        DocumentKind::Domain => read_domain(document, text).diagnostics,
+    }
+}
+
+/// What a document is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DocumentKind {
+    /// A filter; also a document whose root element is of no kind.
+    Filter,
+    /// A binding.
+    Binding,
+    /// A domain.
+    Domain,
+}
+
+impl DocumentKind {
+    /// What the root element says.
+    pub fn of(text: &str) -> Self {
+        match root_name(text) {
+            Some("filterbinding" | "filterbindingstatus") => Self::Binding,
+            Some("domain" | "domstatus") => Self::Domain,
+            _ => Self::Filter,
+        }
     }
 }
 
@@ -88,11 +150,12 @@ fn root_name(text: &str) -> Option<&str> {
 fn read<'t, T>(
     document: &str,
     text: &'t str,
+    strictness: Strictness,
     root: &str,
     wrapper: Option<&str>,
     parse: impl Fn(&mut Reader<'t>, Node<'_, '_>) -> Option<T>,
 ) -> Reading<T> {
-    let mut reader = Reader { text, problems: Problems::new(text), values: 0 };
+    let mut reader = Reader { text, strictness, problems: Problems::new(text), values: 0 };
     let value = reader.document(root, wrapper, parse);
     let refused = reader.problems.has_errors();
     let diagnostics = reader.problems.into_diagnostics(document);
@@ -102,6 +165,7 @@ fn read<'t, T>(
 /// The document being read.
 pub(crate) struct Reader<'t> {
     text: &'t str,
+    strictness: Strictness,
     pub(crate) problems: Problems<'t>,
     values: usize,
 }
@@ -115,19 +179,17 @@ impl Reader<'_> {
     ) -> Option<T> {
         if self.text.len() > MAX_BYTES {
             let size = self.text.len();
-            self.problems.error(
-                0..0,
-                format!("the document has {size} bytes; at most {MAX_BYTES} are read"),
-                None,
-            );
+            let message = format!("the document has {size} bytes; at most {MAX_BYTES} are read");
+            self.problems.error(Code::DocumentTooLong, 0..0, message, None);
             return None;
         }
-        if let Some(at) = too_deep(self.text, MAX_DEPTH) {
-            let message = format!("elements are nested more than {MAX_DEPTH} deep");
-            self.problems.error(at..at, message, None);
+        let limits = Limits { depth: MAX_DEPTH, attributes: MAX_ATTRIBUTES, namespaces: MAX_NAMESPACES };
+        let Scan { excess, open } = scan(self.text, limits);
+        if let Some(excess) = excess {
+            self.excessive(excess);
             return None;
         }
-        let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES };
+        let options = ParsingOptions { nodes_limit: MAX_NODES, ..ParsingOptions::default() };
         let text = self.text;
         match Document::parse_with_options(text, options) {
             Ok(xml) => {
@@ -135,31 +197,81 @@ impl Reader<'_> {
                 parse(self, node)
             }
             Err(error) => {
-                self.malformed(&error);
+                self.malformed(&error, open);
                 None
             }
         }
     }
 
-    fn malformed(&mut self, error: &roxmltree::Error) {
+    fn excessive(&mut self, excess: Excess) {
+        let (code, at, message) = match excess {
+            Excess::Depth(at) => {
+                (Code::TooDeep, at, format!("elements are nested more than {MAX_DEPTH} deep"))
+            }
+            Excess::Attributes(at) => {
+                let message = format!("the element has more than {MAX_ATTRIBUTES} attributes");
+                (Code::TooManyAttributes, at, message)
+            }
+            Excess::Namespaces(at) => {
+                let message = format!("the document declares more than {MAX_NAMESPACES} namespaces");
+                (Code::TooManyParts, at, message)
+            }
+        };
+        self.problems.error(code, self.tag_at(at), message, None);
+    }
+
+    /// Says why a text is no XML. `open` is what its end leaves open.
+    fn malformed(&mut self, error: &roxmltree::Error, open: Option<usize>) {
+        let text = self.text;
+        let end = text.trim_end().len();
         match error {
+            _ if text.trim_start_matches('\u{feff}').trim().is_empty() => {
+                let help = "write a <filter>, <filterbinding> or <domain> into it";
+                self.problems.error(Code::EmptyDocument, 0..0, "the document is empty", Some(help.into()));
+            }
             roxmltree::Error::DtdDetected => {
-                let at = self.text.find("<!DOCTYPE").unwrap_or(0);
+                let at = text.find("<!DOCTYPE").unwrap_or(0);
                 let help = "take it out: a filter needs no document type, and entities are not expanded";
-                let covered = if self.text[at..].starts_with("<!DOCTYPE") { "<!DOCTYPE".len() } else { 0 };
-                self.problems.error(
-                    at..at + covered,
-                    "a document type declaration is not read",
-                    Some(help.into()),
-                );
+                let covered = if text[at..].starts_with("<!DOCTYPE") { "<!DOCTYPE".len() } else { 0 };
+                let message = "a document type declaration is not read";
+                self.problems.error(Code::DocumentType, at..at + covered, message, Some(help.into()));
             }
             roxmltree::Error::NodesLimitReached => {
-                self.problems.error(0..0, format!("the document has more than {MAX_NODES} parts"), None);
+                let message = format!("the document has more than {MAX_NODES} parts");
+                self.problems.error(Code::TooManyParts, 0..0, message, None);
+            }
+            roxmltree::Error::NoRootNode if open.is_none() => {
+                let help = "write a <filter>, <filterbinding> or <domain> into it";
+                let message = "the document has no element";
+                self.problems.error(Code::EmptyDocument, end..end, message, Some(help.into()));
             }
             _ => {
                 let position = error.pos();
                 let at = self.problems.offset(position.row, position.col);
-                self.problems.error(at..at, format!("malformed XML: {}", without_position(error)), None);
+                // Errors that have no position are about the end of the text.
+                let at_end = matches!(
+                    error,
+                    roxmltree::Error::UnexpectedEndOfStream
+                        | roxmltree::Error::UnclosedRootNode
+                        | roxmltree::Error::NoRootNode
+                ) || at >= end;
+                match open.filter(|_| at_end) {
+                    Some(open) => {
+                        let place = self.problems.place(open);
+                        let open: String = match &text[self.tag_at(open)] {
+                            tag if tag.starts_with("<!--") => "a comment".to_owned(),
+                            tag => tag.chars().take(40).chain(['>']).collect(),
+                        };
+                        let message = format!("the document ends inside {open}, which starts at {place}");
+                        let help = "is the file complete?";
+                        self.problems.error(Code::EndsEarly, end..end, message, Some(help.into()));
+                    }
+                    None => {
+                        let at = if at_end { end } else { at };
+                        let message = format!("malformed XML: {}", without_position(error));
+                        self.problems.error(Code::MalformedXml, at..at, message, None);
+                    }
+                }
             }
         }
     }
@@ -180,7 +292,7 @@ impl Reader<'_> {
         };
         if found.is_none() {
             let message = format!("the document is a <{name}>, expected a <{root}>");
-            self.problems.error(self.tag(node), message, None);
+            self.problems.error(Code::WrongDocument, self.tag(node), message, None);
         }
         found
     }
@@ -198,7 +310,7 @@ impl Reader<'_> {
             self.values += 1;
             if self.values > MAX_VALUES {
                 let message = format!("more than {MAX_VALUES} values are passed");
-                self.problems.error(self.tag(child), message, None);
+                self.problems.error(Code::TooManyValues, self.tag(child), message, None);
                 break;
             }
             self.parameter(child, &mut params);
@@ -211,7 +323,8 @@ impl Reader<'_> {
     fn parameter(&mut self, node: Node<'_, '_>, params: &mut Params) {
         self.warn_unknown_attributes(node, &["name", "value"]);
         let ignored = |reader: &mut Self, range, what: String, help: &str| {
-            reader.problems.warn(range, format!("{what}: the parameter is ignored"), Some(help.to_owned()));
+            let message = format!("{what}: the parameter is ignored");
+            reader.problems.warn(Code::IgnoredParameter, range, message, Some(help.to_owned()));
         };
         let (name_help, value_help) =
             ("letters, digits and _ are allowed", "letters, digits and _ . : are allowed");
@@ -228,7 +341,7 @@ impl Reader<'_> {
             let what = format!("{variable} is '{}', which is no IP address", value.value().escape_debug());
             let help =
                 "one address without a prefix length, as 10.0.0.1; each address is a parameter of its own";
-            return self.problems.error(value.range_value(), what, Some(help.to_owned()));
+            return self.problems.error(Code::BadAddress, value.range_value(), what, Some(help.to_owned()));
         }
         if !params.push(variable, value.value()) {
             let what = format!("'{}' cannot be a value", value.value().escape_debug());
@@ -247,7 +360,8 @@ impl Reader<'_> {
             let blank = self.text[start..].find(|c: char| !c.is_whitespace()).unwrap_or(0);
             let element = node.tag_name().name();
             let range = start + blank..text.range().end;
-            self.problems.warn(range, format!("text in <{element}> is ignored"), None);
+            let message = format!("text in <{element}> is ignored");
+            self.problems.warn(Code::IgnoredText, range, message, None);
         }
         node.children().filter(Node::is_element)
     }
@@ -255,40 +369,45 @@ impl Reader<'_> {
     /// The value of an attribute, or what is wrong with it.
     pub(crate) fn parsed<T>(
         &mut self,
+        code: Code,
         a: &XmlAttribute<'_, '_>,
         result: Result<T, crate::Error>,
     ) -> Option<T> {
-        result.map_err(|error| self.problems.error(a.range_value(), error.to_string(), None)).ok()
+        result.map_err(|error| self.problems.error(code, a.range_value(), error.to_string(), None)).ok()
     }
 
     pub(crate) fn warn_unknown_attributes(&mut self, node: Node<'_, '_>, known: &[&str]) {
-        for a in node.attributes().filter(|a| !known.contains(&a.name())) {
-            let help = nearest(a.name(), known.iter().copied()).map(|near| format!("did you mean '{near}'?"));
-            self.warn_unknown_attribute(node, &a, help);
-        }
-    }
-
-    /// Attributes of a foreign namespace are somebody's extension, and no mistake.
-    pub(crate) fn warn_unknown_attribute(
-        &mut self,
-        node: Node<'_, '_>,
-        a: &XmlAttribute<'_, '_>,
-        help: Option<String>,
-    ) {
-        if a.namespace().is_none() {
-            let (element, name) = (node.tag_name().name(), a.name());
-            self.problems.warn(
-                a.range(),
-                format!("<{element}> has no attribute '{name}': it is ignored"),
-                help,
-            );
+        for a in node.attributes().filter(|a| !known.contains(&a.name()) && is_of_the_language(a)) {
+            let text = || {
+                let near = nearest(a.name(), known.iter().copied());
+                let message = format!("<{}> has no attribute '{}': it is ignored", name_of(node), a.name());
+                (message, near.map(|near| format!("did you mean '{near}'?")))
+            };
+            self.problems.report(Severity::Warning, Code::UnknownAttribute, a.range(), text);
         }
     }
 
     pub(crate) fn warn_unknown_element(&mut self, node: Node<'_, '_>, known: &[&str]) {
-        let name = node.tag_name().name();
-        let help = nearest(name, known.iter().copied()).map(|near| format!("did you mean <{near}>?"));
-        self.problems.warn(self.tag(node), format!("unknown element <{name}>: it is ignored"), help);
+        let text = || {
+            let name = name_of(node);
+            let help = nearest(name, known.iter().copied()).map(|near| format!("did you mean <{near}>?"));
+            (format!("unknown element <{name}>: it is ignored"), help)
+        };
+        self.problems.report(Severity::Warning, Code::UnknownElement, self.tag(node), text);
+    }
+
+    /// Reports a part of a rule that libvirt ignores, so that the rule matches more than is written.
+    pub(crate) fn widens(
+        &mut self,
+        code: Code,
+        range: Range<usize>,
+        text: impl FnOnce(&'static str) -> (String, Option<String>),
+    ) {
+        let (severity, verb) = match self.strictness {
+            Strictness::Strict => (Severity::Error, "would match"),
+            Strictness::AsLibvirt => (Severity::Warning, "matches"),
+        };
+        self.problems.report(severity, code, range, || text(verb));
     }
 
     pub(crate) fn warn_unknown_children(&mut self, node: Node<'_, '_>, known: &[&str]) {
@@ -301,10 +420,24 @@ impl Reader<'_> {
 
     /// The start tag of an element without its attributes.
     pub(crate) fn tag(&self, node: Node<'_, '_>) -> Range<usize> {
-        let start = node.range().start;
-        let end = self.text[start..].find(['>', '/', ' ', '\n', '\t', '\r']).map_or(start, |n| start + n);
-        start..end
+        self.tag_at(node.range().start)
     }
+
+    fn tag_at(&self, start: usize) -> Range<usize> {
+        let ends = |c: char| matches!(c, '>' | '/' | ' ' | '\n' | '\t' | '\r');
+        let name = self.text[start..].char_indices().skip(1).find(|(_, c)| ends(*c));
+        start..name.map_or(self.text.len(), |(at, _)| start + at)
+    }
+}
+
+/// The name of an element; like libvirt the reader does not look at its namespace.
+pub(crate) fn name_of<'a>(node: Node<'a, '_>) -> &'a str {
+    node.tag_name().name()
+}
+
+/// Attributes of a foreign namespace are somebody's extension, and no mistake.
+pub(crate) fn is_of_the_language(a: &XmlAttribute<'_, '_>) -> bool {
+    a.namespace().is_none()
 }
 
 fn is_not_blank(text: &str) -> bool {

@@ -1,7 +1,10 @@
 //! Reads the parts of `<domain>` that concern filters, and passes over the rest.
 
+use std::collections::HashMap;
+
 use roxmltree::Node;
 
+use crate::code::Code;
 use crate::domain::{Domain, Interface, METADATA_NAMESPACE};
 use crate::model::Include;
 use crate::names::MacAddr;
@@ -12,12 +15,17 @@ impl Reader<'_> {
     pub(crate) fn domain(&mut self, node: Node<'_, '_>) -> Option<Domain> {
         let name = child(node, "name").map(text_of).filter(|name| !name.is_empty());
         if name.is_none() {
-            self.problems.error(self.tag(node), "the domain has no <name>", None);
+            self.problems.error(Code::MissingElement, self.tag(node), "the domain has no <name>", None);
         }
         let uuid = child(node, "uuid").and_then(|element| {
             let uuid = parse_uuid(&text_of(element));
             if uuid.is_none() {
-                self.problems.error(element.range(), "malformed UUID: expected 32 hex digits", None);
+                self.problems.error(
+                    Code::BadUuid,
+                    element.range(),
+                    "malformed UUID: expected 32 hex digits",
+                    None,
+                );
             }
             uuid
         });
@@ -48,12 +56,12 @@ impl Reader<'_> {
                 // In the definition of a guest that does not run, libvirt ignores names of its own making.
                 let of_libvirt = a.value().contains('%');
                 if filtered && !of_libvirt {
-                    self.problems.error(a.range_value(), format!("{error}"), None);
+                    self.problems.error(Code::BadName, a.range_value(), format!("{error}"), None);
                 }
                 None
             }
         });
-        let mac = own("mac", "address").and_then(|a| self.parsed(&a, read_mac(a.value())));
+        let mac = own("mac", "address").and_then(|a| self.parsed(Code::BadMac, &a, read_mac(a.value())));
         let (bridge, network) = (source("bridge"), source("network"));
         let link = if kind == "direct" { source("dev") } else { None };
         let place = self.problems.place(node.range().start);
@@ -61,6 +69,12 @@ impl Reader<'_> {
     }
 
     fn metadata(&mut self, node: Node<'_, '_>, interfaces: &mut [Interface]) {
+        let mut by_mac = HashMap::new();
+        for (index, interface) in interfaces.iter().enumerate() {
+            if let Some(mac) = interface.mac {
+                by_mac.entry(mac).or_insert(index);
+            }
+        }
         let ours = |child: &Node<'_, '_>| child.tag_name().namespace() == Some(METADATA_NAMESPACE);
         for root in node.children().filter(ours) {
             if root.tag_name().name() != "filterrefs" {
@@ -69,28 +83,33 @@ impl Reader<'_> {
             }
             for child in self.child_elements(root) {
                 match child.tag_name().name() {
-                    "interface" => self.metadata_interface(child, interfaces),
+                    "interface" => self.metadata_interface(child, interfaces, &by_mac),
                     _ => self.warn_unknown_element(child, &["interface"]),
                 }
             }
         }
     }
 
-    fn metadata_interface(&mut self, node: Node<'_, '_>, interfaces: &mut [Interface]) {
+    fn metadata_interface(
+        &mut self,
+        node: Node<'_, '_>,
+        interfaces: &mut [Interface],
+        by_mac: &HashMap<MacAddr, usize>,
+    ) {
         self.warn_unknown_attributes(node, &["mac"]);
         self.warn_unknown_children(node, &["filterref"]);
         let Some((mac, filter)) = self.metadata_filter(node) else { return };
-        match interfaces.iter_mut().find(|interface| interface.mac == Some(mac)) {
+        match by_mac.get(&mac).and_then(|index| interfaces.get_mut(*index)) {
             Some(Interface { filter: Some(_), .. }) => {
                 let message = "this has no effect: the interface has a <filterref> of its own";
-                self.problems.warn(self.tag(node), message, None);
+                self.problems.warn(Code::MetadataWithoutEffect, self.tag(node), message, None);
             }
             Some(interface) => interface.filter = Some(filter),
             None => {
                 // Left over from an interface that was unplugged; the others are filtered all the same.
                 let message =
                     format!("this has no effect: no interface of this domain has the MAC address {mac}");
-                self.problems.warn(self.tag(node), message, None);
+                self.problems.warn(Code::MetadataWithoutEffect, self.tag(node), message, None);
             }
         }
     }
@@ -100,12 +119,22 @@ impl Reader<'_> {
         let filter = child(node, "filterref");
         if mac.is_none() {
             let help = "mac='52:54:00:12:34:56', the address of the interface that is meant";
-            self.problems.error(self.tag(node), "the interface has no attribute 'mac'", Some(help.into()));
+            self.problems.error(
+                Code::MissingAttribute,
+                self.tag(node),
+                "the interface has no attribute 'mac'",
+                Some(help.into()),
+            );
         }
         if filter.is_none() {
-            self.problems.error(self.tag(node), "the interface has no <filterref>", None);
+            self.problems.error(
+                Code::MissingElement,
+                self.tag(node),
+                "the interface has no <filterref>",
+                None,
+            );
         }
-        let mac = mac.and_then(|a| self.parsed(&a, read_mac(a.value())));
+        let mac = mac.and_then(|a| self.parsed(Code::BadMac, &a, read_mac(a.value())));
         let filter = filter.and_then(|element| self.include(element));
         Some((mac?, filter?))
     }

@@ -5,11 +5,12 @@ use std::ops::Range;
 use roxmltree::{Attribute as XmlAttribute, Node};
 use uuid::Uuid;
 
+use crate::code::Code;
 use crate::diag::nearest;
 use crate::model::{Action, Direction, Entry, Filter, Include, Item, Matches, Rule};
 use crate::names::{ChainName, FilterName, Priority};
-use crate::read::{MAX_ENTRIES, Reader, attribute, child, parse_uuid, text_of};
-use crate::schema::{Attribute, Field, PROTOCOLS, Protocol};
+use crate::read::{MAX_ENTRIES, Reader, attribute, child, is_of_the_language, name_of, parse_uuid, text_of};
+use crate::schema::{Attribute, Field, PROTOCOLS, Protocol, ProtocolSpec};
 use crate::value::{Kind, Literal, SetDirection, Value, VarRef};
 
 /// The attributes that a rule's protocol elements gave so far.
@@ -51,7 +52,7 @@ impl Reader<'_> {
         let name = self.filter_name(node, own_attribute(node, "name"), "name");
         let given_chain = own_attribute(node, "chain").filter(|a| !a.value().is_empty());
         let chain = match &given_chain {
-            Some(a) => self.parsed(a, a.value().parse::<ChainName>()),
+            Some(a) => self.parsed(Code::BadChain, a, a.value().parse::<ChainName>()),
             None => Some(ChainName::root()),
         };
         let given = own_attribute(node, "priority").filter(|a| !a.value().is_empty());
@@ -59,7 +60,8 @@ impl Reader<'_> {
         let priority = match (&chain, given) {
             (Some(_), Some((a, _))) if given_chain.is_none() => {
                 let help = "add chain='root'";
-                self.problems.warn(a.range(), "the priority is ignored without a chain", Some(help.into()));
+                let message = "the priority is ignored without a chain";
+                self.problems.warn(Code::PriorityWithoutChain, a.range(), message, Some(help.into()));
                 Priority::default()
             }
             (_, Some((_, priority))) => priority,
@@ -77,7 +79,7 @@ impl Reader<'_> {
         for child in self.child_elements(node) {
             if entries.len() == MAX_ENTRIES {
                 let message = format!("the filter has more than {MAX_ENTRIES} rules and includes");
-                self.problems.error(self.tag(child), message, None);
+                self.problems.error(Code::TooManyEntries, self.tag(child), message, None);
                 break;
             }
             match child.tag_name().name() {
@@ -88,7 +90,7 @@ impl Reader<'_> {
             }
             if uuids > 1 {
                 uuids = 1;
-                self.problems.warn(self.tag(child), "only the first <uuid> counts", None);
+                self.problems.warn(Code::SecondUuid, self.tag(child), "only the first <uuid> counts", None);
             }
         }
         entries
@@ -104,17 +106,17 @@ impl Reader<'_> {
             let element = node.tag_name().name();
             let message = format!("<{element}> has no attribute '{expected}'");
             let help = format!("<{element} {expected}='NAME'>");
-            self.problems.error(self.tag(node), message, Some(help));
+            self.problems.error(Code::MissingAttribute, self.tag(node), message, Some(help));
             return None;
         };
-        self.parsed(&a, a.value().parse())
+        self.parsed(Code::BadName, &a, a.value().parse())
     }
 
     fn filter_priority(&mut self, a: &XmlAttribute<'_, '_>) -> Option<Priority> {
         let priority = parse_int(a.value()).and_then(Priority::new);
         if priority.is_none() {
             let message = format!("'{}' is not a priority: a number from -1000 to 1000", a.value());
-            self.problems.error(a.range_value(), message, None);
+            self.problems.error(Code::BadPriority, a.range_value(), message, None);
         }
         priority
     }
@@ -129,7 +131,12 @@ impl Reader<'_> {
         if uuid.is_none() {
             let range = element.first_child().filter(Node::is_text).unwrap_or(element).range();
             let help = "leave <uuid> out to get one";
-            self.problems.error(range, "malformed UUID: expected 32 hex digits", Some(help.into()));
+            self.problems.error(
+                Code::BadUuid,
+                range,
+                "malformed UUID: expected 32 hex digits",
+                Some(help.into()),
+            );
         }
         uuid
     }
@@ -164,12 +171,18 @@ impl Reader<'_> {
         let all = names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
         let Some(a) = given else {
             let message = format!("<{}> has no attribute '{name}'", node.tag_name().name());
-            self.problems.error(self.tag(node), message, Some(format!("one of {all}")));
+            self.problems.error(
+                Code::MissingAttribute,
+                self.tag(node),
+                message,
+                Some(format!("one of {all}")),
+            );
             return None;
         };
         let near = nearest(a.value(), names.iter().map(|(_, name)| *name));
         let help = near.map_or_else(|| format!("one of {all}"), |near| format!("did you mean '{near}'?"));
-        self.problems.error(a.range_value(), format!("unknown {name} '{}'", a.value()), Some(help));
+        let message = format!("unknown {name} '{}'", a.value());
+        self.problems.error(Code::UnknownWord, a.range_value(), message, Some(help));
         None
     }
 
@@ -178,7 +191,7 @@ impl Reader<'_> {
         let Some(a) = attribute(node, "priority") else { return Priority::RULE_DEFAULT };
         parse_int(a.value()).and_then(Priority::new).unwrap_or_else(|| {
             let message = format!("'{}' is no number from -1000 to 1000, so the priority is 500", a.value());
-            self.problems.warn(a.range_value(), message, None);
+            self.problems.warn(Code::RulePriority, a.range_value(), message, None);
             Priority::RULE_DEFAULT
         })
     }
@@ -189,7 +202,12 @@ impl Reader<'_> {
         let off = is("0") || is("false");
         if !off && !is("1") && !is("true") {
             let message = format!("statematch='{}' counts as true", a.value());
-            self.problems.warn(a.range_value(), message, Some("'false' or '0' switches it off".into()));
+            self.problems.warn(
+                Code::OddTruthValue,
+                a.range_value(),
+                message,
+                Some("'false' or '0' switches it off".into()),
+            );
         }
         !off
     }
@@ -202,6 +220,7 @@ impl Reader<'_> {
         chain: Option<&ChainName>,
     ) -> Option<Option<Matches>> {
         let mut found: Option<(Found, Range<usize>)> = None;
+        let mut unknown = Vec::new();
         let mut valid = true;
         for element in self.child_elements(rule) {
             let name = element.tag_name().name();
@@ -214,18 +233,18 @@ impl Reader<'_> {
                     let message =
                         format!("<{name}> is ignored: this rule is about <{first}>, which came first");
                     let help = "give it a rule of its own";
-                    self.problems.warn(self.tag(element), message, Some(help.into()));
+                    self.problems.warn(Code::SecondProtocol, self.tag(element), message, Some(help.into()));
                 }
                 (Some(protocol), None) => {
                     let mut first = Found { protocol, items: Vec::new() };
                     valid &= self.protocol_element(element, &mut first);
                     found = Some((first, self.tag(element)));
                 }
-                (None, _) => {
-                    let names: Vec<_> = PROTOCOLS.iter().map(|spec| spec.element).collect();
-                    self.warn_unknown_element(element, &names);
-                }
+                (None, _) => unknown.push(element),
             }
+        }
+        for element in unknown {
+            self.unknown_protocol(element, found.as_ref().map(|(found, _)| found.protocol));
         }
         let Some((mut found, tag)) = found else { return valid.then_some(None) };
         self.settle_signs(&mut found);
@@ -239,14 +258,18 @@ impl Reader<'_> {
 
     /// Adds the attributes of one element; false if one was refused.
     fn protocol_element(&mut self, element: Node<'_, '_>, found: &mut Found) -> bool {
-        self.warn_unknown_children(element, &[]);
+        for child in self.child_elements(element) {
+            self.element_in_protocol(element, child);
+        }
         let negated = self.is_negated(element);
         let table = found.protocol.spec().attributes;
         let mut valid = true;
         let mut seen = 0u64;
         for a in element.attributes().filter(|a| a.name() != "match") {
             let Some(row) = table.iter().position(|row| row.name == a.name()) else {
-                self.warn_misplaced_attribute(element, &a, table);
+                if is_of_the_language(&a) {
+                    self.unknown_condition(element, &a, table);
+                }
                 continue;
             };
             // Of attributes that differ only in their namespace, the first counts.
@@ -260,7 +283,7 @@ impl Reader<'_> {
                     let item = Item { attribute: &table[row], negated, value, place };
                     if let Some(old) = found.set(FoundItem { row, item, range: a.range() }) {
                         let message = format!("this {} is replaced by a later one of the rule", a.name());
-                        self.problems.warn(old.range, message, None);
+                        self.problems.warn(Code::ReplacedAttribute, old.range, message, None);
                     }
                 }
                 None => valid = false,
@@ -273,36 +296,59 @@ impl Reader<'_> {
         let Some(a) = attribute(element, "match") else { return false };
         if !matches!(a.value(), "yes" | "no") {
             let message = format!("match='{}' counts as 'yes'", a.value());
-            self.problems.warn(a.range_value(), message, Some("expected 'yes' or 'no'".into()));
+            self.problems.warn(
+                Code::OddTruthValue,
+                a.range_value(),
+                message,
+                Some("expected 'yes' or 'no'".into()),
+            );
         }
         a.value() == "no"
     }
 
-    /// Warns of an attribute that the element does not have, and says which elements have it.
-    fn warn_misplaced_attribute(
-        &mut self,
-        element: Node<'_, '_>,
-        a: &XmlAttribute<'_, '_>,
-        table: &[Attribute],
-    ) {
-        let has_it = |attributes: &[Attribute]| attributes.iter().any(|row| row.name == a.name());
-        let others: Vec<_> = PROTOCOLS
-            .iter()
-            .filter(|spec| has_it(spec.attributes))
-            .map(|spec| format!("<{}>", spec.element))
-            .collect();
-        let help = match others.as_slice() {
-            [] => {
-                let known = table.iter().map(|row| row.name).chain(["match"]);
-                nearest(a.name(), known).map(|near| format!("did you mean '{near}'?"))
-            }
-            [one] => Some(format!("{one} has it")),
-            [first, .., last] if others.len() > 6 => {
-                Some(format!("other elements have it, from {first} to {last}"))
-            }
-            [all @ .., last] => Some(format!("{} and {last} have it", all.join(", "))),
-        };
-        self.warn_unknown_attribute(element, a, help);
+    /// Reports an element that is no protocol. `protocol` is what the rule is about without it.
+    fn unknown_protocol(&mut self, element: Node<'_, '_>, protocol: Option<Protocol>) {
+        let names = || PROTOCOLS.iter().map(|spec| spec.element);
+        if element.tag_name().namespace().is_some() {
+            let names: Vec<_> = names().collect();
+            return self.warn_unknown_element(element, &names);
+        }
+        self.widens(Code::UnknownProtocol, self.tag(element), |verb| {
+            let name = name_of(element);
+            let widened = match protocol {
+                None => "every frame".to_owned(),
+                Some(protocol) => format!("all that <{}> matches", protocol.spec().element),
+            };
+            let message = format!("unknown element <{name}>: without it the rule {verb} {widened}");
+            let near = nearest(name, names()).map(|near| format!("did you mean <{near}>?"));
+            let help = near.unwrap_or_else(|| "docs/language.md lists the elements".to_owned());
+            (message, Some(help))
+        });
+    }
+
+    /// Reports an element in a protocol element, which has none.
+    fn element_in_protocol(&mut self, protocol: Node<'_, '_>, child: Node<'_, '_>) {
+        if child.tag_name().namespace().is_some() {
+            return self.warn_unknown_element(child, &[]);
+        }
+        self.widens(Code::UnknownCondition, self.tag(child), |verb| {
+            let (protocol, child) = (name_of(protocol), name_of(child));
+            let message = format!(
+                "<{protocol}> has no element <{child}>: without it the rule {verb} more than is written"
+            );
+            (message, Some(format!("what <{protocol}> matches is written in its attributes")))
+        });
+    }
+
+    /// Reports an attribute that a protocol does not have, and says which protocols have it.
+    fn unknown_condition(&mut self, element: Node<'_, '_>, a: &XmlAttribute<'_, '_>, table: &[Attribute]) {
+        self.widens(Code::UnknownCondition, a.range(), |verb| {
+            let (element, name) = (name_of(element), a.name());
+            let message = format!(
+                "<{element}> has no attribute '{name}': without it the rule {verb} more than is written"
+            );
+            (message, elements_with(name).or_else(|| near_condition(name, table)))
+        });
     }
 
     // ---- values ----
@@ -327,14 +373,15 @@ impl Reader<'_> {
                 if !surplus.is_empty() {
                     let start = a.range_value().end.saturating_sub(surplus.len());
                     let message = "what follows the variable is ignored";
-                    self.problems.warn(start..a.range_value().end, message, None);
+                    let range = start..a.range_value().end;
+                    self.problems.warn(Code::TextBehindVariable, range, message, None);
                 }
                 Some(variable)
             }
             Err(why) => {
                 let message = format!("malformed variable '{}': {why}", a.value().escape_debug());
                 let help = "$NAME, $NAME[3] or $NAME[@2]; a name has letters, digits and _";
-                self.problems.error(a.range_value(), message, Some(help.into()));
+                self.problems.error(Code::BadVariable, a.range_value(), message, Some(help.into()));
                 None
             }
         }
@@ -364,7 +411,7 @@ impl Reader<'_> {
         };
         let expected = row.kind.expected();
         let message = format!("{}: expected {expected}, found '{}'", row.name, text.escape_debug());
-        self.problems.error(a.range_value(), message, help);
+        self.problems.error(Code::BadValue, a.range_value(), message, help);
     }
 
     // ---- attributes that depend on each other ----
@@ -393,7 +440,7 @@ impl Reader<'_> {
         };
         let range = if element.range().contains(&range.start) { range.clone() } else { self.tag(element) };
         let help = "add protocol='tcp', 'udp', '33' (DCCP) or 'sctp'";
-        self.problems.error(range, message, Some(help.into()));
+        self.problems.error(Code::PortWithoutProtocol, range, message, Some(help.into()));
         false
     }
 
@@ -407,7 +454,7 @@ impl Reader<'_> {
                 let decider = found.protocol.attribute(decider).map_or("", |a| a.name);
                 let (name, sign) = (item.attribute.name, if negated { "" } else { "not " });
                 let message = format!("{name} is {sign}negated, because its sign is that of {decider}");
-                self.problems.warn(range.clone(), message, None);
+                self.problems.warn(Code::SignOfAnother, range.clone(), message, None);
             }
             found.items[at].item.negated = negated;
         }
@@ -434,14 +481,36 @@ impl Reader<'_> {
             (Some(_), Some(flags)) => {
                 let message = "libvirt drops an ipset that has ipsetflags here; nwfilter matches on it";
                 let help = "use <all>, or leave ipsetflags out, which means src, to mean the same to both";
-                self.problems.warn(flags.range.clone(), message, Some(help.to_owned()));
+                self.problems.warn(Code::IpsetFlags, flags.range.clone(), message, Some(help.to_owned()));
             }
             (None, Some(flags)) => {
-                self.problems.warn(flags.range.clone(), "ipsetflags has no effect without ipset", None);
+                self.problems.warn(
+                    Code::IpsetFlags,
+                    flags.range.clone(),
+                    "ipsetflags has no effect without ipset",
+                    None,
+                );
                 found.items.retain(|found| found.item.attribute.kind != Kind::IpSetFlags);
             }
         }
     }
+}
+
+/// Says which elements have an attribute of that name.
+fn elements_with(name: &str) -> Option<String> {
+    let has_it = |spec: &&ProtocolSpec| spec.attributes.iter().any(|row| row.name == name);
+    let others: Vec<_> = PROTOCOLS.iter().filter(has_it).map(|spec| format!("<{}>", spec.element)).collect();
+    Some(match others.as_slice() {
+        [] => return None,
+        [one] => format!("{one} has it"),
+        [first, .., last] if others.len() > 6 => format!("other elements have it, from {first} to {last}"),
+        [all @ .., last] => format!("{} and {last} have it", all.join(", ")),
+    })
+}
+
+fn near_condition(name: &str, table: &[Attribute]) -> Option<String> {
+    let known = table.iter().map(|row| row.name).chain(["match"]);
+    nearest(name, known).map(|near| format!("did you mean '{near}'?"))
 }
 
 /// An attribute in no namespace, which libvirt asks for on the filter itself.

@@ -1,9 +1,13 @@
 //! The documents under xml-fixtures that are wrong, and what is said about them.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::fixtures;
-use nwfilter_xml::{Diagnostics, check};
+use nwfilter_xml::{Code, Diagnostics, MAX_BYTES, MAX_ENTRIES, check, decode};
 
 /// The diagnostics of every document in a directory, each held against its snapshot.
 fn snapshots(below: &str, as_expected: impl Fn(&Diagnostics) -> bool) {
@@ -44,5 +48,39 @@ fn a_filter_that_passes_a_bad_address_to_another_is_refused() {
         let diagnostics = check("d.xml", &format!("<filter name='f'>{include}</filter>"));
         let expected = format!("{name} is '{value}', which is no IP address");
         assert!(diagnostics.has_errors() && diagnostics.items[0].message == expected, "{diagnostics}");
+    }
+}
+
+/// Codes about several documents and about files, which `nwfilterctl check` gives; its tests show them.
+const OF_CHECK: [Code; 3] = [Code::NoSuchFilter, Code::IncludesItself, Code::CannotRead];
+
+#[test]
+fn every_code_has_a_document_that_gives_it() {
+    let mut given: BTreeSet<Code> = OF_CHECK.into();
+    let mut add = |diagnostics: Diagnostics| given.extend(diagnostics.items.iter().map(|item| item.code));
+    for (name, text) in ["invalid", "invalid/warnings"].into_iter().flat_map(fixtures) {
+        add(check(&name, &text));
+    }
+    let many = |what: &str, count| format!("<filter name='f'>{}</filter>", what.repeat(count));
+    let parameters = "<parameter name='A' value='1'/>";
+    let attributes: String = (0..1000).map(|n| format!(" a{n}=''")).collect();
+    for text in [
+        " ".repeat(MAX_BYTES + 1),
+        format!("<filter{attributes}/>"),
+        many("<a/>", 1_000_000),
+        many("<rule action='drop' direction='in'/>", MAX_ENTRIES + 1),
+        many(&format!("<filterref filter='f'>{}</filterref>", parameters.repeat(1000)), 66),
+    ] {
+        add(check("limits.xml", &text));
+    }
+    add(decode("latin1.xml", b"\xe9t\xe9>").unwrap_err());
+    let missing: Vec<_> = Code::ALL.iter().filter(|code| !given.contains(code)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn codes_are_numbered_one_by_one() {
+    for (number, code) in (1..).zip(Code::ALL) {
+        assert_eq!(code.to_string(), format!("NWF{number:04}"));
     }
 }

@@ -7,8 +7,8 @@ mod common;
 use common::fixtures;
 use nwfilter_xml::schema::PROTOCOLS;
 use nwfilter_xml::{
-    Field, Matches, NoBinding, Protocol, Rule, Value, read_binding, read_domain, read_filter, write_binding,
-    write_binding_status, write_filter,
+    Field, Filter, Matches, NoBinding, Protocol, Rule, Value, read_binding, read_domain, read_filter,
+    write_binding, write_binding_status, write_filter,
 };
 
 fn every_filter() -> Vec<(String, String)> {
@@ -20,7 +20,8 @@ fn every_filter_is_read_and_is_the_same_when_written_and_read_again() {
     for (name, text) in every_filter() {
         let filter = read_filter(&name, &text).into_result().unwrap_or_else(|problems| panic!("{problems}"));
         let written = write_filter(&filter);
-        assert_eq!(read_filter(&name, &written).into_result().as_ref(), Ok(&filter), "{written}");
+        let again = read_filter(&name, &written).into_result().map(Filter::without_places);
+        assert_eq!(again, Ok(filter.clone().without_places()), "{written}");
         assert_eq!(write_filter(&filter), written);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use nwfilter_xml::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_VALUES, Reading, check, read_filter};
+use nwfilter_xml::{
+    Code, MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NAMESPACES, MAX_VALUES, METADATA_NAMESPACE,
+    Reading, check, read_domain, read_filter,
+};
 
 /// What one document may cost; far more than it does, far less than an attack wants.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,7 +32,7 @@ fn a_million_nested_elements_do_not_exhaust_the_stack() {
     let shown = refused(&filter(&nested));
     assert!(shown.contains("nested more than 257 deep"), "{shown}");
     assert!(refused(&"<a>".repeat(depth)).contains("nested more than 257 deep"));
-    assert!(refused(&"<a b='>' ".repeat(depth / 3)).contains("malformed XML"));
+    assert!(refused(&"<a b='>' ".repeat(depth / 3)).contains("more than 256 attributes"));
 }
 
 #[test]
@@ -37,6 +40,76 @@ fn the_deepest_nesting_allowed_is_that_of_libvirt() {
     let nested = |depth: usize| filter(&format!("{}{}", "<a>".repeat(depth - 1), "</a>".repeat(depth - 1)));
     assert!(read_filter("deep.xml", &nested(MAX_DEPTH)).value.is_some());
     assert!(read_filter("deep.xml", &nested(MAX_DEPTH + 1)).value.is_none());
+}
+
+/// As many attributes as a document can have, all of one element.
+fn attributes(count: usize, name: &str) -> String {
+    (0..count).map(|n| format!(" {name}{n}=''")).collect()
+}
+
+#[test]
+fn attributes_of_an_element_are_limited_in_every_kind_of_document() {
+    let many = attributes(300_000, "a");
+    for element in ["filter", "filterbinding", "domain"] {
+        for place in [format!("<{element}{many}/>"), format!("<{element}><x{many}/></{element}>")] {
+            assert!(place.len() < MAX_BYTES);
+            let diagnostics = check("hostile.xml", &place);
+            let [only] = &diagnostics.items[..] else { panic!("{diagnostics}") };
+            assert_eq!(only.code, Code::TooManyAttributes);
+        }
+    }
+    let rule = |count| filter(&format!("<rule action='drop' direction='in'{}/>", attributes(count, "a")));
+    assert!(read_filter("f.xml", &rule(MAX_ATTRIBUTES - 2)).value.is_some());
+    let refused = refused(&rule(MAX_ATTRIBUTES - 1));
+    assert!(
+        refused.starts_with("hostile.xml:1:24: error[NWF0003]: the element has more than 256"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn namespaces_of_a_document_are_limited() {
+    let declare = |count: usize| {
+        (0..count).map(|n| format!("<a xmlns:n{n}='u'>")).collect::<String>() + &"</a>".repeat(count)
+    };
+    assert!(read_filter("f.xml", &filter(&declare(MAX_NAMESPACES))).value.is_some());
+    // Each is inherited by all elements in it.
+    let nested = format!("<a{}>", attributes(200, "xmlns:n"));
+    let shown = refused(&filter(&nested.repeat(200)));
+    assert!(shown.contains("declares more than 256 namespaces"), "{shown}");
+}
+
+#[test]
+fn the_most_attributes_that_a_document_can_have_are_read() {
+    let element = |name: &str| format!("<x{}/>", attributes(MAX_ATTRIBUTES, name));
+    let one = element("a-rather-long-name-of-an-attribute-");
+    let text = filter(&one.repeat((MAX_BYTES - 100) / one.len()));
+    let start = Instant::now();
+    assert!(read_filter("f.xml", &text).value.is_some());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+}
+
+#[test]
+fn filters_in_the_metadata_of_a_domain_find_their_interfaces_by_address() {
+    let mac = |n: usize| format!("52:54:00:00:{:02x}:{:02x}", n / 256, n % 256);
+    let interfaces: String = (0..10_000)
+        .map(|n| format!("<interface type='bridge'><mac address='{}'/></interface>", mac(n)))
+        .collect();
+    let filters: String = (0..10_000)
+        .rev()
+        .map(|n| format!("<n:interface mac='{}'><n:filterref filter='f{n}'/></n:interface>", mac(n)))
+        .collect();
+    let text = format!(
+        "<domain><name>d</name><metadata><n:filterrefs xmlns:n='{METADATA_NAMESPACE}'>{filters}</n:filterrefs>\
+         </metadata><devices>{interfaces}</devices></domain>"
+    );
+    let start = Instant::now();
+    let domain = read_domain("d.xml", &text).into_result().unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    for (n, interface) in domain.interfaces.iter().enumerate() {
+        let filter = interface.filter.as_ref().map(|filter| filter.filter.to_string());
+        assert_eq!(filter, Some(format!("f{n}")));
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::fmt::Write;
 
 use nwfilter_xml::schema::{Attribute, PROTOCOLS, ProtocolSpec};
 use nwfilter_xml::{
-    ChainKind, Kind, Layer, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_VALUES, METADATA_NAMESPACE,
+    ChainKind, Code, Kind, Layer, MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NAMESPACES,
+    MAX_VALUES, METADATA_NAMESPACE,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/language.md");
@@ -20,6 +21,29 @@ fn the_reference_page_is_current() {
     let checked_in = std::fs::read_to_string(PAGE).unwrap_or_default();
     assert!(checked_in == page, "docs/language.md is out of date: run this test with NWFILTER_BLESS=1");
 }
+
+#[test]
+fn the_page_of_diagnostics_is_current() {
+    let mut page = String::from(DIAGNOSTICS);
+    for code in Code::ALL {
+        line(&mut page, format_args!("\n## {code}: {}\n\n{}", code.title(), code.explanation()));
+    }
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/diagnostics.md");
+    if std::env::var_os("NWFILTER_BLESS").is_some_and(|value| value == "1") {
+        std::fs::write(PAGE, &page).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(PAGE).unwrap_or_default();
+    assert!(checked_in == page, "docs/diagnostics.md is out of date: run this test with NWFILTER_BLESS=1");
+}
+
+const DIAGNOSTICS: &str = "# Diagnostics
+
+Every error and warning about a document has a code, as in `web.xml:3:5: error[NWF0021]: …`. A document with an error is
+refused; one with warnings is taken. A code never changes its meaning. `nwfilterctl check --json` gives code, place,
+message and advice for programs.
+
+This page is written from the table in crates/nwfilter-xml/src/code.rs.
+";
 
 fn page() -> String {
     let mut chains = String::from("| chain | priority | frames |\n| --- | --- | --- |\n");
@@ -44,6 +68,8 @@ fn page() -> String {
         .replace("{namespace}", METADATA_NAMESPACE)
         .replace("{bytes}", &(MAX_BYTES >> 20).to_string())
         .replace("{depth}", &MAX_DEPTH.to_string())
+        .replace("{attributes}", &MAX_ATTRIBUTES.to_string())
+        .replace("{namespaces}", &MAX_NAMESPACES.to_string())
         .replace("{entries}", &MAX_ENTRIES.to_string())
         .replace("{values}", &MAX_VALUES.to_string())
 }
@@ -248,7 +274,24 @@ place, with the MAC address to tell which interface is meant:
 ## Limits
 
 A document has at most {bytes} MiB, as in libvirt's protocol, elements nested at most {depth} deep, as in libxml2, at
-most {entries} rules and includes, and at most {values} values of parameters.
+most {attributes} attributes of an element, at most {namespaces} declarations of namespaces, at most {entries} rules and includes, and at most {values}
+values of parameters. The time to read attributes is quadratic in their number on one element, so without that limit a
+document of this size could take minutes.
+
+## What libvirt ignores
+
+libvirt ignores elements and attributes that it does not know. In a rule that is dangerous: a rule whose protocol or
+condition is misspelt matches more than is written, and `accept` then opens the port. nwfilter refuses a document with
+
+* an element in a rule that is no protocol (`<tpc dstportstart='80'/>`, NWF0021),
+* an attribute that the protocol does not have (`<tcp dstportstrt='80'/>`), or an element in the protocol (NWF0022).
+
+`nwfilterctl define --as-libvirt` and `check --as-libvirt`, and the library with `Strictness::AsLibvirt`, take it with a
+warning. So does the libvirt module, which logs an error, unless libvirt is asked to validate the document. Filters in
+libvirt's own store are read as libvirt reads them.
+
+Unknown attributes of `<rule>` itself and unknown elements elsewhere do not make a rule match more. They are ignored with
+a warning, as is everything in a foreign XML namespace. docs/diagnostics.md lists all errors and warnings.
 
 ## Differences from libvirt
 
@@ -258,6 +301,9 @@ Seen with libvirt 9.0.0.
 | --- | --- | --- |
 | `dstipto` in IPv6 elements | is read as an IPv4 address | is read as an IPv6 address |
 | IPv6 addresses with a zone (`fe80::1%eth0`) | are read where the host has that interface | are refused |
+| an element in a rule that is no protocol, or an attribute that a protocol does not have | is ignored: the rule matches more | is refused, except in the libvirt module |
+| more than 256 attributes of an element, or 256 declarations of namespaces | are read | are refused |
+| a document in UTF-16 or Latin-1 | is read | is refused, with how to convert it |
 | a document type declaration | is read, and entities are expanded | is refused |
 | a namespace prefix that is not declared | is taken | is refused |
 | `<filterref filter=…>` with what cannot be the name of a filter | is taken, and fails when a port is bound | is refused |

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
-use nwfilter_xml::{Binding, Filter, read_filter};
+use nwfilter_xml::{Binding, Filter, Strictness, read_filter_with};
 
 use crate::events::Feed;
-use crate::files::{Problem, lock};
+use crate::files::{Problem, lock, log_warnings};
 use crate::group::Queue;
 use crate::learn::service::Background;
 use crate::metrics::Meter;
@@ -137,11 +137,22 @@ impl Driver {
     /// Reads a filter and puts it into the store, in place of one of its name, whose UUID it then keeps unless it
     /// names one. Ports that use it are updated first; if that fails, nothing changes.
     ///
-    /// `document` names the text in errors. What of it is ignored or replaced, as libvirt does, is in the log.
+    /// `document` names the text in errors. Ignored and replaced attributes are logged as warnings. A rule that libvirt
+    /// would make match more than is written is refused, as [`Strictness::Strict`] says.
     pub fn define_filter(&self, document: &str, text: &str) -> Result<(Arc<Filter>, Applied), Error> {
-        let reading = read_filter(document, text);
+        self.define_filter_with(document, text, Strictness::Strict)
+    }
+
+    /// The same, with the filter read as strictly as that.
+    pub fn define_filter_with(
+        &self,
+        document: &str,
+        text: &str,
+        strictness: Strictness,
+    ) -> Result<(Arc<Filter>, Applied), Error> {
+        let reading = read_filter_with(document, text, strictness);
         if let Some(warnings) = reading.warnings() {
-            log::warn!("{warnings}");
+            log_warnings(warnings);
         }
         let mut transaction = Transaction::new();
         transaction.define_filter(reading.into_result()?);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
-use nwfilter_xml::Reading;
+use nwfilter_xml::{Diagnostics, Reading, decode};
 use tempfile::NamedTempFile;
 
 use crate::Error;
@@ -92,6 +92,11 @@ pub(crate) struct Step {
     over_damaged: bool,
 }
 
+/// Whether a store is libvirt's own, which libvirt's driver reads too.
+pub(crate) fn is_libvirts(path: &Path) -> bool {
+    LIBVIRTS.iter().any(|libvirts| path.starts_with(libvirts))
+}
+
 impl<T> Directory<T> {
     pub(crate) fn new(path: &Path, read: fn(&str, &str) -> Reading<T>, name_of: fn(&T) -> String) -> Self {
         Self { path: path.to_owned(), read, name_of, loaded: BTreeMap::new(), aside: BTreeMap::new() }
@@ -128,10 +133,10 @@ impl<T> Directory<T> {
     }
 
     fn load(&self, name: &str, path: &Path) -> Content<T> {
-        let (kind, why) = match fs::read(path).map(String::from_utf8) {
+        let document = path.display().to_string();
+        let (kind, why) = match fs::read(path) {
             Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is ignored: {error}")),
-            Ok(Err(_)) => (ProblemKind::Damaged, "is damaged and ignored: it is not UTF-8".to_owned()),
-            Ok(Ok(text)) => match (self.read)(&path.display().to_string(), &text).into_result() {
+            Ok(bytes) => match decode(&document, &bytes).and_then(|text| self.read_text(&document, text)) {
                 Ok(document) if (self.name_of)(&document) == name => {
                     return Content::Document(Arc::new(document));
                 }
@@ -145,6 +150,14 @@ impl<T> Directory<T> {
         let problem = Problem { path: path.to_owned(), kind, why };
         log::error!("{problem}");
         Content::None(problem)
+    }
+
+    fn read_text(&self, document: &str, text: &str) -> Result<T, Diagnostics> {
+        let reading = (self.read)(document, text);
+        if let Some(warnings) = reading.warnings().filter(|found| found.widen_a_rule()) {
+            log_warnings(warnings);
+        }
+        reading.into_result()
     }
 
     /// The files that hold no document of their name, sorted by name.
@@ -172,7 +185,7 @@ impl<T> Directory<T> {
 
     /// Moves damaged files aside, if the directory is not libvirt's. What cannot be moved stays.
     pub(crate) fn set_damaged_aside(&mut self) {
-        if LIBVIRTS.iter().any(|libvirts| self.path.starts_with(libvirts)) {
+        if is_libvirts(&self.path) {
             return;
         }
         let mut moved = Vec::new();
@@ -334,6 +347,11 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(io::Error::other(format!("{MAX_DAMAGED} damaged files of its name are there already")))
+}
+
+/// Logs what of a document is ignored or replaced: as an error where a rule matches more than is written.
+pub(crate) fn log_warnings(warnings: &Diagnostics) {
+    log::log!(if warnings.widen_a_rule() { log::Level::Error } else { log::Level::Warn }, "{warnings}");
 }
 
 /// What a directory holds.

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use nwfilter_rules::Ruleset;
-use nwfilter_xml::{Binding, Filter, FilterName, PortDev, read_binding, read_filter};
+use nwfilter_xml::{
+    Binding, Filter, FilterName, PortDev, Reading, Strictness, read_binding, read_filter, read_filter_with,
+};
 
 use crate::Error;
 use crate::driver::Config;
-use crate::files::Directory;
+use crate::files::{Directory, is_libvirts};
 use crate::learn::known::Known;
 use crate::learn::now;
 use crate::learn::service::NeedCache;
@@ -33,8 +35,10 @@ impl Stores {
     /// The stores of these directories; nothing is read.
     pub(crate) fn new(config: &Config) -> Self {
         let state_dir: &Path = &config.state_dir;
+        // Libvirt has made rules of its files as it reads them, and guests run with these rules.
+        let read = if is_libvirts(&config.config_dir) { read_as_libvirt } else { read_filter };
         Self {
-            filters: Directory::new(&config.config_dir, read_filter, |filter| filter.name.to_string()),
+            filters: Directory::new(&config.config_dir, read, |filter| filter.name.to_string()),
             bindings: Directory::new(state_dir, read_binding, |binding| binding.port.to_string()),
             known: Known::new(state_dir),
             need_cache: Arc::default(),
@@ -72,6 +76,10 @@ impl Stores {
     pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
         Ok(wanted(filters, binding, &self.known, Past::Counts, now())?.ruleset)
     }
+}
+
+fn read_as_libvirt(document: &str, text: &str) -> Reading<Filter> {
+    read_filter_with(document, text, Strictness::AsLibvirt)
 }
 
 /// Whether the host, as the calling thread's network namespace shows it, has an interface of that name.

@@ -1,62 +1,190 @@
 //! `check`: every problem of every document, for people and for programs.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use nwfilter::xml::{Diagnostics, Severity, read_binding, read_filter};
+use anyhow::Result;
+use nwfilter::rules::includes_itself;
+use nwfilter::stock_filters;
+use nwfilter::xml::{
+    Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
+    nearest, read_binding, read_domain, read_filter_with,
+};
 
-use crate::{read, shown};
+use crate::shown;
+
+/// How documents are checked.
+pub(crate) struct Checks {
+    /// Whether warnings count as errors.
+    pub(crate) strict: bool,
+    pub(crate) strictness: Strictness,
+    /// Whether the problems are printed for programs.
+    pub(crate) json: bool,
+}
 
 /// Shows the problems of the documents; exit code 1 if one is refused, or with `strict` has a warning.
-pub(crate) fn check(files: &[PathBuf], strict: bool, json: bool) -> Result<ExitCode> {
-    let mut documents = Vec::new();
-    for file in files {
-        collect(file, &mut documents)?;
+///
+/// Included filters are looked up among the documents, in the store and among the stock filters.
+pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<ExitCode> {
+    let (mut paths, mut found) = (Vec::new(), Vec::new());
+    files.iter().for_each(|file| collect(file, &mut paths, &mut found));
+    let documents: Vec<_> = paths.iter().map(|path| Document::read(path, checks.strictness)).collect();
+    let mut filters = stock_filters().clone();
+    match stored_filters(store) {
+        Ok(stored) => filters.extend(stored),
+        Err(error) => eprintln!(
+            "warning: the store {} cannot be read, and includes are not looked up in it: {error}",
+            store.display()
+        ),
     }
-    let mut found = Vec::new();
-    for file in &documents {
-        found.push(problems(&shown(file), &read(file)?));
-    }
+    let given = documents.iter().filter_map(|document| document.filter.clone());
+    filters.extend(given.map(|filter| (filter.name.clone(), filter)));
+    let checked = documents.len();
+    found.extend(documents.into_iter().map(|document| document.with_references_checked(&filters)));
+
     let count =
         |severity| found.iter().flat_map(|d| &d.items).filter(|item| item.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    if json {
+    if checks.json {
         println!("{}", serde_json::to_string_pretty(&as_json(&found))?);
     } else {
         for diagnostics in found.iter().filter(|diagnostics| !diagnostics.items.is_empty()) {
             eprintln!("{diagnostics}\n");
         }
-        println!("{} documents checked, {errors} errors, {warnings} warnings", documents.len());
+        println!("{checked} documents checked, {errors} errors, {warnings} warnings");
     }
-    let failed = errors > 0 || (strict && warnings > 0);
+    let failed = errors > 0 || (checks.strict && warnings > 0);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// A file itself, or the *.xml files of a directory and those below it, sorted.
-fn collect(path: &Path, documents: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds a file itself, or the *.xml files of a directory and those below it, sorted.
+fn collect(path: &Path, files: &mut Vec<PathBuf>, unread: &mut Vec<Diagnostics>) {
     if !path.is_dir() {
-        documents.push(path.to_owned());
-        return Ok(());
+        files.push(path.to_owned());
+        return;
     }
     let entries = std::fs::read_dir(path).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
-    let mut entries = entries.with_context(|| format!("cannot read {}", path.display()))?;
+    let mut entries = entries.unwrap_or_else(|error| {
+        unread.push(unreadable(path, &error));
+        Vec::new()
+    });
     entries.sort_by_key(std::fs::DirEntry::path);
-    for entry in entries.iter().map(std::fs::DirEntry::path) {
-        if entry.is_dir() || entry.extension().is_some_and(|extension| extension == "xml") {
-            collect(&entry, documents)?;
+    for path in entries.iter().map(std::fs::DirEntry::path) {
+        if path.is_dir() || path.extension().is_some_and(|extension| extension == "xml") {
+            collect(&path, files, unread);
         }
     }
-    Ok(())
 }
 
-/// The problems of a document, read as what its root element says it is.
-fn problems(document: &str, text: &str) -> Diagnostics {
-    let filter = read_filter(document, text);
-    if filter.value.is_some() || !text.contains("<filterbinding") {
-        return filter.diagnostics;
+fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostics {
+    let start = (Place { line: 1, column: 1 }, 1);
+    Diagnostics::error(&shown(path), "", Code::CannotRead, start, format!("cannot be read: {error}"), None)
+}
+
+/// The filters of a store, as far as they can be read. A store that does not exist has none.
+fn stored_filters(store: &Path) -> std::io::Result<BTreeMap<FilterName, Arc<Filter>>> {
+    let entries = match std::fs::read_dir(store) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        entries => entries?,
+    };
+    let mut filters = BTreeMap::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "xml")
+            && let Some(filter) = Document::read(&path, Strictness::AsLibvirt).filter
+        {
+            filters.insert(filter.name.clone(), filter);
+        }
     }
-    read_binding(document, text).diagnostics
+    Ok(filters)
+}
+
+/// A document that was read.
+struct Document {
+    text: String,
+    diagnostics: Diagnostics,
+    /// What it says, if it is a filter that was not refused.
+    filter: Option<Arc<Filter>>,
+    /// The filters it names, and where.
+    references: Vec<(FilterName, Place)>,
+}
+
+impl Document {
+    fn read(path: &Path, strictness: Strictness) -> Self {
+        let document = shown(path);
+        let text = match std::fs::read(path) {
+            Ok(bytes) => decode(&document, &bytes).map(str::to_owned),
+            Err(error) => Err(unreadable(path, &error)),
+        };
+        let text = match text {
+            Ok(text) => text,
+            Err(diagnostics) => {
+                return Self { text: String::new(), diagnostics, filter: None, references: Vec::new() };
+            }
+        };
+        let (mut filter, mut references) = (None, Vec::new());
+        let diagnostics = match DocumentKind::of(&text) {
+            DocumentKind::Binding => {
+                let Reading { value, diagnostics, .. } = read_binding(&document, &text);
+                references.extend(value.map(|binding| (binding.filter, place_of_filterref(&text))));
+                diagnostics
+            }
+            DocumentKind::Domain => {
+                let Reading { value, diagnostics, .. } = read_domain(&document, &text);
+                let interfaces = value.into_iter().flat_map(|domain| domain.interfaces);
+                let includes = interfaces.filter_map(|interface| interface.filter);
+                references.extend(includes.map(|include| (include.filter, include.place)));
+                diagnostics
+            }
+            _ => {
+                let Reading { value, diagnostics, .. } = read_filter_with(&document, &text, strictness);
+                let includes = value.iter().flat_map(Filter::includes);
+                references.extend(includes.map(|include| (include.filter.clone(), include.place)));
+                filter = value.map(Arc::new);
+                diagnostics
+            }
+        };
+        Self { text, diagnostics, filter, references }
+    }
+
+    /// The problems of the document, those with the filters that it names among them.
+    fn with_references_checked(self, filters: &BTreeMap<FilterName, Arc<Filter>>) -> Diagnostics {
+        let Self { text, mut diagnostics, filter, references } = self;
+        let document = diagnostics.document.clone();
+        let error = |code, place, message, help| {
+            Diagnostics::error(&document, &text, code, (place, "<filterref".len()), message, help)
+        };
+        let mut wrong = Vec::new();
+        for (name, place) in references.iter().filter(|(name, _)| !filters.contains_key(name)) {
+            let near = nearest(name.as_str(), filters.keys().map(FilterName::as_str));
+            let help = near.map(|near| format!("did you mean '{near}'?"));
+            let message = format!(
+                "no filter is named '{name}', neither in the checked files nor in the store nor among the stock filters"
+            );
+            wrong.push(error(Code::NoSuchFilter, *place, message, help));
+        }
+        if let Some(cycle) = filter.and_then(|filter| includes_itself(filters, &filter)) {
+            let closes = references.iter().find(|(name, _)| cycle.get(1) == Some(name));
+            let place = closes.map_or(Place { line: 1, column: 1 }, |(_, place)| *place);
+            let names: Vec<_> = cycle.iter().map(FilterName::as_str).collect();
+            let message = format!("filter '{}' includes itself: {}", names[0], names.join(" → "));
+            wrong.push(error(Code::IncludesItself, place, message, None));
+        }
+        wrong.into_iter().for_each(|wrong| diagnostics.merge(wrong));
+        diagnostics
+    }
+}
+
+/// Where the `<filterref>` of a binding is.
+fn place_of_filterref(text: &str) -> Place {
+    let before = text.split_once("<filterref").map_or("", |(before, _)| before);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let narrow = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    Place { line: narrow(line), column: narrow(column) }
 }
 
 fn as_json(found: &[Diagnostics]) -> serde_json::Value {
@@ -68,6 +196,7 @@ fn as_json(found: &[Diagnostics]) -> serde_json::Value {
                 "column": item.place.column,
                 "length": item.length,
                 "severity": item.severity.to_string(),
+                "code": item.code.to_string(),
                 "message": item.message,
                 "help": item.help,
             })

@@ -9,9 +9,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use nwfilter::xml::{PortDev, Reading, read_binding, read_filter, write_binding, write_filter};
+use nwfilter::xml::{
+    DocumentKind, PortDev, Reading, Strictness, decode, read_binding, read_filter, read_filter_with,
+    write_binding, write_filter,
+};
 use nwfilter::{Applied, Committed, Driver, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction};
 use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log, with_causes};
 
@@ -33,6 +36,9 @@ enum Verb {
     Define {
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// Take rules with elements and attributes that do not exist; they then match more than is written
+        #[arg(long)]
+        as_libvirt: bool,
     },
     /// Take a filter out of the store
     Undefine { name: String },
@@ -66,6 +72,9 @@ enum Verb {
         /// Count warnings (what libvirt ignores or replaces) as errors
         #[arg(long)]
         strict: bool,
+        /// Warn of elements and attributes in rules that do not exist, instead of refusing them
+        #[arg(long)]
+        as_libvirt: bool,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -110,7 +119,10 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.verb {
-        Verb::Check { files, strict, json } => return check::check(&files, strict, json),
+        Verb::Check { files, strict, as_libvirt, json } => {
+            let checks = check::Checks { strict, strictness: strictness(as_libvirt), json };
+            return check::check(&cli.options.config_dir, &files, checks);
+        }
         Verb::Fmt { file } => return fmt(&file),
         Verb::Listen(listen) => return Err(become_listener(&cli.options, &listen)),
         _ => (),
@@ -129,10 +141,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let mut done = true;
     match cli.verb {
         Verb::Check { .. } | Verb::Fmt { .. } | Verb::Listen(_) => (),
-        Verb::Define { files } => {
+        Verb::Define { files, as_libvirt } => {
             let mut transaction = Transaction::new();
             for file in &files {
-                transaction.define_filter(accepted(read_filter(&shown(file), &read(file)?))?);
+                let reading = read_filter_with(&shown(file), &read(file)?, strictness(as_libvirt));
+                transaction.define_filter(accepted(reading)?);
             }
             let Committed { filters, applied } = watch.during(|| driver.commit(transaction))?;
             warn(&applied);
@@ -220,13 +233,9 @@ fn become_listener(options: &Options, listen: &ListenOptions) -> Error {
 
 fn fmt(file: &Path) -> Result<ExitCode> {
     let (text, document) = (read(file)?, shown(file));
-    let filter = read_filter(&document, &text);
-    let canonical = match filter.value {
-        Some(filter) => write_filter(&filter),
-        None => match read_binding(&document, &text).value {
-            Some(binding) => write_binding(&binding),
-            None => bail!(filter.diagnostics),
-        },
+    let canonical = match DocumentKind::of(&text) {
+        DocumentKind::Binding => write_binding(&accepted(read_binding(&document, &text))?),
+        _ => write_filter(&accepted(read_filter(&document, &text))?),
     };
     print!("{canonical}");
     Ok(ExitCode::SUCCESS)
@@ -271,11 +280,15 @@ fn warn(applied: &Applied) {
     }
 }
 
+fn strictness(as_libvirt: bool) -> Strictness {
+    if as_libvirt { Strictness::AsLibvirt } else { Strictness::Strict }
+}
+
 fn shown(file: &Path) -> String {
     file.display().to_string()
 }
 
 fn read(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", file.display()))
+    Ok(decode(&shown(file), &bytes)?.to_owned())
 }

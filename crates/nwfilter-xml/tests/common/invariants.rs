@@ -1,7 +1,7 @@
 //! What holds for every text, whatever it is. The fuzz target and the tests share it.
 
 use nwfilter_xml::{
-    Diagnostics, Reading, check, read_binding, read_domain, read_filter, write_binding, write_filter,
+    Diagnostics, Filter, Reading, check, read_binding, read_domain, read_filter, write_binding, write_filter,
 };
 
 /// Reads a text as every kind of document.
@@ -15,7 +15,8 @@ pub(crate) fn hold(text: &str) {
     consistent(&filter, text);
     if let Some(filter) = filter.value {
         let written = write_filter(&filter);
-        assert_eq!(read_filter("filter.xml", &written).value.as_ref(), Some(&filter), "{written}");
+        let again = read_filter("filter.xml", &written).value.map(Filter::without_places);
+        assert_eq!(again, Some(filter.without_places()), "{written}");
     }
     let binding = read_binding("binding.xml", text);
     consistent(&binding, text);
