@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::OnceLock;
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nwfilter_xml::Uuid;
@@ -32,6 +32,15 @@ pub(crate) struct Connection {
     number: u64,
 }
 
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{}", .0.message())]
+    Libvirt(#[from] Error),
+    #[error("the thread for libvirt's events cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
 /// What every callback gets.
 struct Context {
     sender: Sender<Event>,
@@ -40,7 +49,7 @@ struct Context {
 
 impl Connection {
     /// Connects and registers for the events.
-    pub(crate) fn open(uri: Option<&str>, number: u64, sender: &Sender<Event>) -> Result<Self, Error> {
+    pub(crate) fn open(uri: Option<&str>, number: u64, sender: &Sender<Event>) -> Result<Self, OpenError> {
         start_event_loop()?;
         let connect = Connect::open(uri)?;
         // Only connections to a daemon have it.
@@ -233,24 +242,26 @@ fn is_gone(error: &Error) -> bool {
 }
 
 /// Starts, once, the thread that handles libvirt's events for the process.
-fn start_event_loop() -> Result<(), Error> {
-    static STARTED: OnceLock<Result<(), Error>> = OnceLock::new();
-    let start = || {
-        virt::error::clear_error_callback();
-        // SAFETY: it is called once, before the first connection.
-        if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
-            return Err(Error::last_error());
-        }
-        std::thread::spawn(|| {
-            loop {
-                // SAFETY: the implementation is registered, and only this thread runs it.
-                if unsafe { sys::virEventRunDefaultImpl() } < 0 {
-                    log::error!("libvirt's event loop: {}", Error::last_error().message());
-                    std::thread::sleep(Duration::from_secs(1));
-                }
+fn start_event_loop() -> Result<(), OpenError> {
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *started {
+        return Ok(());
+    }
+    virt::error::clear_error_callback();
+    // SAFETY: it is called before the first connection; again only if there was no thread, and then does nothing new.
+    if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
+        return Err(Error::last_error().into());
+    }
+    std::thread::Builder::new().spawn(|| {
+        loop {
+            // SAFETY: the implementation is registered, and only this thread runs it.
+            if unsafe { sys::virEventRunDefaultImpl() } < 0 {
+                log::error!("libvirt's event loop: {}", Error::last_error().message());
+                std::thread::sleep(Duration::from_secs(1));
             }
-        });
-        Ok(())
-    };
-    STARTED.get_or_init(start).clone()
+        }
+    })?;
+    *started = true;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use nwfilter::{Driver, Error, with_causes};
 use nwfilter_xml::{Uuid, read_domain};
 use virt::error::Error as VirtError;
 
-use crate::events::{Connection, Event};
+use crate::events::{Connection, Event, OpenError};
 use crate::guard::{Guard, GuardError};
 use crate::sync::{Guest, Plan};
 
@@ -84,7 +84,7 @@ enum End {
 
 /// What ends following a connection, other than being told to.
 enum Failure {
-    Connection(VirtError),
+    Connection(String),
     Listener(ListenError),
 }
 
@@ -116,7 +116,7 @@ impl Listener {
                     pause = PAUSES.0;
                     why
                 }
-                Err(Failure::Connection(error)) => error.message().to_owned(),
+                Err(Failure::Connection(why)) => why,
                 Err(Failure::Listener(error)) => return Err(error),
             };
             report(Status::Disconnected { why, pause });
@@ -265,7 +265,13 @@ impl std::fmt::Display for Status {
 
 impl From<VirtError> for Failure {
     fn from(error: VirtError) -> Self {
-        Self::Connection(error)
+        Self::Connection(error.message().to_owned())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::Connection(error.to_string())
     }
 }
 

@@ -260,7 +260,7 @@ impl Driver {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
         let lock = lock(&self.config.state_dir)?;
         let mut stores = Arc::unwrap_or_clone(self.look()?);
-        stores.set_damaged_aside();
+        stores.tidy();
         let done = change(&mut stores)?;
         self.meter().stores(&stores);
         let stores = Arc::new(stores);

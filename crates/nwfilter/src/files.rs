@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nwfilter_xml::{Diagnostics, Reading, decode};
 use tempfile::NamedTempFile;
 
-use crate::Error;
+use crate::{Error, atomic};
 
 /// What tells whether a file is still the one that was read.
 type Stamp = (u64, i64, i64, u64);
@@ -74,6 +74,8 @@ pub(crate) struct Directory<T> {
     loaded: BTreeMap<String, (Stamp, Content<T>)>,
     /// The damaged files that were moved aside, by the name that they had.
     aside: BTreeMap<String, BTreeSet<PathBuf>>,
+    /// What processes that were killed did not give its name.
+    leftovers: Vec<PathBuf>,
 }
 
 /// What a file holds.
@@ -99,7 +101,8 @@ pub(crate) fn is_libvirts(path: &Path) -> bool {
 
 impl<T> Directory<T> {
     pub(crate) fn new(path: &Path, read: fn(&str, &str) -> Reading<T>, name_of: fn(&T) -> String) -> Self {
-        Self { path: path.to_owned(), read, name_of, loaded: BTreeMap::new(), aside: BTreeMap::new() }
+        let (loaded, aside, leftovers) = Default::default();
+        Self { path: path.to_owned(), read, name_of, loaded, aside, leftovers }
     }
 
     /// Reads what changed since the last call. A directory that does not exist is empty. A file that is no document
@@ -115,6 +118,7 @@ impl<T> Directory<T> {
             self.loaded.insert(name, (stamp, content));
         }
         self.aside = listed.aside;
+        self.leftovers = listed.leftovers;
         Ok(())
     }
 
@@ -205,6 +209,15 @@ impl<T> Directory<T> {
         }
     }
 
+    /// Removes what processes that were killed left. The caller holds the lock, so nobody is writing.
+    pub(crate) fn remove_leftovers(&mut self) {
+        for path in self.leftovers.drain(..) {
+            if let Err(error) = not_found_is(fs::remove_file(&path), ()) {
+                log::warn!("{} cannot be removed: {error}", path.display());
+            }
+        }
+    }
+
     /// The documents, in the order of their names.
     pub(crate) fn documents(&self) -> impl Iterator<Item = &Arc<T>> {
         self.loaded.values().filter_map(|(_, content)| content.document())
@@ -225,9 +238,7 @@ impl<T> Directory<T> {
             None => false,
         };
         make_directory(&self.path)?;
-        let mut file =
-            tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(&self.path).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        let file = atomic::prepare(&self.path, text.as_bytes()).map_err(failed)?;
         Ok(Step { target: self.file(name), content: Some(file), over_damaged })
     }
 
@@ -294,10 +305,7 @@ pub(crate) fn carry_out(steps: Vec<Step>) -> Result<(), Error> {
 /// Gives a file the content that it had.
 fn put_back(path: &Path, content: Option<&[u8]>) -> io::Result<()> {
     let Some(content) = content else { return not_found_is(fs::remove_file(path), ()) };
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".old").tempfile_in(directory)?;
-    file.write_all(content)?;
-    file.persist(path).map(drop).map_err(|error| error.error)
+    atomic::replace(path, content)
 }
 
 fn not_found_is<T>(result: io::Result<T>, value: T) -> io::Result<T> {
@@ -361,6 +369,7 @@ struct Listed {
     documents: Vec<(String, PathBuf, Stamp)>,
     /// Every `NAME.xml.damaged` and `NAME.xml.damaged.NUMBER`.
     aside: BTreeMap<String, BTreeSet<PathBuf>>,
+    leftovers: Vec<PathBuf>,
 }
 
 fn list(directory: &Path) -> Result<Listed, Error> {
@@ -373,12 +382,10 @@ fn list(directory: &Path) -> Result<Listed, Error> {
     };
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        let Some(file) =
-            path.file_name().and_then(|file| file.to_str()).filter(|file| !file.starts_with('.'))
-        else {
-            continue;
-        };
-        if let Some(name) = file.strip_suffix(".xml") {
+        let Some(file) = path.file_name().and_then(|file| file.to_str()) else { continue };
+        if atomic::is_leftover(file) {
+            listed.leftovers.push(path);
+        } else if let Some(name) = file.strip_suffix(".xml").filter(|name| !name.is_empty()) {
             match fs::metadata(&path) {
                 Ok(metadata) if metadata.is_file() => {
                     listed.documents.push((name.to_owned(), path.clone(), stamp_of(&metadata)));

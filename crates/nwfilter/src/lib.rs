@@ -6,6 +6,7 @@
 //! What a rule means is decided in [`nwfilter_rules`]; how a kernel is told, in a [`Backend`]: [`Xtables`] writes
 //! iptables, ip6tables and ebtables.
 
+mod atomic;
 mod commit;
 mod driver;
 mod error;

@@ -52,8 +52,10 @@ impl Stores {
         self.known.refresh()
     }
 
-    /// Moves damaged files out of the way.
-    pub(crate) fn set_damaged_aside(&mut self) {
+    /// Moves damaged files out of the way, and removes what killed processes left. The caller holds the lock.
+    pub(crate) fn tidy(&mut self) {
+        self.filters.remove_leftovers();
+        self.bindings.remove_leftovers();
         self.filters.set_damaged_aside();
         self.bindings.set_damaged_aside();
     }

@@ -77,6 +77,37 @@ fn a_damaged_file_is_told_of_and_moved_aside_by_the_first_operation_that_writes(
 }
 
 #[test]
+fn what_a_killed_process_left_is_removed_by_the_first_operation_that_writes() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(0), Fake::default());
+    let leftovers = [lab.filters(), lab.bindings()].map(|directory| {
+        fs::create_dir(&directory).unwrap();
+        let leftover = directory.join(".nwfilter-a1B2c3.new");
+        fs::write(&leftover, "<filter").unwrap();
+        leftover
+    });
+    fs::write(lab.filters().join(".mine.new"), "").unwrap();
+    let driver = fake.driver(&lab);
+    driver.filters().unwrap();
+    assert!(leftovers.iter().all(|leftover| leftover.exists()), "looking removes nothing");
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    assert!(!leftovers.iter().any(|leftover| leftover.exists()));
+    assert!(lab.filters().join(".mine.new").exists());
+}
+
+#[test]
+fn a_filter_whose_name_begins_with_a_dot_is_kept() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(0), Fake::default());
+    define(&fake.driver(&lab), &[accepting(".hidden", 22), accepting("...", 22)]).unwrap();
+    let driver = fake.driver(&lab);
+    assert_eq!(driver.stored_filters().unwrap().len(), 2);
+    driver.undefine_filter(".hidden").unwrap();
+    driver.undefine_filter("...").unwrap();
+    assert_eq!(fs::read_dir(lab.filters()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_damaged_filter_is_not_replaced_by_the_stock_filter_of_its_name() {
     skip_unless!(Need::Root);
     let (lab, fake) = (Lab::new(1), Fake::default());

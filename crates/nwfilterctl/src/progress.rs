@@ -34,11 +34,12 @@ impl Watch {
         let Some(last) = &self.0 else { return change() };
         std::thread::scope(|scope| {
             let (running, ended) = channel::<()>();
-            let line = scope.spawn(move || show(last, &ended));
+            // Without the thread there is no line.
+            let line = std::thread::Builder::new().spawn_scoped(scope, move || show(last, &ended));
             let done = change();
             drop(running);
             // A panic of the thread was reported when it happened.
-            let _ = line.join();
+            let _ = line.map(std::thread::ScopedJoinHandle::join);
             done
         })
     }

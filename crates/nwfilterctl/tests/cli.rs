@@ -244,6 +244,13 @@ fn wrong_usage_exits_with_2() {
     assert_eq!(cli.run(&["define"]).status.code(), Some(2));
 }
 
+#[cfg(feature = "listen")]
+#[test]
+fn the_listener_names_itself() {
+    let version = Command::new(env!("CARGO_BIN_EXE_nwfilterctl-listen")).arg("--version").output().unwrap();
+    assert_eq!(stdout(&version), format!("nwfilterctl-listen {}\n", env!("CARGO_PKG_VERSION")));
+}
+
 #[test]
 fn check_finds_every_mistake_in_a_directory() {
     let cli = Cli::new();

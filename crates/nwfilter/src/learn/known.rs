@@ -16,7 +16,7 @@ use nwfilter_xml::{Binding, MacAddr, PortDev, Uuid};
 
 use super::port::{MAX_LEASES, is_link_local};
 use super::{Family, Source};
-use crate::Error;
+use crate::{Error, atomic};
 
 /// The expiry of a lease without end, as libvirt writes it.
 const NEVER: u64 = u64::MAX;
@@ -258,9 +258,7 @@ fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let failed = |source| Error::Store { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(failed)?;
-    let mut file = tempfile::Builder::new().prefix(".").tempfile_in(directory).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.persist(path).map(drop).map_err(|error| failed(error.error))
+    atomic::replace(path, text.as_bytes()).map_err(failed)
 }
 
 // ---- leases ----

@@ -14,7 +14,7 @@ use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log};
 
 /// Keeps the bindings in step with the guests of a libvirt, until SIGTERM.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "nwfilterctl-listen", version)]
 struct Cli {
     #[command(flatten)]
     options: Options,
@@ -56,10 +56,11 @@ fn listen(driver: &Driver, options: &ListenOptions) -> Result<()> {
 fn stop_at_signals(stopper: Stopper) -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("cannot block signals")?;
-    std::thread::spawn(move || match signals.wait() {
+    let wait = move || match signals.wait() {
         Ok(_) => stopper.stop(),
         Err(error) => log::error!("signals are not handled: {error}"),
-    });
+    };
+    std::thread::Builder::new().spawn(wait).context("cannot start the thread that waits for signals")?;
     Ok(())
 }
 
