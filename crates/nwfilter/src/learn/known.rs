@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nwfilter_xml::{Binding, MacAddr, PortDev, Uuid};
 
+use super::packets::usable;
 use super::port::{MAX_LEASES, is_link_local};
 use super::{Family, Source};
 use crate::{Error, atomic};
@@ -107,7 +109,8 @@ impl Known {
         let leases = lease_path(state_dir);
         let leases6 = leases.with_extension("leases6");
         let learned = LearnedFile { path: state_dir.join("learned"), ..LearnedFile::default() };
-        Self { leases: LeaseFile::new(leases), leases6: LeaseFile::new(leases6), learned }
+        let leases = LeaseFile::new(leases, Family::Ipv4);
+        Self { leases, leases6: LeaseFile::new(leases6, Family::Ipv6), learned }
     }
 
     /// Reads what others wrote since the last call. A damaged line is as if it were not there.
@@ -230,26 +233,46 @@ fn lease_path(state_dir: &Path) -> PathBuf {
 struct Stamp(Option<(u64, i64, i64, u64)>);
 
 impl Stamp {
-    fn of(path: &Path) -> Result<Self, Error> {
-        match fs::metadata(path) {
-            Ok(file) => Ok(Self(Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size())))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(None)),
-            Err(source) => Err(Error::Store { path: path.to_owned(), source }),
-        }
+    fn of(file: &Metadata) -> Self {
+        Self(Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size())))
+    }
+
+    fn of_path(path: &Path) -> Result<Self, Error> {
+        fs::metadata(path)
+            .map(|file| Self::of(&file))
+            .map_err(|source| Error::Store { path: path.to_owned(), source })
     }
 }
 
 /// The text of a file if it is another than at the stamp, which becomes the new one.
 fn read_changed(path: &Path, stamp: &mut Stamp) -> Result<Option<String>, Error> {
-    let current = Stamp::of(path)?;
+    let failed = |source| Error::Store { path: path.to_owned(), source };
+    let current = match fs::metadata(path) {
+        Ok(file) => Stamp::of(&file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Stamp(None),
+        Err(source) => return Err(failed(source)),
+    };
     if current == *stamp {
         return Ok(None);
     }
-    *stamp = current;
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(String::new())),
-        Err(source) => Err(Error::Store { path: path.to_owned(), source }),
+    let mut bytes = Vec::new();
+    match open_regular(path, File::options().read(true)) {
+        Ok(mut file) => {
+            *stamp = Stamp::of(&file.metadata().map_err(failed)?);
+            file.read_to_end(&mut bytes).map_err(failed)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => *stamp = Stamp(None),
+        Err(source) => return Err(failed(source)),
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Opens a file, and only a file: a pipe in its place would keep whoever opens it waiting for its other end.
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 
@@ -266,6 +289,7 @@ fn replace(path: &Path, text: &str) -> Result<(), Error> {
 #[derive(Clone)]
 struct LeaseFile {
     path: PathBuf,
+    family: Family,
     stamp: Stamp,
     leases: BTreeMap<GuestKey, Vec<Lease>>,
     /// Lines of the file.
@@ -275,8 +299,9 @@ struct LeaseFile {
 }
 
 impl LeaseFile {
-    fn new(path: PathBuf) -> Self {
-        Self { path, stamp: Stamp::default(), leases: BTreeMap::new(), lines: 0, unwritten: String::new() }
+    fn new(path: PathBuf, family: Family) -> Self {
+        let (stamp, leases) = (Stamp::default(), BTreeMap::new());
+        Self { path, family, stamp, leases, lines: 0, unwritten: String::new() }
     }
 
     fn refresh(&mut self) -> Result<(), Error> {
@@ -285,7 +310,7 @@ impl LeaseFile {
         self.lines = 0;
         for line in text.lines() {
             self.lines += 1;
-            match parse_lease(line) {
+            match parse_lease(line, self.family) {
                 Some((guest, Entry::Holds(lease))) => {
                     set(&mut self.leases, guest, lease);
                 }
@@ -349,7 +374,7 @@ impl LeaseFile {
         } else {
             append(&self.path, &lines)?;
         }
-        self.stamp = Stamp::of(&self.path)?;
+        self.stamp = Stamp::of_path(&self.path)?;
         Ok(())
     }
 }
@@ -359,11 +384,12 @@ enum Entry {
     Ended(IpAddr),
 }
 
-fn parse_lease(line: &str) -> Option<(GuestKey, Entry)> {
+/// The lease of a line; `None` for what is none, and for an address that no host of the family can have.
+fn parse_lease(line: &str, family: Family) -> Option<(GuestKey, Entry)> {
     let mut words = line.split_ascii_whitespace();
     let expiry: u64 = words.next()?.parse().ok()?;
     let guest = GuestKey::parse(words.next()?)?;
-    let address: IpAddr = words.next()?.parse().ok()?;
+    let address = words.next()?.parse().ok().and_then(usable).filter(|a| Family::of(*a) == family)?;
     let server: IpAddr = words.next()?.parse().ok()?;
     let expires = (expiry != NEVER).then_some(expiry);
     let entry =
@@ -405,7 +431,7 @@ fn remove(
 fn append(path: &Path, lines: &str) -> Result<(), Error> {
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        let mut file = File::options().create(true).append(true).read(true).open(path)?;
+        let mut file = open_regular(path, File::options().create(true).append(true).read(true))?;
         let length = file.metadata()?.len();
         let mut last = [b'\n'];
         if length > 0 {
@@ -468,7 +494,7 @@ impl LearnedFile {
             text.push('\n');
         }
         replace(&self.path, &text)?;
-        self.stamp = Stamp::of(&self.path)?;
+        self.stamp = Stamp::of_path(&self.path)?;
         Ok(())
     }
 }
@@ -478,7 +504,7 @@ fn parse_learned(line: &str) -> Option<(PortDev, Learned)> {
     let port = words.next()?.parse().ok()?;
     let guest = GuestKey::parse(words.next()?)?;
     let source = Source::from_name(words.next()?)?;
-    let addresses: Option<Vec<IpAddr>> = words.map(|word| word.parse().ok()).collect();
+    let addresses: Option<Vec<IpAddr>> = words.map(|word| word.parse().ok().and_then(usable)).collect();
     let addresses = addresses.filter(|addresses| !addresses.is_empty())?;
     Some((port, Learned { guest, source, addresses }))
 }

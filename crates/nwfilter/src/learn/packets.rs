@@ -353,7 +353,15 @@ fn dhcp6_answer(message: &[u8], server: Ipv6Addr) -> Option<Observation> {
 
 // ---- addresses ----
 
-/// An address that one host can have for itself. libvirt takes loopback addresses too.
+/// An address that one host can have for itself.
+pub(crate) fn usable(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => usable4(address).map(IpAddr::V4),
+        IpAddr::V6(address) => usable6(address).map(IpAddr::V6),
+    }
+}
+
+/// The same of IPv4. libvirt takes loopback addresses too.
 fn usable4(address: Ipv4Addr) -> Option<Ipv4Addr> {
     let first = address.octets()[0];
     (first != 0 && first != 127 && first < 224).then_some(address)
