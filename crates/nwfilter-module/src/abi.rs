@@ -156,6 +156,8 @@ pub(crate) type GetNwFilter =
     unsafe extern "C" fn(*mut Connect, *const c_char, *const c_uchar) -> *mut NwFilter;
 pub(crate) type GetNwFilterBinding =
     unsafe extern "C" fn(*mut Connect, *const c_char, *const c_char) -> *mut NwFilterBinding;
+pub(crate) type GetConnect = unsafe extern "C" fn() -> *mut Connect;
+pub(crate) type CloseConnect = unsafe extern "C" fn(*mut Connect) -> c_int;
 pub(crate) type FilterName = unsafe extern "C" fn(*mut NwFilter) -> *const c_char;
 pub(crate) type BindingPort = unsafe extern "C" fn(*mut NwFilterBinding) -> *const c_char;
 pub(crate) type FreeFilter = unsafe extern "C" fn(*mut NwFilter) -> c_int;

@@ -135,7 +135,6 @@ extern "C" fn connect_open(connect: *mut Connect, _: *mut c_void, _: *mut c_void
             return Err(Refusal::new(Code::Internal, format!("'{uri}' is not served, only {URI}")));
         }
         libvirt.may_open(connect)?;
-        libvirt.learn_handles(connect)?;
         Service::get()?;
         Ok(open_status::SUCCESS)
     })
@@ -223,7 +222,7 @@ fn define(
 
 extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
     serve(-1, |libvirt| {
-        let (service, connect) = (Service::get()?, libvirt.filter_connect(filter)?);
+        let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
         let filter = service.filter(&libvirt.filter_name(filter)?)?;
         libvirt.may_do(FilterAccess::Undefine, connect, &filter)?;
         service.undefine(filter.name.as_str())?;
@@ -234,7 +233,7 @@ extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
 extern "C" fn get_xml_desc(filter: *mut NwFilter, flags: c_uint) -> *mut c_char {
     serve(null_mut(), |libvirt| {
         no_flags(flags, 0)?;
-        let (service, connect) = (Service::get()?, libvirt.filter_connect(filter)?);
+        let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
         let filter = service.filter(&libvirt.filter_name(filter)?)?;
         libvirt.may_do(FilterAccess::Dump, connect, &filter)?;
         Ok(duplicate(&service.filter_xml(&filter)))
@@ -279,7 +278,7 @@ extern "C" fn binding_create(
 
 extern "C" fn binding_delete(binding: *mut NwFilterBinding) -> c_int {
     serve(-1, |libvirt| {
-        let (service, connect) = (Service::get()?, libvirt.binding_connect(binding)?);
+        let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
         let binding = service.binding(&libvirt.binding_port(binding)?)?;
         libvirt.may_do_binding(BindingAccess::Delete, connect, &binding)?;
         service.unbind(binding.port.as_str())?;
@@ -290,7 +289,7 @@ extern "C" fn binding_delete(binding: *mut NwFilterBinding) -> c_int {
 extern "C" fn binding_get_xml_desc(binding: *mut NwFilterBinding, flags: c_uint) -> *mut c_char {
     serve(null_mut(), |libvirt| {
         no_flags(flags, 0)?;
-        let (service, connect) = (Service::get()?, libvirt.binding_connect(binding)?);
+        let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
         let binding = service.binding(&libvirt.binding_port(binding)?)?;
         libvirt.may_do_binding(BindingAccess::Dump, connect, &binding)?;
         Ok(duplicate(&service.binding_xml(&binding)))

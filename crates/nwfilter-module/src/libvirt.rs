@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 use nwfilter_xml::{Binding, Filter, Uuid};
 
 use crate::abi::{
-    BindingIdentity, BindingPort, CheckBinding, CheckFilter, Connect, EnsureBinding, EnsureConnect,
-    EnsureFilter, FilterIdentity, FilterName, FreeBinding, FreeFilter, GetNwFilter, GetNwFilterBinding,
-    GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding, NwFilterDriver, RegisterConnectDriver,
-    RegisterStateDriver, ReportError, SetSharedNwFilterDriver, Tables,
+    BindingIdentity, BindingPort, CheckBinding, CheckFilter, CloseConnect, Connect, EnsureBinding,
+    EnsureConnect, EnsureFilter, FilterIdentity, FilterName, FreeBinding, FreeFilter, GetConnect,
+    GetNwFilter, GetNwFilterBinding, GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding,
+    NwFilterDriver, RegisterConnectDriver, RegisterStateDriver, ReportError, SetSharedNwFilterDriver, Tables,
 };
 use crate::refusal::{Code, Refusal};
 
@@ -22,6 +22,15 @@ const NEWEST_TRIED: c_ulong = 12_008_000;
 /// VIR_FROM_NWFILTER: the domain of the errors of this driver.
 const ERROR_DOMAIN: c_int = 33;
 
+macro_rules! symbol {
+    ($name:literal as $type:ty) => {{
+        let address = lookup(concat!($name, "\0"), $name)?;
+        // SAFETY: a function pointer is as large as an object pointer here, and the address is that of a function
+        // whose type is libvirt's for this name.
+        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
+    }};
+}
+
 /// Why the module cannot work in the process that loaded it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -31,6 +40,8 @@ pub(crate) enum LoadError {
     TooOld(c_ulong),
     #[error("libvirt's {0} failed")]
     Refused(&'static str),
+    #[error("the handles of this libvirt have an unknown layout")]
+    Handles,
 }
 
 /// The symbols that the module calls.
@@ -44,11 +55,9 @@ pub(crate) struct Libvirt {
     get_binding: GetNwFilterBinding,
     filter_name: FilterName,
     binding_port: BindingPort,
-    free_filter: FreeFilter,
-    free_binding: FreeBinding,
     get_uri: GetUri,
     access: Access,
-    handle_connect: OnceLock<HandleConnect>,
+    handle_connect: HandleConnect,
 }
 
 /// Where a handle keeps its connection, as the index of a pointer from the handle's begin.
@@ -56,6 +65,42 @@ pub(crate) struct Libvirt {
 struct HandleConnect {
     filter: usize,
     binding: usize,
+}
+
+impl HandleConnect {
+    /// Looks for the connection among the first pointers of two handles made for this, because no function of libvirt
+    /// returns the connection of a handle.
+    fn find(get_filter: GetNwFilter, get_binding: GetNwFilterBinding) -> Result<Self, LoadError> {
+        let get_connect = symbol!("virGetConnect" as GetConnect);
+        let close = symbol!("virConnectClose" as CloseConnect);
+        let free_filter = symbol!("virNWFilterFree" as FreeFilter);
+        let free_binding = symbol!("virNWFilterBindingFree" as FreeBinding);
+        let (name, uuid) = (c"layout", [0; 16]);
+        // SAFETY: the connection is not open, which nothing here needs; libvirt copies name and UUID.
+        let connect = unsafe { get_connect() };
+        if connect.is_null() {
+            return Err(LoadError::Refused("virGetConnect"));
+        }
+        // SAFETY: as above.
+        let filter = unsafe { get_filter(connect, name.as_ptr(), uuid.as_ptr()) };
+        // SAFETY: as above.
+        let binding = unsafe { get_binding(connect, name.as_ptr(), name.as_ptr()) };
+        let found = (position(filter.cast(), connect), position(binding.cast(), connect));
+        // SAFETY: each was made above, is not used any more, and is freed only if it was made.
+        unsafe {
+            if !filter.is_null() {
+                free_filter(filter);
+            }
+            if !binding.is_null() {
+                free_binding(binding);
+            }
+            close(connect);
+        }
+        match found {
+            (Some(filter), Some(binding)) => Ok(Self { filter, binding }),
+            _ => Err(LoadError::Handles),
+        }
+    }
 }
 
 /// libvirt's access control: what `access_drivers` of the daemon's configuration decides.
@@ -107,35 +152,27 @@ pub(crate) enum FilterList {
 
 static LIBVIRT: OnceLock<Libvirt> = OnceLock::new();
 
-macro_rules! symbol {
-    ($name:literal as $type:ty) => {{
-        let address = lookup(concat!($name, "\0"), $name)?;
-        // SAFETY: a function pointer is as large as an object pointer here, and the address is that of a function
-        // whose type is libvirt's for this name.
-        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
-    }};
-}
-
 impl Libvirt {
     /// Looks up every symbol, so that one that is missing is known before the first domain needs it.
     pub(crate) fn load() -> Result<&'static Libvirt, LoadError> {
         check_version()?;
         let filters =
             |ensure: EnsureConnect, check: CheckFilter| -> (EnsureConnect, CheckFilter) { (ensure, check) };
+        let get_filter = symbol!("virGetNWFilter" as GetNwFilter);
+        let get_binding = symbol!("virGetNWFilterBinding" as GetNwFilterBinding);
+        let handle_connect = HandleConnect::find(get_filter, get_binding)?;
         let libvirt = Libvirt {
             log_message: symbol!("virLogMessage" as LogMessage),
             register_connect_driver: symbol!("virRegisterConnectDriver" as RegisterConnectDriver),
             set_shared_driver: symbol!("virSetSharedNWFilterDriver" as SetSharedNwFilterDriver),
             register_state_driver: symbol!("virRegisterStateDriver" as RegisterStateDriver),
             report_error: symbol!("virReportErrorHelper" as ReportError),
-            get_filter: symbol!("virGetNWFilter" as GetNwFilter),
-            get_binding: symbol!("virGetNWFilterBinding" as GetNwFilterBinding),
+            get_filter,
+            get_binding,
             filter_name: symbol!("virNWFilterGetName" as FilterName),
             binding_port: symbol!("virNWFilterBindingGetPortDev" as BindingPort),
-            free_filter: symbol!("virNWFilterFree" as FreeFilter),
-            free_binding: symbol!("virNWFilterBindingFree" as FreeBinding),
             get_uri: symbol!("virConnectGetURI" as GetUri),
-            handle_connect: OnceLock::new(),
+            handle_connect,
             access: Access {
                 open: symbol!("virConnectOpenEnsureACL" as EnsureConnect),
                 count: filters(
@@ -227,45 +264,18 @@ impl Libvirt {
         unsafe { (self.get_binding)(connect, port.as_ptr(), filter.as_ptr()) }
     }
 
-    /// Finds out where handles keep their connection, which no function of libvirt tells: a new handle has it among
-    /// its first pointers. Done when a connection is opened, before there can be a handle of it.
-    pub(crate) fn learn_handles(&self, connect: *mut Connect) -> Result<(), Refusal> {
-        if self.handle_connect.get().is_some() {
-            return Ok(());
-        }
-        let (name, uuid) = (c"layout", [0; 16]);
-        // SAFETY: the connection is libvirt's own, and libvirt copies name and UUID.
-        let filter = unsafe { (self.get_filter)(connect, name.as_ptr(), uuid.as_ptr()) };
-        // SAFETY: as above.
-        let binding = unsafe { (self.get_binding)(connect, name.as_ptr(), name.as_ptr()) };
-        if filter.is_null() || binding.is_null() {
-            return Err(Refusal::reported());
-        }
-        let found = (position(filter.cast(), connect), position(binding.cast(), connect));
-        // SAFETY: both handles were made above and are not used any more.
-        unsafe {
-            (self.free_filter)(filter);
-            (self.free_binding)(binding);
-        }
-        let (Some(filter), Some(binding)) = found else {
-            return Err(Refusal::new(Code::Internal, "the handles of this libvirt have an unknown layout"));
-        };
-        self.handle_connect.get_or_init(|| HandleConnect { filter, binding });
-        Ok(())
-    }
-
     /// The connection of a handle.
-    pub(crate) fn filter_connect(&self, filter: *mut NwFilter) -> Result<*mut Connect, Refusal> {
-        let index = self.handle_connect.get().ok_or_else(not_open)?.filter;
+    pub(crate) fn filter_connect(&self, filter: *mut NwFilter) -> *mut Connect {
+        let index = self.handle_connect.filter;
         // SAFETY: every filter handle has its connection at this index.
-        Ok(unsafe { filter.cast::<*mut Connect>().add(index).read() })
+        unsafe { filter.cast::<*mut Connect>().add(index).read() }
     }
 
     /// The connection of a handle.
-    pub(crate) fn binding_connect(&self, binding: *mut NwFilterBinding) -> Result<*mut Connect, Refusal> {
-        let index = self.handle_connect.get().ok_or_else(not_open)?.binding;
+    pub(crate) fn binding_connect(&self, binding: *mut NwFilterBinding) -> *mut Connect {
+        let index = self.handle_connect.binding;
         // SAFETY: every binding handle has its connection at this index.
-        Ok(unsafe { binding.cast::<*mut Connect>().add(index).read() })
+        unsafe { binding.cast::<*mut Connect>().add(index).read() }
     }
 
     /// The name in a handle.
@@ -390,12 +400,11 @@ pub(crate) fn c_string(text: &str) -> CString {
 /// header of two or three pointers, the connection and two more.
 fn position(handle: *const c_void, connect: *mut Connect) -> Option<usize> {
     const POINTERS: usize = 5;
+    if handle.is_null() {
+        return None;
+    }
     // SAFETY: a handle is larger than this, and aligned for pointers.
     (0..POINTERS).find(|&index| unsafe { handle.cast::<*mut Connect>().add(index).read() } == connect)
-}
-
-fn not_open() -> Refusal {
-    Refusal::new(Code::Internal, "a handle without a connection")
 }
 
 fn allowed(answer: c_int) -> Result<(), Refusal> {

@@ -126,7 +126,7 @@ struct Seen {
 }
 
 fn see(daemon: &Libvirtd, documents: &Documents, words: &[&str]) -> Result<(Seen, String)> {
-    let mut command = daemon.virsh_command(Connect::Nwfilter);
+    let mut command = daemon.virsh_command(Connect::Qemu);
     for word in words.iter().filter(|word| **word != "--name") {
         match word.starts_with('@') {
             true => command.arg(documents.path(word)),
@@ -186,6 +186,31 @@ fn every_command_gives_what_it_gives_with_libvirts_own_module() -> Result<()> {
         let (seen, our_stderr, our_saved) = ours;
         assert_eq!(seen, expected, "{words:?}\nlibvirt: {stderr}\nours: {our_stderr}");
         assert_eq!(saved.diff(&our_saved), None, "after {words:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_fresh_daemon_serves_every_command_to_a_connection_of_the_qemu_driver() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let documents = Documents::new()?;
+    let host = Host::new()?;
+    let _tap = host.tap("tap0")?;
+    let (_dir, mut daemon) = libvirtd(&host, Module::Ours)?;
+    for words in [["nwfilter-define", "@mine"], ["nwfilter-binding-create", "@binding"]] {
+        let (seen, stderr) = see(&daemon, &documents, &words)?;
+        ensure!(seen.succeeded, "{words:?}: {stderr}");
+    }
+    for words in [
+        ["nwfilter-dumpxml", "mine"],
+        ["nwfilter-binding-dumpxml", "tap0"],
+        ["nwfilter-binding-delete", "tap0"],
+        ["nwfilter-undefine", "mine"],
+    ] {
+        // Nobody has opened a connection of the nwfilter driver yet.
+        daemon.restart()?;
+        let (seen, stderr) = see(&daemon, &documents, &words)?;
+        ensure!(seen.succeeded, "{words:?}: {stderr}");
     }
     Ok(())
 }

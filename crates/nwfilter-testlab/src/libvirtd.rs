@@ -45,7 +45,7 @@ pub struct LibvirtdOptions {
     /// Where the daemon loads its driver modules from, instead of the directory built into it.
     pub driver_dir: Option<PathBuf>,
     /// Whether to configure the QEMU driver so that a guest of type `qemu` starts here, as root
-    /// and without cgroups. Then the daemon is ready once `qemu:///system` answers.
+    /// and without cgroups. Then virsh connects to `qemu:///system`, as users do.
     pub qemu_conf: bool,
     /// Whether libvirt's stock filters are there from the start; by default they are.
     pub keep_stock_filters: bool,
@@ -67,6 +67,13 @@ impl Default for LibvirtdOptions {
             env: Vec::new(),
             mounts: Vec::new(),
         }
+    }
+}
+
+impl LibvirtdOptions {
+    /// The driver that virsh connects to.
+    fn connect(&self) -> Connect {
+        if self.qemu_conf { Connect::Qemu } else { Connect::Nwfilter }
     }
 }
 
@@ -120,8 +127,7 @@ impl Libvirtd {
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "libvirtd runs already");
         let process = self.process.insert(self.netns.spawn_command(self.daemon()?)?);
-        let driver = if self.options.qemu_conf { Connect::Qemu } else { Connect::Nwfilter };
-        let result = wait_ready(process, &self.state, driver);
+        let result = wait_ready(process, &self.state, self.options.connect());
         result.with_context(|| format!("libvirtd does not answer; its log:\n{}", self.log()))
     }
 
@@ -167,10 +173,10 @@ impl Libvirtd {
         self.state.virsh(driver)
     }
 
-    /// Runs a virsh command at `nwfilter:///system` and returns its stdout; a failure carries
-    /// virsh's stderr.
+    /// Runs a virsh command and returns its stdout; a failure carries virsh's stderr. It connects to `qemu:///system`
+    /// where the daemon has that driver, else to `nwfilter:///system`.
     pub fn virsh(&self, args: &[&str]) -> Result<String> {
-        self.virsh_on(Connect::Nwfilter, args)
+        self.virsh_on(self.options.connect(), args)
     }
 
     /// Runs a virsh command at the given driver.
@@ -178,7 +184,7 @@ impl Libvirtd {
         checked(self.virsh_command(driver).args(args), None)
     }
 
-    /// Runs many virsh commands at `nwfilter:///system` with few processes; each has its own
+    /// Runs many virsh commands, each as [`Libvirtd::virsh`] does, with few processes; each has its own
     /// result. A command with bad syntax, one that virsh does not know, fails the whole batch.
     pub fn virsh_batch(&self, commands: &[Vec<String>]) -> Result<Vec<Result<String>>> {
         let mut results = Vec::with_capacity(commands.len());
@@ -198,7 +204,7 @@ impl Libvirtd {
         ensure!(quote.is_none(), "a quote in a virsh argument: {quote:?}");
 
         let script: String = commands.iter().map(quoted).collect();
-        let output = self.virsh_command(Connect::Nwfilter).arg(script).output()?;
+        let output = self.virsh_command(self.options.connect()).arg(script).output()?;
         let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
         let err_mark = format!("error: {MARK}\n");
         let complete = stderr.matches(&err_mark).count();
@@ -246,7 +252,7 @@ impl Libvirtd {
 
     /// Runs a virsh command that reads XML from a file.
     fn with_xml(&self, command: &str, xml: &str) -> Result<()> {
-        checked(self.virsh_command(Connect::Nwfilter).args([command, "/dev/stdin"]), Some(xml)).map(drop)
+        checked(self.virsh_command(self.options.connect()).args([command, "/dev/stdin"]), Some(xml)).map(drop)
     }
 
     /// Reads a file of the daemon, such as `/etc/libvirt/nwfilter/mine.xml`, also when it does not
