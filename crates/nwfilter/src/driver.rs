@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
 use nwfilter_xml::{Binding, Filter, Strictness, read_filter_with};
 
 use crate::events::Feed;
-use crate::files::{Problem, lock, log_warnings};
+use crate::files::{Problem, log_warnings};
 use crate::group::Queue;
 use crate::learn::service::Background;
+use crate::lock::lock;
 use crate::metrics::Meter;
 use crate::progress::Reporter;
 use crate::stores::Stores;
@@ -74,6 +75,8 @@ pub struct Driver {
     pub(crate) queue: Queue,
     pub(crate) learner: Background,
     pub(crate) reporter: Reporter,
+    /// How long a change waits for other processes.
+    patience: Option<Duration>,
     shared: Arc<Shared>,
 }
 
@@ -92,7 +95,16 @@ impl Driver {
 
     /// Another driver over the same stores and backend, which leaves learning to others.
     pub(crate) fn over_same_stores(&self) -> Result<Self, Error> {
-        Self::over(self.config.clone(), self.backend.clone(), Background::elsewhere(), self.shared.clone())
+        let theirs = (self.config.clone(), self.backend.clone(), self.shared.clone());
+        let other = Self::over(theirs.0, theirs.1, Background::elsewhere(), theirs.2)?;
+        Ok(Self { patience: self.patience, ..other })
+    }
+
+    /// The same driver, whose changes fail with [`Error::Locked`] if another process keeps the stores locked for longer.
+    /// Without a limit they wait, and a log message names the process after a second.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     fn over(
@@ -111,6 +123,7 @@ impl Driver {
             queue: Queue::default(),
             learner,
             reporter: Reporter::default(),
+            patience: None,
             shared,
         })
     }
@@ -258,7 +271,7 @@ impl Driver {
     /// Runs a change while no other thread or process makes one, on a copy of the stores. Lookups see the copy when the
     /// change is done.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        let lock = lock(&self.config.state_dir)?;
+        let lock = lock(&self.config.state_dir, self.patience)?;
         let mut stores = Arc::unwrap_or_clone(self.look()?);
         stores.tidy();
         let done = change(&mut stores)?;

@@ -1,6 +1,7 @@
 //! Why an operation of the driver was refused. Whatever the reason: nothing was changed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nwfilter_rules::{ApplyError, RulesError};
 use nwfilter_xml::{Diagnostics, FilterName, PortDev, Uuid};
@@ -94,6 +95,16 @@ pub enum Error {
     /// all.
     #[error("the change was given up with those of other threads")]
     Abandoned,
+    /// Somebody else changes the stores, for longer than this driver waits.
+    #[error("{} is held by {holder}, and was not free within {} s", path.display(), patience.as_secs_f32())]
+    Locked {
+        /// The lock of the state directory.
+        path: PathBuf,
+        /// Who holds it, as far as the kernel tells.
+        holder: String,
+        /// How long the driver waited: [`Driver::with_patience`](crate::Driver::with_patience).
+        patience: Duration,
+    },
     /// A file or directory could not be read or written.
     #[error("{}", path.display())]
     Store {

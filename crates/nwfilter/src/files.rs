@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nwfilter_xml::{Diagnostics, Reading, decode};
 use tempfile::NamedTempFile;
 
@@ -313,15 +313,6 @@ fn not_found_is<T>(result: io::Result<T>, value: T) -> io::Result<T> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(value),
         result => result,
     }
-}
-
-/// Holds the directory for this process; others wait. Dropping the value lets go.
-pub(crate) fn lock(directory: &Path) -> Result<Flock<File>, Error> {
-    make_directory(directory)?;
-    let path = directory.join(".lock");
-    let failed = |source| Error::Store { path: path.clone(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
 }
 
 pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {

@@ -15,6 +15,7 @@ mod files;
 mod group;
 mod guard;
 mod learn;
+mod lock;
 mod metrics;
 mod progress;
 mod reload;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -13,8 +12,10 @@ use nwfilter::xml::{
     Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
     nearest, read_binding, read_domain, read_filter_with,
 };
+use nwfilterctl_shared::say;
 
-use crate::shown;
+use crate::documents::{read_bytes, shown};
+use crate::output::{Answer, number_of};
 
 /// How documents are checked.
 pub(crate) struct Checks {
@@ -28,17 +29,17 @@ pub(crate) struct Checks {
 /// Shows the problems of the documents; exit code 1 if one is refused, or with `strict` has a warning.
 ///
 /// Included filters are looked up among the documents, in the store and among the stock filters.
-pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<ExitCode> {
+pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<Answer> {
     let (mut paths, mut found) = (Vec::new(), Vec::new());
     files.iter().for_each(|file| collect(file, &mut paths, &mut found));
     let documents: Vec<_> = paths.iter().map(|path| Document::read(path, checks.strictness)).collect();
     let mut filters = stock_filters().clone();
     match stored_filters(store) {
         Ok(stored) => filters.extend(stored),
-        Err(error) => eprintln!(
+        Err(error) => say(format_args!(
             "warning: the store {} cannot be read, and includes are not looked up in it: {error}",
             store.display()
-        ),
+        )),
     }
     let given = documents.iter().filter_map(|document| document.filter.clone());
     filters.extend(given.map(|filter| (filter.name.clone(), filter)));
@@ -48,16 +49,18 @@ pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<E
     let count =
         |severity| found.iter().flat_map(|d| &d.items).filter(|item| item.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    if checks.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(&found))?);
+    let answer = if checks.json {
+        Answer::json(&as_json(&found))
     } else {
         for diagnostics in found.iter().filter(|diagnostics| !diagnostics.items.is_empty()) {
-            eprintln!("{diagnostics}\n");
+            say(format_args!("{diagnostics}\n"));
         }
-        println!("{checked} documents checked, {errors} errors, {warnings} warnings");
-    }
+        let counts = [(checked, "document"), (errors, "error"), (warnings, "warning")];
+        let [checked, errors, warnings] = counts.map(|(count, noun)| number_of(count, noun));
+        Answer::lines([format!("{checked} checked, {errors}, {warnings}")])
+    };
     let failed = errors > 0 || (checks.strict && warnings > 0);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(answer.good_if(!failed))
 }
 
 /// Adds a file itself, or the *.xml files of a directory and those below it, sorted.
@@ -115,7 +118,7 @@ struct Document {
 impl Document {
     fn read(path: &Path, strictness: Strictness) -> Self {
         let document = shown(path);
-        let text = match std::fs::read(path) {
+        let text = match read_bytes(path) {
             Ok(bytes) => decode(&document, &bytes).map(str::to_owned),
             Err(error) => Err(unreadable(path, &error)),
         };

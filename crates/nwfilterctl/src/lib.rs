@@ -4,11 +4,18 @@
 //! `nwfilterctl` runs where there is none.
 
 use std::ffi::OsString;
-use std::path::{PathBuf, absolute};
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
 
 const CANNOT_OPEN: &str = "cannot open the stores";
@@ -35,6 +42,9 @@ pub struct Options {
     /// nothing is said, a tree, but libvirt's own stores keep what is there
     #[arg(long, global = true)]
     dispatch: Option<DispatchName>,
+    /// Give up a change after so many seconds if another process keeps the stores locked; without it, wait
+    #[arg(long, value_name = "SECONDS", global = true)]
+    timeout: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -62,7 +72,7 @@ pub struct ListenOptions {
 impl Options {
     /// Opens the driver that the options describe. What the tables hold it asks of the kernel.
     pub fn open(&self) -> Result<Driver> {
-        Driver::open(self.config(), self.backend()).context(CANNOT_OPEN)
+        self.open_with(self.config(), self.backend())
     }
 
     /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
@@ -70,7 +80,22 @@ impl Options {
     pub fn open_for_a_change(&self) -> Result<Driver> {
         let config = self.config();
         let backend = self.backend().remembering_in(config.tables_file());
-        Driver::open(config, backend).context(CANNOT_OPEN)
+        self.open_with(config, backend)
+    }
+
+    fn open_with(&self, config: Config, backend: Xtables) -> Result<Driver> {
+        // One message, instead of one for each file.
+        [&config.config_dir, &config.state_dir].into_iter().try_for_each(|dir| check_readable(dir))?;
+        let driver = Driver::open(config, backend).context(CANNOT_OPEN)?;
+        Ok(match self.timeout {
+            Some(seconds) => driver.with_patience(Duration::from_secs(seconds)),
+            None => driver,
+        })
+    }
+
+    /// Whether connections get conntrack helpers.
+    pub fn gives_helpers(&self) -> bool {
+        !self.no_helpers
     }
 
     fn config(&self) -> Config {
@@ -112,6 +137,7 @@ impl Options {
             ("--dispatch=tree", matches!(self.dispatch, Some(DispatchName::Tree))),
             ("--dispatch=list", matches!(self.dispatch, Some(DispatchName::List))),
         ];
+        args.extend(self.timeout.map(|seconds| format!("--timeout={seconds}").into()));
         args.extend(switches.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).into()));
         Ok(args)
     }
@@ -138,9 +164,38 @@ pub fn start_log(level: &str) {
 /// The exit code of a program, whose error is told on stderr.
 pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", with_causes(error.chain()));
+        say(format_args!("error: {}", with_causes(error.chain())));
+        let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+        if !geteuid().is_root() && io_errors.into_iter().any(|e| e.kind() == ErrorKind::PermissionDenied) {
+            say("  help: run it as root");
+        }
         ExitCode::FAILURE
     })
+}
+
+/// Says something on stderr. Where that is closed or full, nobody can be told.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Refuses a store with documents that this user may not read: they would be as if they were not there.
+fn check_readable(store: &Path) -> Result<()> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    let Ok(entries) = fs::read_dir(store) else { return Ok(()) };
+    let mut documents = entries.flatten().map(|entry| entry.path());
+    let refusal = |file: &PathBuf| {
+        let is_document = file.extension().is_some_and(|extension| extension == "xml");
+        let access = || faccessat(AT_FDCWD, file, AccessFlags::R_OK, AtFlags::AT_EACCESS);
+        if is_document { access().err().filter(|errno| *errno == Errno::EACCES) } else { None }
+    };
+    match documents.find_map(|file| refusal(&file).map(|errno| (file, errno))) {
+        Some((file, errno)) => Err(io::Error::from(errno))
+            .with_context(|| format!("cannot read {}", file.display()))
+            .context(CANNOT_OPEN),
+        None => Ok(()),
+    }
 }
 
 /// An error with its causes, a line each.

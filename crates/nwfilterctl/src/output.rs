@@ -1,11 +1,54 @@
-//! Lists, as tables for people and as JSON for programs.
+//! What verbs say on stdout: text for people, JSON for programs.
 
-use anyhow::Result;
+use std::fmt::Display;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
 use nwfilter::{BindingState, Difference, Driver, Error, PortStatus, RemainingLease};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// What a verb says when it has done its work, and whether all is as it should be. It is printed last, so that an output
+/// that is closed or full stops nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    text: String,
+    is_bad: bool,
+}
+
+impl Answer {
+    pub(crate) fn text(text: String) -> Self {
+        Self { text, is_bad: false }
+    }
+
+    pub(crate) fn lines(lines: impl IntoIterator<Item = impl Display>) -> Self {
+        Self::text(lines.into_iter().map(|line| format!("{line}\n")).collect())
+    }
+
+    pub(crate) fn json(value: &Value) -> Self {
+        Self::text(format!("{value:#}\n"))
+    }
+
+    /// The same, with the exit code 1 if that does not hold.
+    pub(crate) fn good_if(self, good: bool) -> Self {
+        Self { is_bad: !good, ..self }
+    }
+
+    pub(crate) fn print(&self) -> Result<ExitCode> {
+        let mut out = stdout().lock();
+        let written = out.write_all(self.text.as_bytes()).and_then(|()| out.flush());
+        written.context("the verb is done, but its output cannot be written")?;
+        Ok(if self.is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+/// `1 port`, `2 ports`.
+pub(crate) fn number_of(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
 
 /// Every filter with its UUID and where it is.
-pub(crate) fn print_filters(driver: &Driver, as_json: bool) -> Result<()> {
+pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
     let mut rows = Vec::new();
     for filter in driver.filters()? {
         let source = if driver.is_stored(filter.name.as_str())? { "store" } else { "stock" };
@@ -17,18 +60,15 @@ pub(crate) fn print_filters(driver: &Driver, as_json: bool) -> Result<()> {
             .iter()
             .map(|(uuid, name, source)| json!({"name": name, "uuid": uuid, "source": source}))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+        return Ok(Answer::json(&json!(rows)));
     }
-    println!(" {:36}   {:6}   Name\n{}", "UUID", "From", "-".repeat(72));
-    for (uuid, name, source) in rows {
-        println!(" {uuid:36}   {source:6}   {name}");
-    }
-    Ok(())
+    let mut lines = vec![format!(" {:36}   {:6}   Name", "UUID", "From"), "-".repeat(72)];
+    lines.extend(rows.iter().map(|(uuid, name, source)| format!(" {uuid:36}   {source:6}   {name}")));
+    Ok(Answer::lines(lines))
 }
 
 /// Every port with its filter, and how its guest's address is known.
-pub(crate) fn print_bindings(driver: &Driver, as_json: bool) -> Result<()> {
+pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     let ports = driver.port_statuses()?;
     if as_json {
         let rows: Vec<_> = ports
@@ -43,22 +83,21 @@ pub(crate) fn print_bindings(driver: &Driver, as_json: bool) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+        return Ok(Answer::json(&json!(rows)));
     }
-    println!(" {:15}   {:24}   Address\n{}", "Port Dev", "Filter", "-".repeat(72));
+    let mut lines = vec![format!(" {:15}   {:24}   Address", "Port Dev", "Filter"), "-".repeat(72)];
     for PortStatus { binding, state } in ports {
         let (port, filter) = (binding.port.as_str(), binding.filter.as_str());
-        match state {
-            Ok(BindingState::Filtered) => println!(" {port:15}   {filter}"),
-            Ok(state) => println!(" {port:15}   {filter:24}   {state}"),
-            Err(error) => println!(" {port:15}   {filter:24}   no rules: {error}"),
-        }
+        lines.push(match state {
+            Ok(BindingState::Filtered) => format!(" {port:15}   {filter}"),
+            Ok(state) => format!(" {port:15}   {filter:24}   {state}"),
+            Err(error) => format!(" {port:15}   {filter:24}   no rules: {error}"),
+        });
     }
-    Ok(())
+    Ok(Answer::lines(lines))
 }
 
-fn address(state: &Result<BindingState, Error>) -> serde_json::Value {
+fn address(state: &Result<BindingState, Error>) -> Value {
     match state {
         Ok(BindingState::Filtered) => json!({"state": "filtered"}),
         Ok(BindingState::Learning { family, method }) => {
@@ -80,14 +119,10 @@ fn address(state: &Result<BindingState, Error>) -> serde_json::Value {
 }
 
 /// Every rule that is missing (-) or foreign (+).
-pub(crate) fn print_differences(differences: &[Difference], as_json: bool) -> Result<()> {
+pub(crate) fn differences(differences: &[Difference], as_json: bool) -> Result<Answer> {
     if as_json {
-        println!("{}", serde_json::to_string_pretty(differences)?);
-        return Ok(());
+        return Ok(Answer::json(&serde_json::to_value(differences)?));
     }
-    for difference in differences {
-        println!("{difference}");
-    }
-    println!("{} differences", differences.len());
-    Ok(())
+    let count = number_of(differences.len(), "difference");
+    Ok(Answer::lines(differences.iter().map(ToString::to_string).chain([count])))
 }

@@ -109,10 +109,10 @@ fn a_port_is_bound_listed_shown_and_released() {
         &host,
         &["define", &cli.file("ssh2.xml", &FILTER.replace("0x16", "80")).display().to_string()],
     ));
-    assert!(updated.trim_end().ends_with("1 ports updated"), "{updated}");
+    assert!(updated.trim_end().ends_with("1 port updated"), "{updated}");
     host.run(&["ebtables", "-t", "nat", "-F", "libvirt-I-tap0"]).unwrap();
     assert_eq!(cli.run_on(&host, &["diff"]).status.code(), Some(1));
-    assert_eq!(stdout(&cli.run_on(&host, &["reload"])), "1 ports brought back, 1 in all\n");
+    assert_eq!(stdout(&cli.run_on(&host, &["reload"])), "1 port brought back, 1 in all\n");
     stdout(&cli.run_on(&host, &["diff"]));
     stdout(&cli.run_on(&host, &["binding-delete", "tap0"]));
     assert!(host.saved().unwrap().port("tap0").is_empty());
@@ -238,6 +238,88 @@ fn bad_documents_are_refused_with_file_line_and_column() {
 }
 
 #[test]
+fn a_filter_is_found_by_its_uuid_and_several_are_undefined_together_or_not_at_all() {
+    let cli = Cli::new();
+    cli.file("ssh.xml", FILTER);
+    cli.file("web.xml", &FILTER.replace("'ssh'", "'web'").replace("0x16", "80"));
+    let defined = stdout(&cli.run(&["define", "ssh.xml", "web.xml", "--json"]));
+    let defined: serde_json::Value = serde_json::from_str(&defined).unwrap();
+    assert_eq!(defined["filters"][1]["name"], "web");
+    let uuid = defined["filters"][0]["uuid"].as_str().unwrap();
+    assert_eq!(stdout(&cli.run(&["dumpxml", uuid])), stdout(&cli.run(&["dumpxml", "ssh"])));
+    assert!(refused(&cli.run(&["undefine", uuid, "nosuch"])).contains("no filter is named 'nosuch'"));
+    assert_eq!(
+        stdout(&cli.run(&["undefine", uuid, "web"])),
+        "Network filter ssh undefined\nNetwork filter web undefined\n"
+    );
+    assert!(refused(&cli.run(&["dumpxml", uuid])).contains("no filter is named"));
+}
+
+#[test]
+fn a_document_may_come_from_standard_input() {
+    let cli = Cli::new();
+    let with_input = |args: &[&str], text: &str| {
+        let file = fs::File::open(cli.file("input", text)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nwfilterctl"));
+        command.stdin(file);
+        cli.with(command, args)
+    };
+    assert_eq!(stdout(&with_input(&["define", "-"], FILTER)), "Network filter ssh defined from <stdin>\n");
+    assert!(stdout(&with_input(&["fmt", "-"], BINDING)).starts_with("<filterbinding>"));
+    let wrong = refused(&with_input(&["check", "-"], &FILTER.replace("accept", "acept")));
+    assert!(wrong.starts_with("<stdin>:3:17: error[NWF0020]"), "{wrong}");
+}
+
+#[test]
+fn users_lists_filters_and_ports_that_use_a_filter() {
+    let cli = Cli::new();
+    cli.file("etc/ssh.xml", FILTER);
+    cli.file("etc/all.xml", "<filter name='all'><filterref filter='ssh'/></filter>");
+    cli.file("etc/other.xml", "<filter name='other'/>");
+    cli.file("run/tap0.xml", &BINDING.replace("'ssh'", "'all'"));
+    let users = |name: &str| {
+        let text = stdout(&cli.run(&["users", name, "--json"]));
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    assert_eq!(
+        users("ssh"),
+        serde_json::json!({
+            "filters": [{"name": "all", "direct": true}],
+            "ports": [{"port": "tap0", "filter": "all", "owner": "vm"}],
+        })
+    );
+    assert_eq!(users("allow-incoming-ipv4")["filters"].as_array().unwrap().len(), 3);
+    assert_eq!(users("other"), serde_json::json!({"filters": [], "ports": []}));
+    let table = stdout(&cli.run(&["users", "clean-traffic"]));
+    assert!(table.contains(" filter   ssh                        itself\n"), "{table}");
+    assert!(table.contains(" filter   all                        other filters\n"), "{table}");
+    assert!(refused(&cli.run(&["users", "nosuch"])).contains("no filter is named"));
+}
+
+#[test]
+fn edit_defines_what_the_editor_leaves_and_keeps_what_is_refused() {
+    let cli = Cli::new();
+    cli.file("etc/ssh.xml", FILTER);
+    let edit = |editor: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nwfilterctl"));
+        command.env("EDITOR", editor).env_remove("VISUAL").stdin(std::process::Stdio::null());
+        command.env("TMPDIR", cli.dir.path());
+        cli.with(command, &[&["edit", "ssh"], args].concat())
+    };
+    assert_eq!(stdout(&edit("true", &[])), "Network filter ssh not changed\n");
+    let done = edit("sed -i s/0x16/0x17/", &[]);
+    assert_eq!(stdout(&done), "Network filter ssh defined from the editor\n");
+    assert!(stdout(&cli.run(&["dumpxml", "ssh"])).contains("dstportstart='0x17'"));
+    let told = refused(&edit("sed -i s/tcp/tpc/", &[]));
+    assert!(told.starts_with("error: edited:") && told.contains("did you mean"), "{told}");
+    let kept = told.trim_end().rsplit_once(' ').unwrap().1;
+    assert!(fs::read_to_string(kept).unwrap().contains("<tpc "), "{kept}");
+    assert!(stdout(&cli.run(&["dumpxml", "ssh"])).contains("<tcp "));
+    assert!(refused(&edit("false", &[])).contains("the editor 'false' failed"));
+    assert!(refused(&edit("no-such-editor", &[])).contains("cannot run the editor"));
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let cli = Cli::new();
     assert_eq!(cli.run(&["defin"]).status.code(), Some(2));
@@ -332,6 +414,20 @@ fn render_shows_the_rules_without_a_kernel() {
         serde_json::from_str(&stdout(&cli.run(&["render", "--binding", "b.xml", "--format", "json"])))
             .unwrap();
     assert!(json["ipv4"]["to_guest"][0]["origin"].as_str().unwrap().starts_with("ssh:"), "{json:#}");
+}
+
+#[test]
+fn render_without_helpers_shows_none() {
+    let cli = Cli::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xml-fixtures/seed/ftp-by-port.xml");
+    stdout(&cli.run(&["define", fixture.to_str().unwrap()]));
+    cli.file("b.xml", &BINDING.replace("'ssh'", "'ftp-by-port'"));
+    let render = |args: &[&str]| stdout(&cli.run(&[&["render", "--binding", "b.xml"], args].concat()));
+    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&render(args)).unwrap();
+    assert!(render(&[]).contains("--helper ftp"));
+    assert_eq!(json(&["--json"])["helpers"].as_array().unwrap().len(), 1);
+    assert!(!render(&["--no-helpers"]).contains("--helper"));
+    assert_eq!(json(&["--json", "--no-helpers"])["helpers"].as_array().unwrap().len(), 0);
 }
 
 #[test]

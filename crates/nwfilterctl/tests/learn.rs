@@ -41,17 +41,18 @@ impl Cli<'_> {
         Ok(stdout)
     }
 
+    fn binding(&self, number: u8, params: &str) -> String {
+        format!(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>\
+             <portdev name='tap{number}'/><mac address='{}'/><filterref filter='clean-traffic'>{params}\
+             </filterref></filterbinding>",
+            mac(number)
+        )
+    }
+
     fn bind(&self, number: u8, params: &str) -> Result<String> {
         let file = self.dir.join("binding.xml");
-        fs::write(
-            &file,
-            format!(
-                "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>\
-                 <portdev name='tap{number}'/><mac address='{}'/><filterref filter='clean-traffic'>{params}\
-                 </filterref></filterbinding>",
-                mac(number)
-            ),
-        )?;
+        fs::write(&file, self.binding(number, params))?;
         self.run(&["binding-create", &file.display().to_string()])
     }
 
@@ -162,4 +163,22 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
     let json = cli.run(&["binding-list", "--json"])?;
     assert!(json.contains(r#""state": "leased""#) && json.contains(r#""server": "10.0.0.254""#), "{json}");
     Ok(())
+}
+
+#[test]
+fn a_binding_whose_creation_cannot_be_told_is_in_force_and_learned() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let _tap = host.tap("tap1")?;
+    let file = dir.path().join("binding.xml");
+    fs::write(&file, cli.binding(1, ""))?;
+    let full = || fs::File::options().write(true).open("/dev/full");
+    let mut create = cli.command(&["binding-create", &file.display().to_string()]);
+    assert_eq!(create.stdout(full()?).stderr(full()?).status()?.code(), Some(1));
+    assert!(cli.run(&["binding-list"])?.contains("learning IP"));
+    let learners = cli.learners();
+    assert_eq!(learners.len(), 1);
+    cli.run(&["binding-delete", "tap1"])?;
+    cli.wait_for_end(learners[0])
 }

@@ -1,0 +1,99 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use nwfilterctl_shared::{ListenOptions, Options};
+
+/// Filters the traffic of guests as libvirt's nwfilter documents say.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// A file `-` is standard input, and a filter's NAME may be its UUID.
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Store filters, all or none, in place of those of the same names, and update the ports that use them
+    Define {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Take rules with elements and attributes that do not exist; they then match more than is written
+        #[arg(long)]
+        as_libvirt: bool,
+    },
+    /// Open a filter in $VISUAL or $EDITOR and define the result
+    Edit { name: String },
+    /// Remove filters from the store, all or none
+    Undefine {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// List the filters of the store and the stock filters
+    List,
+    /// Print a filter in canonical form
+    Dumpxml { name: String },
+    /// List the filters and ports that use a filter
+    Users { name: String },
+    /// Filter ports, all or none
+    BindingCreate {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Stop filtering ports, all or none
+    BindingDelete {
+        #[arg(required = true, value_name = "PORT")]
+        ports: Vec<String>,
+    },
+    /// List the ports that have a binding
+    BindingList,
+    /// Print a port's binding in canonical form
+    BindingDumpxml { port: String },
+    /// Read documents and show every problem in them; directories are searched for *.xml
+    Check {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Count warnings (what libvirt ignores or replaces) as errors
+        #[arg(long)]
+        strict: bool,
+        /// Warn of elements and attributes in rules that do not exist, instead of refusing them
+        #[arg(long)]
+        as_libvirt: bool,
+    },
+    /// Print filters and bindings in canonical form, as virsh nwfilter-dumpxml does
+    Fmt {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Print the rules a binding means, without touching the kernel
+    Render {
+        /// The binding
+        #[arg(long, value_name = "FILE")]
+        binding: PathBuf,
+        /// The restore tools' input, or the typed ruleset
+        #[arg(long, default_value = "restore")]
+        format: RenderFormat,
+    },
+    /// Compare the kernel with what the bindings ask for; exit 1 if they differ
+    Diff,
+    /// Bring the kernel to what the bindings ask for
+    Reload,
+    /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
+    Listen(ListenOptions),
+    /// Learn the addresses of guests until none is left to learn
+    #[command(hide = true)]
+    Learn,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RenderFormat {
+    Restore,
+    Json,
+}

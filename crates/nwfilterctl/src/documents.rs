@@ -1,0 +1,44 @@
+//! Documents that are named on the command line.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nwfilter::xml::{Reading, Strictness, decode};
+use nwfilterctl_shared::say;
+
+/// The file name that stands for standard input.
+const STDIN: &str = "-";
+
+/// How a document is named in messages.
+pub(crate) fn shown(file: &Path) -> String {
+    if file == Path::new(STDIN) { "<stdin>".to_owned() } else { file.display().to_string() }
+}
+
+/// The text of a document.
+pub(crate) fn read(file: &Path) -> Result<String> {
+    let bytes = read_bytes(file).with_context(|| format!("cannot read {}", shown(file)))?;
+    Ok(decode(&shown(file), &bytes)?.to_owned())
+}
+
+/// What a file, or standard input, holds.
+pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
+    if file != Path::new(STDIN) {
+        return std::fs::read(file);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What a document says. Where part of it is ignored or replaced, as libvirt does, that is told.
+pub(crate) fn accepted<T>(reading: Reading<T>) -> Result<T> {
+    if let Some(warnings) = reading.warnings() {
+        say(format_args!("{warnings}\n"));
+    }
+    Ok(reading.into_result()?)
+}
+
+pub(crate) fn strictness(as_libvirt: bool) -> Strictness {
+    if as_libvirt { Strictness::AsLibvirt } else { Strictness::Strict }
+}

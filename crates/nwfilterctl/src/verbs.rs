@@ -1,0 +1,261 @@
+//! The verbs: each does one thing with a driver, and says what it did.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use nwfilter::xml::{
+    DocumentKind, Filter, PortDev, Strictness, Uuid, read_binding, read_filter, read_filter_with,
+    write_binding, write_filter,
+};
+use nwfilter::{
+    Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction, restore_text,
+};
+use nwfilterctl_shared::{say, with_causes};
+use serde_json::json;
+
+use crate::documents::{accepted, read, shown};
+use crate::output::{Answer, differences, number_of};
+use crate::progress::Watch;
+
+// ---- filters ----
+
+pub(crate) fn define(
+    driver: &Driver,
+    watch: &Watch,
+    files: &[PathBuf],
+    strictness: Strictness,
+    as_json: bool,
+) -> Result<Answer> {
+    let mut transaction = Transaction::new();
+    for file in files {
+        transaction.define_filter(accepted(read_filter_with(&shown(file), &read(file)?, strictness))?);
+    }
+    let committed = watch.during(|| driver.commit(transaction))?;
+    warn(&committed.applied);
+    let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
+    Ok(defined(&committed, &sources, as_json))
+}
+
+/// Says which filters were defined, each from which source.
+pub(crate) fn defined(committed: &Committed, sources: &[String], as_json: bool) -> Answer {
+    let Committed { filters, applied } = committed;
+    let filters = filters.iter().zip(sources);
+    if as_json {
+        let filters: Vec<_> = filters
+            .map(
+                |(filter, source)| json!({"name": filter.name.as_str(), "uuid": filter.uuid, "file": source}),
+            )
+            .collect();
+        return Answer::json(&json!({
+            "filters": filters,
+            "updated": names(&applied.changed),
+            "warnings": warnings(applied),
+        }));
+    }
+    let mut lines: Vec<_> = filters
+        .map(|(filter, source)| format!("Network filter {} defined from {source}", filter.name))
+        .collect();
+    if let (Some(last), ports @ 1..) = (lines.last_mut(), applied.changed.len()) {
+        *last += &format!(", {} updated", number_of(ports, "port"));
+    }
+    Answer::lines(lines)
+}
+
+pub(crate) fn undefine(driver: &Driver, names: &[String], as_json: bool) -> Result<Answer> {
+    let mut transaction = Transaction::new();
+    let mut undefined = Vec::new();
+    for name in names {
+        undefined.push(filter(driver, name)?.name.to_string());
+    }
+    for name in &undefined {
+        transaction.undefine_filter(name);
+    }
+    driver.commit(transaction)?;
+    if as_json {
+        return Ok(Answer::json(&json!({ "undefined": undefined })));
+    }
+    Ok(Answer::lines(undefined.iter().map(|name| format!("Network filter {name} undefined"))))
+}
+
+pub(crate) fn dumpxml(driver: &Driver, name: &str, as_json: bool) -> Result<Answer> {
+    let filter = filter(driver, name)?;
+    let xml = write_filter(&filter);
+    if as_json {
+        return Ok(Answer::json(&json!({"name": filter.name.as_str(), "uuid": filter.uuid, "xml": xml})));
+    }
+    Ok(Answer::text(xml))
+}
+
+/// The filter of a UUID, or else of a name, as virsh looks it up.
+pub(crate) fn filter(driver: &Driver, name: &str) -> Result<Arc<Filter>, Error> {
+    if let Ok(uuid) = name.parse::<Uuid>() {
+        let filters = driver.filters()?;
+        if let Some(filter) = filters.into_iter().find(|filter| filter.uuid == Some(uuid)) {
+            return Ok(filter);
+        }
+    }
+    driver.filter(name)
+}
+
+// ---- bindings ----
+
+pub(crate) fn binding_create(
+    driver: &Driver,
+    watch: &Watch,
+    files: &[PathBuf],
+    as_json: bool,
+) -> Result<Answer> {
+    let mut transaction = Transaction::new();
+    let mut created = Vec::new();
+    for file in files {
+        let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+        created.push((binding.port.clone(), shown(file)));
+        transaction.create_binding(binding);
+    }
+    let applied = watch.during(|| driver.commit(transaction))?.applied;
+    warn(&applied);
+    if as_json {
+        let created: Vec<_> =
+            created.iter().map(|(port, file)| json!({"port": port.as_str(), "file": file})).collect();
+        return Ok(Answer::json(&json!({"created": created, "warnings": warnings(&applied)})));
+    }
+    let line = |(port, file)| format!("Network filter binding on {port} created from {file}");
+    Ok(Answer::lines(created.into_iter().map(line)))
+}
+
+pub(crate) fn binding_delete(driver: &Driver, ports: &[String], as_json: bool) -> Result<Answer> {
+    let mut transaction = Transaction::new();
+    for port in ports {
+        transaction.delete_binding(port);
+    }
+    driver.commit(transaction)?;
+    if as_json {
+        return Ok(Answer::json(&json!({ "deleted": ports })));
+    }
+    Ok(Answer::lines(ports.iter().map(|port| format!("Network filter binding on {port} deleted"))))
+}
+
+pub(crate) fn binding_dumpxml(driver: &Driver, port: &str, as_json: bool) -> Result<Answer> {
+    let binding = driver.binding(port)?;
+    let xml = write_binding(&binding);
+    if as_json {
+        let (port, filter) = (binding.port.as_str(), binding.filter.as_str());
+        return Ok(Answer::json(&json!({"port": port, "filter": filter, "xml": xml})));
+    }
+    Ok(Answer::text(xml))
+}
+
+// ---- documents ----
+
+pub(crate) fn fmt(files: &[PathBuf], as_json: bool) -> Result<Answer> {
+    let mut documents = Vec::new();
+    for file in files {
+        let (text, document) = (read(file)?, shown(file));
+        let canonical = match DocumentKind::of(&text) {
+            DocumentKind::Binding => write_binding(&accepted(read_binding(&document, &text))?),
+            _ => write_filter(&accepted(read_filter(&document, &text))?),
+        };
+        documents.push((document, canonical));
+    }
+    if as_json {
+        let documents: Vec<_> =
+            documents.iter().map(|(file, xml)| json!({"file": file, "xml": xml})).collect();
+        return Ok(Answer::json(&json!(documents)));
+    }
+    Ok(Answer::text(documents.into_iter().map(|(_, xml)| xml).collect()))
+}
+
+pub(crate) fn render(driver: &Driver, file: &Path, helpers: bool, as_json: bool) -> Result<Answer> {
+    let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+    let mut ruleset = driver.ruleset(&binding)?;
+    if !helpers {
+        ruleset.helpers.clear();
+    }
+    if as_json {
+        return Ok(Answer::json(&serde_json::to_value(&ruleset)?));
+    }
+    Ok(Answer::text(restore_text(&binding.port, &ruleset)))
+}
+
+// ---- the kernel ----
+
+pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
+    let drift = driver.diff()?;
+    tell_of_ports(&drift.failed, &drift.odd);
+    Ok(differences(&drift.differences, as_json)?.good_if(drift.is_empty()))
+}
+
+pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<Answer> {
+    let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
+    warn(&applied);
+    tell_of_ports(&failed, &odd);
+    let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
+    let answer = if as_json {
+        let failed = failed.iter().map(|port| {
+            json!({
+                "port": port.port.as_str(),
+                "filter": port.filter.as_str(),
+                "instead": port.instead.to_string(),
+                "why": port.error.to_string(),
+            })
+        });
+        Answer::json(&json!({
+            "changed": names(back),
+            "removed": names(&removed),
+            "failed": failed.collect::<Vec<_>>(),
+            "unbound": names(&odd.unbound),
+            "absent": names(&odd.absent),
+            "warnings": warnings(&applied),
+        }))
+    } else {
+        let all = driver.bindings()?.len();
+        let mut lines = vec![format!("{} brought back, {all} in all", number_of(back.len(), "port"))];
+        if !removed.is_empty() {
+            lines.push(format!("{} without interface removed", number_of(removed.len(), "port")));
+        }
+        Answer::lines(lines)
+    };
+    Ok(answer.good_if(failed.is_empty()))
+}
+
+// ---- what is told beside the answer ----
+
+/// Says which damaged files were moved aside earlier. Those that are found damaged are in the log, on stderr.
+pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
+    let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
+    aside.for_each(|problem| say(format_args!("warning: {problem}")));
+    Ok(())
+}
+
+/// Says of each port why it is not as its binding asks for, or why it is left alone.
+fn tell_of_ports(failed: &[FailedPort], odd: &OddPorts) {
+    for port in failed {
+        say(format_args!("error: {}", with_causes(anyhow::Chain::new(port))));
+    }
+    tell_of_many(&odd.unbound, "has rules but no binding here; they are left as they are");
+    tell_of_many(&odd.absent, "has a binding, but there is no network interface of that name");
+}
+
+/// Says the same of some ports, and how many more there are.
+fn tell_of_many(ports: &[PortDev], what: &str) {
+    const SHOWN: usize = 10;
+    ports.iter().take(SHOWN).for_each(|port| say(format_args!("warning: port '{port}' {what}")));
+    if ports.len() > SHOWN {
+        say(format_args!("warning: the same is true of {}", number_of(ports.len() - SHOWN, "more port")));
+    }
+}
+
+pub(crate) fn warn(applied: &Applied) {
+    for warning in &applied.warnings {
+        say(format_args!("warning: {warning}"));
+    }
+}
+
+fn warnings(applied: &Applied) -> Vec<String> {
+    applied.warnings.iter().map(ToString::to_string).collect()
+}
+
+fn names<'a>(ports: impl IntoIterator<Item = &'a PortDev>) -> Vec<&'a str> {
+    ports.into_iter().map(PortDev::as_str).collect()
+}
