@@ -10,7 +10,7 @@ use crate::abi::{
     Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, StateDriver, Tables,
     open_status, pointers,
 };
-use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text};
+use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
 use crate::refusal::{Code, Refusal};
 use crate::service::{Service, Validation};
 
@@ -213,10 +213,16 @@ fn define(
     xml: *const c_char,
     flags: c_uint,
 ) -> Result<*mut NwFilter, Refusal> {
-    let (service, xml) = (Service::get()?, text(xml)?);
-    let meant = service.read_filter(&xml, validation(flags)?)?;
-    libvirt.may_do(access, connect, &meant)?;
-    let filter = service.define(&xml)?;
+    let service = Service::get()?;
+    let mut filter = service.read_filter(&text(xml)?, validation(flags)?)?;
+    if let Ok(replaced) = service.filter(filter.name.as_str()) {
+        libvirt.may_do(access, connect, &replaced)?;
+        filter.uuid.get_or_insert(uuid_of(&replaced));
+    }
+    // With the UUID that is checked here in it, it does not replace a filter of another one that comes meanwhile.
+    filter.uuid.get_or_insert_with(Uuid::new_v4);
+    libvirt.may_do(access, connect, &filter)?;
+    let filter = service.define(filter)?;
     Ok(libvirt.filter_handle(connect, &filter))
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nwfilter::{Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Xtables, with_causes};
+use nwfilter::{
+    Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Transaction, Xtables, with_causes,
+};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Strictness, Uuid, read_binding, read_filter_with, write_binding,
     write_filter,
@@ -114,10 +116,12 @@ impl Service {
         valid(read_filter_with("filter", text, Strictness::AsLibvirt), validation)
     }
 
-    pub(crate) fn define(&self, text: &str) -> Result<Arc<Filter>, Refusal> {
-        let (filter, applied) = self.driver.define_filter_with("filter", text, Strictness::AsLibvirt)?;
-        warn(&applied);
-        Ok(filter)
+    pub(crate) fn define(&self, filter: Filter) -> Result<Arc<Filter>, Refusal> {
+        let mut transaction = Transaction::new();
+        transaction.define_filter(filter);
+        let mut done = self.driver.commit(transaction)?;
+        warn(&done.applied);
+        done.filters.pop().ok_or_else(|| Refusal::new(Code::Internal, "no filter was defined"))
     }
 
     pub(crate) fn undefine(&self, name: &str) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
+pub(crate) mod preload;
 pub(crate) mod traffic;
 
 use std::fs;
