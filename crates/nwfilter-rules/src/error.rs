@@ -77,7 +77,31 @@ pub enum RulesError {
         /// The helpers there are.
         known: String,
     },
-    /// The tree expands to more rules than a port can have.
+    /// Filters that are included more than once multiply the rules of a filter to more than a port can have.
+    #[error("filter '{filter}' expands, with the filters that it includes, to more than {limit} rules")]
+    TooLarge {
+        /// The innermost filter that does.
+        filter: FilterName,
+        /// The limit.
+        limit: usize,
+    },
+    /// A tree has more includes than are followed.
+    #[error("filter '{filter}' expands to more than {limit} includes")]
+    TooManyIncludes {
+        /// The innermost filter that does.
+        filter: FilterName,
+        /// The limit.
+        limit: usize,
+    },
+    /// The includes of a tree pass more parameters on than are followed.
+    #[error("the includes of filter '{filter}' and those before it pass more than {limit} parameters on")]
+    PassesTooMuch {
+        /// The filter whose include went over the limit.
+        filter: FilterName,
+        /// The limit.
+        limit: usize,
+    },
+    /// Lists of values multiply the rules of the tree to more than a port can have.
     #[error("{origin}: the filter expands to more than {limit} rules")]
     TooManyRules {
         /// The rule that went over the limit.

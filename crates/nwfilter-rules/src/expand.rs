@@ -1,6 +1,6 @@
 //! From a binding and its filter tree to a ruleset: includes, variables, priorities, order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use nwfilter_xml::{
@@ -13,16 +13,16 @@ use crate::helper;
 use crate::lower_ethernet;
 use crate::lower_ip;
 use crate::ruleset::{EthernetSide, IpPart, Origin, RootEntry, Rule, Ruleset, SubChain};
-use crate::tree::Filters;
+use crate::tree::{Filters, MAX_EXPANSION, Size, sizes};
 use crate::variables::Combination;
-
-/// Most rules a port can have; lists multiply, so a small filter can mean a very large one.
-const MAX_RULES: usize = 200_000;
 
 /// The ruleset that `binding` asks for.
 ///
 /// MAC is set from the binding's `<mac>` unless a parameter gives it. Where [`RulesError::MissingVariables`] names
 /// exactly `IP`, the address may be learned and the binding instantiated again with it.
+///
+/// A tree that has more than [`MAX_EXPANSION`] rules, with lists of values multiplied, or more includes than that, is
+/// refused before any of them is looked at.
 pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset, RulesError> {
     let mut params = binding.params.clone();
     if params.get(VarName::MAC).is_none()
@@ -30,8 +30,10 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     {
         params.push(mac, &binding.mac.to_string());
     }
-    let mut expansion = Expansion { filters, rules: Vec::new(), missing: BTreeSet::new(), path: Vec::new() };
-    expansion.include(&binding.filter, None, Arc::new(params.clone()))?;
+    let sizes = sizes(filters, &binding.filter)?;
+    let mut expansion =
+        Expansion { filters, sizes, rules: Vec::new(), made: 0, missing: BTreeSet::new(), passed: 0 };
+    expansion.follow(&binding.filter, Arc::new(params.clone()))?;
     let Expansion { mut rules, missing, .. } = expansion;
     if !missing.is_empty() {
         return Err(RulesError::MissingVariables { names: missing.into_iter().collect() });
@@ -56,41 +58,63 @@ pub(crate) struct Scoped<'a> {
 
 struct Expansion<'a, F> {
     filters: &'a F,
+    sizes: HashMap<&'a FilterName, Size>,
     rules: Vec<Scoped<'a>>,
+    /// The rules that lists of values make of these, repeated combinations included.
+    made: usize,
     missing: BTreeSet<String>,
-    path: Vec<&'a FilterName>,
+    /// The variables in the scopes of includes that pass parameters.
+    passed: usize,
+}
+
+/// A filter that is being expanded.
+struct Level<'a> {
+    filter: &'a Filter,
+    source: Arc<FilterName>,
+    params: Arc<Params>,
+    /// What is still to be expanded.
+    entries: std::slice::Iter<'a, Entry>,
 }
 
 impl<'a, F: Filters> Expansion<'a, F> {
-    fn include(
-        &mut self,
-        name: &FilterName,
-        by: Option<Origin>,
-        params: Arc<Params>,
-    ) -> Result<(), RulesError> {
-        let filter = self.filters.filter(name);
-        let filter: &'a Filter = filter.ok_or_else(|| RulesError::NoSuchFilter { name: name.clone(), by })?;
-        if let Some(start) = self.path.iter().position(|entered| **entered == filter.name) {
-            let cycle = self.path[start..].iter().copied().chain([&filter.name]).cloned().collect();
-            return Err(RulesError::IncludesItself { cycle });
-        }
-        self.path.push(&filter.name);
-        let source = Arc::new(filter.name.clone());
-        for entry in &filter.entries {
-            match entry {
-                Entry::Rule(rule) => self.rule(filter, rule, &source, &params),
-                Entry::Include(include) => {
-                    let by = Origin { filter: Some(source.clone()), line: include.place.line };
-                    let scope = match include.params.is_empty() {
-                        true => params.clone(),
-                        false => Arc::new(include.params.overlaid_by(&params)),
-                    };
-                    self.include(&include.filter, Some(by), scope)?;
+    /// Collects the rules of a filter and of all that it includes. Chains of includes may be longer than a stack is
+    /// deep.
+    fn follow(&mut self, name: &FilterName, params: Arc<Params>) -> Result<(), RulesError> {
+        let mut levels: Vec<_> = self.enter(name, params).into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            match level.entries.next() {
+                Some(Entry::Rule(rule)) => {
+                    let Level { filter, source, params, .. } = level;
+                    self.rule(filter, rule, source, params)?;
                 }
+                Some(Entry::Include(include)) => {
+                    let params = match include.params.is_empty() {
+                        true => level.params.clone(),
+                        false => {
+                            self.passed += include.params.len() + level.params.len();
+                            if self.passed > MAX_EXPANSION {
+                                let (filter, limit) = (level.filter.name.clone(), MAX_EXPANSION);
+                                return Err(RulesError::PassesTooMuch { filter, limit });
+                            }
+                            Arc::new(include.params.overlaid_by(&level.params))
+                        }
+                    };
+                    levels.extend(self.enter(&include.filter, params));
+                }
+                None => drop(levels.pop()),
             }
         }
-        self.path.pop();
         Ok(())
+    }
+
+    /// `None` if there is no rule to be found.
+    fn enter(&self, name: &FilterName, params: Arc<Params>) -> Option<Level<'a>> {
+        let filters: &'a F = self.filters;
+        let filter = filters.filter(name)?;
+        let size = self.sizes.get(&filter.name)?;
+        let entries = filter.entries.iter();
+        let source = Arc::new(filter.name.clone());
+        (size.rules > 0).then_some(Level { filter, source, params, entries })
     }
 
     fn rule(
@@ -99,26 +123,40 @@ impl<'a, F: Filters> Expansion<'a, F> {
         rule: &'a XmlRule,
         source: &Arc<FilterName>,
         params: &Arc<Params>,
-    ) {
+    ) -> Result<(), RulesError> {
+        let origin = Origin { filter: Some(source.clone()), line: rule.place.line };
+        let mut made = 1_usize;
+        let mut iterators = Vec::new();
         for item in rule.matches.iter().flat_map(|matches| &matches.items) {
             let Value::Variable(variable) = &item.value else { continue };
             let values = params.get(variable.name.as_str());
             let given = match variable.access {
-                Access::Iterator(_) => values.is_some(),
+                Access::Iterator(id) => {
+                    if !iterators.contains(&id) {
+                        iterators.push(id);
+                        made = made.saturating_mul(values.map_or(1, <[String]>::len));
+                    }
+                    values.is_some()
+                }
                 Access::Element(index) => values.is_some_and(|values| (index as usize) < values.len()),
             };
             if !given {
                 self.missing.insert(variable.to_string().trim_start_matches('$').to_owned());
             }
         }
+        self.made = self.made.saturating_add(made);
+        if self.made > MAX_EXPANSION {
+            return Err(RulesError::TooManyRules { origin, limit: MAX_EXPANSION });
+        }
         self.rules.push(Scoped {
             rule,
             chain: &filter.chain,
             chain_priority: filter.priority,
             params: params.clone(),
-            origin: Origin { filter: Some(source.clone()), line: rule.place.line },
+            origin,
             position: self.rules.len(),
         });
+        Ok(())
     }
 }
 
@@ -190,7 +228,6 @@ pub(crate) fn for_each_combination(
 fn lower(rules: &[Scoped<'_>]) -> Result<Ruleset, RulesError> {
     let (mut from_guest, mut to_guest) = (SideBuilder::default(), SideBuilder::default());
     let (mut ipv4, mut ipv6) = (None::<IpPart>, None::<IpPart>);
-    let mut made = 0;
     for scoped in rules {
         let direction = scoped.rule.direction;
         let layer = scoped.rule.matches.as_ref().map_or(Layer::Ethernet, |matches| matches.protocol.layer());
@@ -203,10 +240,6 @@ fn lower(rules: &[Scoped<'_>]) -> Result<Ruleset, RulesError> {
             }
         }
         for_each_combination(scoped, |fields| {
-            made += 1;
-            if made > MAX_RULES {
-                return Err(RulesError::TooManyRules { origin: scoped.origin.clone(), limit: MAX_RULES });
-            }
             match layer {
                 Layer::Ethernet => {
                     if direction.is_out() {

@@ -45,4 +45,4 @@ pub use ruleset::{
     CtDirection, Ethernet, EthernetSide, Family, IpPart, Match, Origin, RootEntry, Rule, Ruleset, StpRange,
     SubChain, Test, Verdict,
 };
-pub use tree::{Filters, includes_itself, reachable};
+pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable};

@@ -6,6 +6,15 @@ use std::sync::Arc;
 
 use nwfilter_xml::{Filter, FilterName};
 
+use crate::error::RulesError;
+use crate::ruleset::Origin;
+
+/// Most rules that a port can have, most includes that are followed for it, and most parameters that these pass on.
+///
+/// Lists of values multiply rules, and so do filters that are included more than once. Within this limit a tree is
+/// expanded, or refused, in less than 100 ms.
+pub const MAX_EXPANSION: usize = 100_000;
+
 /// Where included filters are looked up.
 pub trait Filters {
     /// The filter of that name.
@@ -59,16 +68,101 @@ pub fn includes_itself(filters: &impl Filters, filter: &Filter) -> Option<Vec<Fi
 /// The names of all filters that a port with this filter needs, itself among them.
 pub fn reachable(filters: &impl Filters, name: &FilterName) -> BTreeSet<FilterName> {
     let mut seen = BTreeSet::new();
-    let mut waiting = vec![name.clone()];
+    let mut waiting = vec![name];
     while let Some(name) = waiting.pop() {
-        if let Some(filter) = filters.filter(&name) {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        if let Some(filter) = filters.filter(name) {
             waiting.extend(
-                filter.includes().map(|include| include.filter.clone()).filter(|n| !seen.contains(n)),
+                filter.includes().map(|include| &include.filter).filter(|name| !seen.contains(*name)),
             );
         }
-        seen.insert(name);
     }
     seen
+}
+
+/// What a filter and its includes expand to, before lists of values multiply its rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) rules: usize,
+    /// The includes that lead to them.
+    pub(crate) includes: usize,
+}
+
+impl Size {
+    /// Adds what an include brings. One that brings no rule is not followed.
+    fn include(&mut self, included: Size) {
+        self.rules = self.rules.saturating_add(included.rules);
+        self.includes = self.includes.saturating_add(1);
+        if included.rules > 0 {
+            self.includes = self.includes.saturating_add(included.includes);
+        }
+    }
+}
+
+/// The sizes of a filter and of all that it includes. Each filter is looked at once, however often it is included,
+/// so that a tree that is too large to be expanded is refused before anybody tries.
+pub(crate) fn sizes<'a>(
+    filters: &'a impl Filters,
+    name: &FilterName,
+) -> Result<HashMap<&'a FilterName, Size>, RulesError> {
+    let find = |name: &FilterName, by: &dyn Fn() -> Option<Origin>| {
+        filters.filter(name).ok_or_else(|| RulesError::NoSuchFilter { name: name.clone(), by: by() })
+    };
+    let open = |filter: &'a Filter| {
+        let size = Size { rules: filter.rules().count(), includes: 0 };
+        (filter, filter.includes(), size)
+    };
+    let mut sizes = HashMap::new();
+    let mut seen = 0;
+    // The filters from the first to the one that is looked at, each with its includes that are still to follow.
+    let mut path = vec![open(find(name, &|| None)?)];
+    let mut entered: BTreeSet<&FilterName> = path.iter().map(|(filter, ..)| &filter.name).collect();
+    while let Some((filter, includes, size)) = path.last_mut() {
+        let filter = *filter;
+        if let Some(include) = includes.next() {
+            seen += 1;
+            if seen > MAX_EXPANSION {
+                return Err(RulesError::TooManyIncludes {
+                    filter: filter.name.clone(),
+                    limit: MAX_EXPANSION,
+                });
+            }
+            let by = || {
+                let filter = Some(Arc::new(filter.name.clone()));
+                Some(Origin { filter, line: include.place.line })
+            };
+            let next = find(&include.filter, &by)?;
+            if let Some(included) = sizes.get(&next.name) {
+                size.include(*included);
+            } else if entered.insert(&next.name) {
+                path.push(open(next));
+            } else {
+                let names = path.iter().map(|(filter, ..)| &filter.name);
+                let circle = names.skip_while(|name| **name != next.name).chain([&next.name]);
+                return Err(RulesError::IncludesItself { cycle: circle.cloned().collect() });
+            }
+        } else {
+            let size = *size;
+            if size.rules > MAX_EXPANSION {
+                return Err(RulesError::TooLarge { filter: filter.name.clone(), limit: MAX_EXPANSION });
+            }
+            if size.includes > MAX_EXPANSION {
+                return Err(RulesError::TooManyIncludes {
+                    filter: filter.name.clone(),
+                    limit: MAX_EXPANSION,
+                });
+            }
+            sizes.insert(&filter.name, size);
+            entered.remove(&filter.name);
+            path.pop();
+            if let Some((_, _, outer)) = path.last_mut() {
+                outer.include(size);
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 #[cfg(test)]

@@ -331,7 +331,7 @@ fn lists_that_multiply_into_too_many_rules_are_refused() {
     let params: Vec<_> =
         (0..100).flat_map(|n| [("A", format!("10.0.0.{n}")), ("P", n.to_string())]).collect();
     let params: Vec<_> = params.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    assert_eq!(refusal(filter, &params), "f:1: the filter expands to more than 200000 rules");
+    assert_eq!(refusal(filter, &params), "f:1: the filter expands to more than 100000 rules");
 }
 
 // ---- conntrack helpers ----

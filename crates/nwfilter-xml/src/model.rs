@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -207,7 +208,7 @@ pub struct Include {
 
 /// Values of variables. A value is never empty and has only `[a-zA-Z0-9_.:]`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Params(BTreeMap<VarName, Vec<String>>);
+pub struct Params(BTreeMap<VarName, Arc<Vec<String>>>);
 
 impl Params {
     /// No values.
@@ -224,19 +225,24 @@ impl Params {
     pub fn push(&mut self, name: VarName, value: &str) -> bool {
         let valid = Self::is_valid_value(value);
         if valid {
-            self.0.entry(name).or_default().push(value.to_owned());
+            Arc::make_mut(self.0.entry(name).or_default()).push(value.to_owned());
         }
         valid
     }
 
     /// The values of a variable.
     pub fn get(&self, name: &str) -> Option<&[String]> {
-        self.0.get(name).map(Vec::as_slice)
+        self.0.get(name).map(|values| values.as_slice())
     }
 
     /// Takes a variable away.
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
+    }
+
+    /// How many variables there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether there is no variable.
@@ -249,7 +255,7 @@ impl Params {
         self.0.iter().map(|(name, values)| (name, values.as_slice()))
     }
 
-    /// These values, with those of `outer` in place of those both have.
+    /// These values, with those of `outer` in place of those both have. Lists of values are shared, not copied.
     pub fn overlaid_by(&self, outer: &Params) -> Params {
         let mut merged = self.0.clone();
         merged.extend(outer.0.clone());
