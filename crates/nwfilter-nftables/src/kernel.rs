@@ -4,19 +4,31 @@
 //! takes whole or not at all, and a refusal ([`CommitError`]) carries the tag of its operation. A table is read back
 //! into the same types ([`InstalledTable`]), so that desired and installed compare with `==`.
 
+mod batch;
+mod connection;
+#[cfg(test)]
+mod encoding;
 mod error;
 pub mod expr;
+mod expr_wire;
 pub mod field;
 mod installed;
+mod monitor;
 mod name;
+mod read;
 mod rule;
 mod set;
+mod set_wire;
 mod table;
 mod transaction;
+mod udata;
+mod wire;
 
+pub use connection::{Connection, MAX_TRANSACTION};
 pub use error::{CommitError, Error, Refusal};
 pub use expr::Expr;
 pub use installed::{Count, InstalledChain, InstalledElement, InstalledRule, InstalledSet, InstalledTable};
+pub use monitor::{Change, Event, Monitor, Part};
 pub use name::{ChainName, InvalidName, ObjectName, SetName, TableName};
 pub use rule::{Comment, Rule};
 pub use set::{Datatype, Element, ElementKey, ElementValue, MapData, Set, SetFlags};

@@ -5,6 +5,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::expr::Expr;
 use super::table::TableId;
 
 /// Why something could not be asked of the kernel.
@@ -51,7 +52,7 @@ pub enum CommitError<T: fmt::Debug = ()> {
     #[error("{first}")]
     Refused {
         /// The first one that it refused. Others may only have failed with it.
-        first: Refusal<T>,
+        first: Box<Refusal<T>>,
         /// The others.
         others: Vec<Refusal<T>>,
     },
@@ -62,14 +63,12 @@ pub enum CommitError<T: fmt::Debug = ()> {
     #[error("others changed the rules since they were read")]
     Interrupted,
     /// The transaction is too large. Split it.
-    #[error("the transaction has {size} {unit}, and may have {limit}")]
+    #[error("the transaction has {size} bytes, and may have {limit}")]
     TooLarge {
-        /// How large it is.
+        /// Bytes of its messages.
         size: usize,
-        /// How large it may be.
+        /// How many there may be.
         limit: usize,
-        /// In what.
-        unit: &'static str,
     },
     /// An operation cannot be sent: it is no operation of nf_tables.
     #[error("{what}: {why}")]
@@ -95,13 +94,42 @@ pub struct Refusal<T> {
     pub what: String,
     /// Why.
     pub errno: Errno,
+    /// The expression of a rule that it is about, where the kernel says so.
+    pub expression: Option<Expr>,
     /// What the kernel says to it, where it says something.
     pub message: Option<String>,
 }
 
+impl<T> Refusal<T> {
+    /// Whether the kernel cannot do it at all, for example because it lacks a module, so that another try, or other
+    /// names, do not help.
+    pub fn is_unsupported(&self) -> bool {
+        match self.errno {
+            Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EPROTO => true,
+            // An expression that the kernel does not know. Where it names something, that may be what is not there.
+            Errno::ENOENT => self.expression.as_ref().is_some_and(|expr| {
+                !matches!(
+                    expr,
+                    Expr::Lookup(_)
+                        | Expr::Dynset(_)
+                        | Expr::Object { .. }
+                        | Expr::ObjectMap { .. }
+                        | Expr::Verdict(_)
+                )
+            }),
+            _ => false,
+        }
+    }
+}
+
 impl<T> fmt::Display for Refusal<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the kernel refuses to {}: {}", self.what, self.errno.desc())?;
+        let verb = if self.is_unsupported() { "cannot" } else { "refuses to" };
+        write!(f, "the kernel {verb} {}", self.what)?;
+        if let Some(expression) = &self.expression {
+            write!(f, " with '{}'", expression.kind())?;
+        }
+        write!(f, ": {}", self.errno.desc())?;
         match &self.message {
             Some(message) => write!(f, " ({message})"),
             None => Ok(()),

@@ -4,6 +4,8 @@
 //! of the kernel ([`Load::order`]) in that of the host. What the kernel adds by itself (counts, handles) is no part
 //! of an expression, so that what was written and what is read back are equal.
 
+use std::fmt;
+
 use super::name::{ChainName, ObjectName, SetName};
 
 /// An expression. The first that does not match ends its rule.
@@ -498,6 +500,17 @@ pub enum ObjectKind {
     CtHelper,
     /// A limit.
     Limit,
+}
+
+impl fmt::Display for ObjectKind {
+    /// As nft writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Counter => "counter",
+            Self::CtHelper => "ct helper",
+            Self::Limit => "limit",
+        })
+    }
 }
 
 /// Tells a listener, or the kernel's log, of the packet.

@@ -1,6 +1,6 @@
 //! Sets, maps and verdict maps, and their elements.
 
-use super::expr::{IFNAMSIZ, Load, ObjectKind, Stateful, Verdict};
+use super::expr::{IFNAMSIZ, Load, ObjectKind, Order, Stateful, Verdict};
 use super::name::{ObjectName, SetName};
 use super::rule::Comment;
 
@@ -110,8 +110,12 @@ pub enum Datatype {
     Icmpv6Type,
     /// A mark: 4 bytes in the host's order.
     Mark,
-    /// A number that nft has no name of a type for, as this loads it.
-    Number(Load),
+    /// A number in network byte order that nft has no name of a type for. nft cannot read back what it lists of a set
+    /// of these.
+    Integer {
+        /// Bytes.
+        len: u32,
+    },
     /// A type that this crate does not write, as it was read.
     Other {
         /// nft's number for it, `NFTA_SET_KEY_TYPE`.
@@ -140,7 +144,7 @@ impl Datatype {
             (Self::Mark, &[field::MARK]),
         ];
         let name = named.iter().find(|(_, loads)| loads.contains(&load));
-        name.map_or(Self::Number(load), |(name, _)| *name)
+        name.map_or(Self::Integer { len: load.len() as u32 }, |(name, _)| *name)
     }
 
     /// Bytes of a value.
@@ -153,9 +157,13 @@ impl Datatype {
             Self::EtherAddr => 6,
             Self::Ifname => IFNAMSIZ,
             Self::Ipv6Addr => 16,
-            Self::Number(load) => load.len(),
-            Self::Other { len, .. } => len as usize,
+            Self::Integer { len } | Self::Other { len, .. } => len as usize,
         }
+    }
+
+    /// The byte order of a value.
+    pub fn order(self) -> Order {
+        if matches!(self, Self::Ifname | Self::Mark) { Order::Host } else { Order::Network }
     }
 }
 
@@ -251,6 +259,6 @@ mod tests {
     #[test]
     fn a_load_says_what_type_it_is_of() {
         assert_eq!(Datatype::of(field::ARP_SADDR_IP), Datatype::Ipv4Addr);
-        assert_eq!(Datatype::of(field::IP_TTL), Datatype::Number(field::IP_TTL));
+        assert_eq!(Datatype::of(field::IP_TTL), Datatype::Integer { len: 1 });
     }
 }

@@ -1,5 +1,6 @@
 //! What a transaction does, operation by operation.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::name::{ChainName, SetName};
@@ -170,6 +171,63 @@ pub enum Operation {
         /// The object, of which kind and name count.
         object: Object,
     },
+}
+
+impl Operation {
+    /// The table that it changes.
+    pub fn table(&self) -> &TableId {
+        match self {
+            Self::AddTable { table, .. }
+            | Self::DeleteTable { table }
+            | Self::AddChain { table, .. }
+            | Self::FlushChain { table, .. }
+            | Self::DeleteChain { table, .. }
+            | Self::AddRule { table, .. }
+            | Self::ReplaceRule { table, .. }
+            | Self::DeleteRule { table, .. }
+            | Self::AddSet { table, .. }
+            | Self::FlushSet { table, .. }
+            | Self::DeleteSet { table, .. }
+            | Self::AddElements { table, .. }
+            | Self::DeleteElements { table, .. }
+            | Self::AddObject { table, .. }
+            | Self::DeleteObject { table, .. } => table,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    /// As nft would be told, without what is added: `add rule bridge nwfilter input`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = self.table();
+        match self {
+            Self::AddTable { .. } => write!(f, "add table {table}"),
+            Self::DeleteTable { .. } => write!(f, "delete table {table}"),
+            Self::AddChain { chain, .. } => write!(f, "add chain {table} {}", chain.name),
+            Self::FlushChain { chain, .. } => write!(f, "flush chain {table} {chain}"),
+            Self::DeleteChain { chain, .. } => write!(f, "delete chain {table} {chain}"),
+            Self::AddRule { chain, .. } => write!(f, "add rule {table} {chain}"),
+            Self::ReplaceRule { chain, handle, .. } => {
+                write!(f, "replace rule {table} {chain} handle {handle}")
+            }
+            Self::DeleteRule { chain, handle, .. } => {
+                write!(f, "delete rule {table} {chain} handle {handle}")
+            }
+            Self::AddSet { set, .. } => write!(f, "add {} {table} {}", set_word(set), set.name),
+            Self::FlushSet { set, .. } => write!(f, "flush set {table} {set}"),
+            Self::DeleteSet { set, .. } => write!(f, "delete set {table} {set}"),
+            Self::AddElements { set, .. } => write!(f, "add element {table} {}", set.name),
+            Self::DeleteElements { set, .. } => write!(f, "delete element {table} {}", set.name),
+            Self::AddObject { object, .. } => write!(f, "add {} {table} {}", object.kind(), object.name()),
+            Self::DeleteObject { object, .. } => {
+                write!(f, "delete {} {table} {}", object.kind(), object.name())
+            }
+        }
+    }
+}
+
+fn set_word(set: &Set) -> &'static str {
+    if set.data.is_some() { "map" } else { "set" }
 }
 
 /// Where a rule is added.

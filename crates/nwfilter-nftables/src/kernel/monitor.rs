@@ -1,0 +1,147 @@
+//! The kernel's notifications: what each transaction changed in a table, and who sent it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+
+use super::batch::{CHAIN_NAME, RULE_CHAIN, family_number};
+use super::connection::{GEN_ID, receive_now};
+use super::error::Error;
+use super::set_wire::{LIST_SET, SET_NAME};
+use super::table::TableId;
+use super::wire::{Attributes, Message, messages};
+
+/// Bytes of notifications that may wait. A rule takes about a kilobyte; when more are lost, the kernel says so.
+const BACKLOG: usize = 16 << 20;
+/// The first attribute of each message of nf_tables but those of the generation: the table's name.
+const TABLE: u16 = 1;
+/// `NFTA_GEN_PROC_PID`
+const GEN_PROCESS: u16 = 2;
+/// `NFTA_GEN_PROC_NAME`
+const GEN_PROGRAM: u16 = 3;
+
+/// What the kernel tells of a table from now on.
+///
+/// Wait for its descriptor to be readable, then ask for the [`events`](Self::events).
+#[derive(Debug)]
+pub struct Monitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+    table: TableId,
+    /// What is known of the transaction that is being told.
+    parts: BTreeSet<Part>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A transaction changed the table.
+    Changed(Change),
+    /// More happened than could be told: read the table again.
+    Missed,
+}
+
+/// A transaction that changed the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The generation of the rules that it made.
+    pub generation: u32,
+    /// The netlink port of whoever sent it: equal to [`Connection::port`](super::Connection::port) for one's own.
+    pub port: u32,
+    /// The process, as its own namespace numbers it, and the program's name.
+    pub process: Option<(u32, String)>,
+    /// What it changed.
+    pub parts: BTreeSet<Part>,
+}
+
+/// A part of a table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The table itself, or an object of it.
+    Table,
+    /// A chain, or rules of it.
+    Chain(String),
+    /// A set or map, or elements of it.
+    Set(String),
+}
+
+impl Monitor {
+    /// Listens in the network namespace of the calling thread.
+    pub fn open(table: TableId) -> Result<Self, Error> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
+            setsockopt(&socket, RcvBuf, &BACKLOG).map_err(io::Error::from)?;
+        }
+        socket.set_non_blocking(true)?;
+        socket.bind(&SocketAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
+        Ok(Self { socket, buffer: vec![0; 64 << 10], table, parts: BTreeSet::new() })
+    }
+
+    /// What happened since it was last asked. Does not wait.
+    pub fn events(&mut self) -> Result<Vec<Event>, Error> {
+        let mut events = Vec::new();
+        loop {
+            match receive_now(&self.socket, &mut self.buffer) {
+                Ok(Some(len)) => {
+                    for message in messages(&self.buffer[..len]) {
+                        events.extend(take(&message?, &self.table, &mut self.parts)?.map(Event::Changed));
+                    }
+                }
+                Ok(None) => return Ok(events),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => events.push(Event::Missed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Takes note of a message; gives the change that it ends. The kernel tells each transaction's changes, then who made
+/// them.
+fn take(message: &Message<'_>, table: &TableId, parts: &mut BTreeSet<Part>) -> Result<Option<Change>, Error> {
+    if i32::from(message.kind) >> 8 != libc::NFNL_SUBSYS_NFTABLES {
+        return Ok(None);
+    }
+    let kind = i32::from(message.kind) & 0xff;
+    let (family, attributes) = message.family()?;
+    if kind != libc::NFT_MSG_NEWGEN {
+        let ours =
+            family == family_number(table.family) && attributes.str(TABLE) == Some(table.name.as_str());
+        if ours {
+            parts.insert(part(kind, attributes));
+        }
+        return Ok(None);
+    }
+    let parts = std::mem::take(parts);
+    let program = attributes.str(GEN_PROGRAM).map(String::from);
+    Ok((!parts.is_empty()).then(|| Change {
+        generation: attributes.u32(GEN_ID).unwrap_or(0),
+        port: message.port,
+        process: attributes.u32(GEN_PROCESS).zip(program),
+        parts,
+    }))
+}
+
+fn part(kind: i32, attributes: Attributes<'_>) -> Part {
+    let chain = |kind| attributes.str(kind).map(|name| Part::Chain(name.into()));
+    let set = |kind| attributes.str(kind).map(|name| Part::Set(name.into()));
+    let part = match kind {
+        libc::NFT_MSG_NEWCHAIN | libc::NFT_MSG_DELCHAIN => chain(CHAIN_NAME),
+        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => chain(RULE_CHAIN),
+        libc::NFT_MSG_NEWSET | libc::NFT_MSG_DELSET => set(SET_NAME),
+        libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => set(LIST_SET),
+        _ => None,
+    };
+    part.unwrap_or(Part::Table)
+}
