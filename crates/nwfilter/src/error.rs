@@ -88,6 +88,12 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel does not tell which network interfaces there are.
+    #[error("the network interfaces are not known")]
+    Links {
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),

@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nwfilter::{BindingState, Difference, Driver, Error, PortStatus, RemainingLease};
+use nwfilter::{Attachment, BindingState, Difference, Driver, Error, PortStatus, RemainingLease};
 use serde_json::{Value, json};
 
 /// What a verb says when it has done its work, and whether all is as it should be. It is printed last, so that an output
@@ -73,31 +73,39 @@ pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     if as_json {
         let rows: Vec<_> = ports
             .iter()
-            .map(|PortStatus { binding, state }| {
+            .map(|PortStatus { binding, state, attachment, .. }| {
                 json!({
                     "port": binding.port.as_str(),
                     "filter": binding.filter.as_str(),
                     "mac": binding.mac.to_string(),
                     "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid.to_string()},
-                    "address": address(state),
+                    "address": address(state, *attachment),
                 })
             })
             .collect();
         return Ok(Answer::json(&json!(rows)));
     }
     let mut lines = vec![format!(" {:15}   {:24}   Address", "Port Dev", "Filter"), "-".repeat(72)];
-    for PortStatus { binding, state } in ports {
+    for PortStatus { binding, state, attachment, .. } in ports {
         let (port, filter) = (binding.port.as_str(), binding.filter.as_str());
-        lines.push(match state {
-            Ok(BindingState::Filtered) => format!(" {port:15}   {filter}"),
-            Ok(state) => format!(" {port:15}   {filter:24}   {state}"),
-            Err(error) => format!(" {port:15}   {filter:24}   no rules: {error}"),
-        });
+        let state = match (attachment, state) {
+            (Attachment::Absent, _) => "not filtered: no such interface".to_owned(),
+            (Attachment::Unbridged, _) => "not filtered: in no bridge".to_owned(),
+            (_, Ok(BindingState::Filtered)) => String::new(),
+            (_, Ok(state)) => state.to_string(),
+            (_, Err(error)) => format!("no rules: {error}"),
+        };
+        lines.push(format!(" {port:15}   {filter:24}   {state}").trim_end().to_owned());
     }
     Ok(Answer::lines(lines))
 }
 
-fn address(state: &Result<BindingState, Error>) -> Value {
+fn address(state: &Result<BindingState, Error>, attachment: Attachment) -> Value {
+    match attachment {
+        Attachment::Absent => return json!({"state": "absent"}),
+        Attachment::Unbridged => return json!({"state": "unbridged"}),
+        _ => (),
+    }
     match state {
         Ok(BindingState::Filtered) => json!({"state": "filtered"}),
         Ok(BindingState::Learning { family, method }) => {

@@ -119,6 +119,31 @@ fn a_port_is_bound_listed_shown_and_released() {
 }
 
 #[test]
+fn a_port_without_interface_or_bridge_is_not_listed_as_filtered() {
+    skip_unless!(Need::Root);
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _tap: Tap = host.tap("tap0").unwrap();
+    host.ip(&["tuntap add dev tap1 mode tap"]).unwrap();
+    for port in ["tap0", "tap1", "tap2"] {
+        cli.file(&format!("run/{port}.xml"), &BINDING.replace("tap0", port).replace("'ssh'", "'allow-arp'"));
+    }
+    let list = stdout(&cli.run_on(&host, &["binding-list", "--json"]));
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let states: Vec<_> = (0..3).map(|port| list[port]["address"]["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["filtered", "unbridged", "absent"]);
+    let table = stdout(&cli.run_on(&host, &["binding-list"]));
+    let rows: Vec<_> = table.lines().skip(2).collect();
+    assert_eq!(
+        rows,
+        [
+            " tap0              allow-arp",
+            " tap1              allow-arp                  not filtered: in no bridge",
+            " tap2              allow-arp                  not filtered: no such interface",
+        ]
+    );
+}
+
+#[test]
 fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (cli, host) = (Cli::new(), Host::new().unwrap());

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use nwfilter_xml::Binding;
 
-use crate::Error;
+use crate::{Attachment, Error};
 
 /// How the address of a guest is learned: parameter `CTRL_IP_LEARNING`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub struct PortStatus {
     pub binding: Arc<Binding>,
     /// How far it is from its filter, or why the binding makes no rules any more.
     pub state: Result<BindingState, Error>,
+    /// Whether packets get to its rules.
+    pub attachment: Attachment,
 }
 
 /// A lease in force.

@@ -13,6 +13,7 @@ use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
+use crate::links::Links;
 use crate::stores::{FilterMap, Stores};
 use crate::{Driver, Error, Event};
 
@@ -136,11 +137,15 @@ impl Driver {
     pub fn port_statuses(&self) -> Result<Vec<PortStatus>, Error> {
         let stores = self.look()?;
         let (filters, now) = (stores.filter_map(), super::now());
+        let failed = |source| Error::Links { source };
+        let links = Links::open().map_err(failed)?;
         let status = |binding: &Arc<Binding>| {
             let wanted = wanted(&filters, binding, &stores.known, Past::Counts, now);
-            PortStatus { binding: binding.clone(), state: wanted.map(|wanted| wanted.state) }
+            let attachment = links.attachment(&binding.port).map_err(failed)?;
+            let (binding, state) = (binding.clone(), wanted.map(|wanted| wanted.state));
+            Ok(PortStatus { binding, state, attachment })
         };
-        Ok(stores.bindings.documents().map(status).collect())
+        stores.bindings.documents().map(status).collect()
     }
 
     /// The same driver, starting no thread: addresses are learned by another process, with [`Driver::learn`].

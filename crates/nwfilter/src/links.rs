@@ -1,0 +1,116 @@
+//! The network interfaces of the host, in the network namespace of the calling thread.
+
+use std::io::{self, ErrorKind};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+use nwfilter_xml::PortDev;
+
+/// Whether packets of a port get to its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Attachment {
+    /// It is a port of a bridge.
+    Bridged,
+    /// It is in no bridge: its rules see none of its packets.
+    Unbridged,
+    /// There is no network interface of that name.
+    Absent,
+}
+
+/// Asks the kernel about interfaces.
+pub(crate) struct Links(Socket);
+
+impl Links {
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        Ok(Self(socket))
+    }
+
+    /// Whether the port exists and is in a bridge.
+    pub(crate) fn attachment(&self, port: &PortDev) -> io::Result<Attachment> {
+        let name = LinkAttribute::IfName(port.to_string());
+        match self.ask(vec![name], NLM_F_REQUEST) {
+            Ok(links) => Ok(links.first().map_or(Attachment::Absent, |(_, link)| link.attachment())),
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Attachment::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask(&self, mut attributes: Vec<LinkAttribute>, flags: u16) -> io::Result<Vec<(u32, Link)>> {
+        attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let mut link = LinkMessage::default();
+        link.attributes = attributes;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
+        request.header.flags = flags;
+        request.finalize();
+        let mut buffer = vec![0; request.buffer_len()];
+        request.serialize(&mut buffer);
+        self.0.send(&buffer, 0)?;
+        let mut links = Vec::new();
+        loop {
+            let (datagram, _) = self.0.recv_from_full()?;
+            for message in messages(&datagram) {
+                match message? {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                        links.extend(Link::of(&link));
+                    }
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) => return Ok(links),
+                    _ => (),
+                }
+            }
+            if flags & NLM_F_DUMP != NLM_F_DUMP {
+                return Ok(links);
+            }
+        }
+    }
+}
+
+/// What is known of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    name: String,
+    is_bridged: bool,
+}
+
+impl Link {
+    /// The interface that a message is about, with its index.
+    fn of(message: &LinkMessage) -> Option<(u32, Self)> {
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })?;
+        let is_bridged = message.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::PortKind(InfoPortKind::Bridge)),
+            _ => false,
+        });
+        Some((message.header.index, Self { name, is_bridged }))
+    }
+
+    fn attachment(&self) -> Attachment {
+        if self.is_bridged { Attachment::Bridged } else { Attachment::Unbridged }
+    }
+}
+
+/// The messages of a datagram. After one that is not understood come no more.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
+    let mut rest = Some(datagram);
+    std::iter::from_fn(move || {
+        let bytes = rest.take().filter(|bytes| !bytes.is_empty())?;
+        match NetlinkMessage::deserialize(bytes) {
+            Ok(message) => {
+                // Messages begin at multiples of four bytes.
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = bytes.get(length..);
+                Some(Ok(message.payload))
+            }
+            Err(error) => Some(Err(io::Error::new(ErrorKind::InvalidData, error))),
+        }
+    })
+}
