@@ -1,6 +1,7 @@
 //! libvirt's driver interface as C sees it: the layouts and function types that the module relies on.
 //!
-//! They are private to libvirt and were compared between 9.0.0, 11.3.0 and 12.8.0, where they are equal.
+//! They are private to libvirt and were compared between 9.0.0, 11.3.0 and 12.8.0, where they are equal. `probe` checks
+//! at each start that the libvirt that runs calls what is here.
 
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
 use std::ptr::{null, null_mut};
@@ -42,21 +43,22 @@ pub(crate) struct ConnectDriver {
     pub(crate) storage: *mut c_void,
 }
 
-/// More than any libvirt has operations in its virHypervisorDriver; about 250 are known.
-const HYPERVISOR_SLOTS: usize = 512;
+/// More than any libvirt has operations in its virHypervisorDriver; about 260 are known.
+pub(crate) const HYPERVISOR_SLOTS: usize = 512;
+
+/// An operation on a connection that answers yes or no.
+pub(crate) type AskConnect = extern "C" fn(*mut Connect) -> c_int;
 
 /// virHypervisorDriver: what opens and closes connections, and nothing of what runs guests.
+///
+/// The other operations have different places in different versions: `probe` finds those that are needed.
 #[repr(C)]
 pub(crate) struct HypervisorDriver {
     pub(crate) name: *const c_char,
     pub(crate) connect_uri_probe: *const c_void,
     pub(crate) connect_open: extern "C" fn(*mut Connect, *mut c_void, *mut c_void, c_uint) -> c_int,
     pub(crate) connect_close: extern "C" fn(*mut Connect) -> c_int,
-    pub(crate) absent: [*const c_void; HYPERVISOR_SLOTS],
-}
-
-impl HypervisorDriver {
-    pub(crate) const ABSENT: [*const c_void; HYPERVISOR_SLOTS] = [null(); HYPERVISOR_SLOTS];
+    pub(crate) others: [Option<AskConnect>; HYPERVISOR_SLOTS],
 }
 
 /// What connect_open answers: virDrvOpenStatus.
@@ -90,7 +92,7 @@ pub(crate) struct NwFilterDriver {
 
 /// virStateDriver: what the daemon calls when it starts, when it shall read its files again, and when it ends.
 ///
-/// Known for 9.0.0 and 11.3.0, where it is equal; the operations behind `reload` are absent, whatever they are.
+/// The operations behind `reload` are absent, whatever they are.
 #[repr(C)]
 pub(crate) struct StateDriver {
     pub(crate) name: *const c_char,

@@ -3,14 +3,16 @@
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nwfilter_xml::Uuid;
 
 use crate::abi::{
-    Connect, ConnectDriver, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver, StateDriver, Tables,
-    open_status, pointers,
+    Connect, ConnectDriver, HYPERVISOR_SLOTS, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver,
+    StateDriver, Tables, open_status, pointers,
 };
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
+use crate::probe::{self, Slot};
 use crate::refusal::{Code, Refusal};
 use crate::service::{Service, Validation};
 
@@ -20,22 +22,26 @@ const VALIDATE: c_uint = 1;
 /// The only URI that is served, as by libvirt's driver.
 const URI: &str = "nwfilter:///system";
 
+/// The table of connections, which libvirt has too.
+static HYPERVISOR: AtomicPtr<HypervisorDriver> = AtomicPtr::new(null_mut());
+
 /// The tables that are handed to libvirt.
 pub(crate) fn driver() -> Tables {
     let schemes: &'static [*const c_char; 2] = Box::leak(Box::new([c"nwfilter".as_ptr(), null()]));
-    let hypervisor = HypervisorDriver {
+    let hypervisor = Box::leak(Box::new(HypervisorDriver {
         name: c"nwfilter".as_ptr(),
         connect_uri_probe: null(),
         connect_open,
         connect_close,
-        absent: HypervisorDriver::ABSENT,
-    };
+        others: [None; HYPERVISOR_SLOTS],
+    }));
+    HYPERVISOR.store(hypervisor, Ordering::Release);
     let connect = ConnectDriver {
         local_only: true,
         remote_only: false,
         embeddable: false,
         uri_schemes: schemes.as_ptr(),
-        hypervisor: Box::leak(Box::new(hypervisor)),
+        hypervisor,
         interface: null_mut(),
         network: null_mut(),
         node_device: null_mut(),
@@ -71,8 +77,17 @@ pub(crate) fn driver() -> Tables {
     Tables { connect, nwfilter, state }
 }
 
-/// Runs the safe part of a call; what goes wrong is reported to libvirt, and `failed` returned.
-fn serve<T>(failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
+/// Runs the safe part of a call of `slot`; what goes wrong is reported to libvirt, and `failed` returned. A call of the
+/// probe's ends here.
+fn serve<T>(slot: Slot, failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
+    if probe::notes(slot) {
+        return failed;
+    }
+    report(failed, call)
+}
+
+/// As `serve`, for a function that the probe does not call.
+fn report<T>(failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
     // libvirt has the tables only after it was loaded.
     let Some(libvirt) = Libvirt::get() else { return failed };
     let refusal = match catch_unwind(AssertUnwindSafe(|| call(libvirt))) {
@@ -105,7 +120,13 @@ extern "C" fn initialize(
     if !privileged {
         return StateDriver::SKIPPED;
     }
-    serve(StateDriver::COMPLETE, |_| {
+    report(StateDriver::COMPLETE, |_| {
+        // SAFETY: the table is the registered one, and the daemon serves nobody yet.
+        let understood = unsafe { probe::check(HYPERVISOR.load(Ordering::Acquire)) };
+        if let Err(error) = &understood {
+            log::error!("no domain with filters will start: {error}");
+        }
+        Service::allow(understood);
         Service::get()?;
         Ok(StateDriver::COMPLETE)
     })
@@ -113,7 +134,7 @@ extern "C" fn initialize(
 
 /// The daemon ends.
 extern "C" fn cleanup() -> c_int {
-    serve(-1, |_| {
+    report(-1, |_| {
         Service::hand_over()?;
         Ok(0)
     })
@@ -121,14 +142,17 @@ extern "C" fn cleanup() -> c_int {
 
 /// The daemon shall read its files again (SIGHUP).
 extern "C" fn reload() -> c_int {
-    serve(-1, |_| {
+    report(-1, |_| {
         Service::get()?.reload()?;
         Ok(0)
     })
 }
 
 extern "C" fn connect_open(connect: *mut Connect, _: *mut c_void, _: *mut c_void, _: c_uint) -> c_int {
-    serve(open_status::ERROR, |libvirt| {
+    if probe::notes(Slot::ConnectOpen) {
+        return open_status::SUCCESS;
+    }
+    report(open_status::ERROR, |libvirt| {
         let uri = libvirt.uri(connect)?;
         let without_query = uri.split('?').next().unwrap_or_default();
         if without_query != URI {
@@ -141,11 +165,12 @@ extern "C" fn connect_open(connect: *mut Connect, _: *mut c_void, _: *mut c_void
 }
 
 extern "C" fn connect_close(_: *mut Connect) -> c_int {
+    probe::notes(Slot::ConnectClose);
     0
 }
 
 extern "C" fn num_of_filters(connect: *mut Connect) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::NumOfFilters, -1, |libvirt| {
         let visible = libvirt.visible_filters(FilterList::Count, connect)?;
         let filters = Service::get()?.filters()?;
         count(filters.iter().filter(|filter| visible(filter)).count())
@@ -153,7 +178,7 @@ extern "C" fn num_of_filters(connect: *mut Connect) -> c_int {
 }
 
 extern "C" fn list_filters(connect: *mut Connect, names: *mut *mut c_char, room: c_int) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::ListFilters, -1, |libvirt| {
         let visible = libvirt.visible_filters(FilterList::Names, connect)?;
         let filters = Service::get()?.filters()?;
         let room = usize::try_from(room).unwrap_or(0);
@@ -168,7 +193,7 @@ extern "C" fn list_filters(connect: *mut Connect, names: *mut *mut c_char, room:
 }
 
 extern "C" fn list_all_filters(connect: *mut Connect, list: *mut *mut *mut NwFilter, flags: c_uint) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::ListAllFilters, -1, |libvirt| {
         no_flags(flags, 0)?;
         let visible = libvirt.visible_filters(FilterList::Handles, connect)?;
         let mut filters = Service::get()?.filters()?;
@@ -178,7 +203,7 @@ extern "C" fn list_all_filters(connect: *mut Connect, list: *mut *mut *mut NwFil
 }
 
 extern "C" fn lookup_by_name(connect: *mut Connect, name: *const c_char) -> *mut NwFilter {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::LookupByName, null_mut(), |libvirt| {
         let filter = Service::get()?.filter(&text(name)?)?;
         libvirt.may_do(FilterAccess::LookupByName, connect, &filter)?;
         Ok(libvirt.filter_handle(connect, &filter))
@@ -186,7 +211,7 @@ extern "C" fn lookup_by_name(connect: *mut Connect, name: *const c_char) -> *mut
 }
 
 extern "C" fn lookup_by_uuid(connect: *mut Connect, uuid: *const c_uchar) -> *mut NwFilter {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::LookupByUuid, null_mut(), |libvirt| {
         if uuid.is_null() {
             return Err(Refusal::new(Code::InvalidArg, "a null pointer where a UUID is needed"));
         }
@@ -199,11 +224,13 @@ extern "C" fn lookup_by_uuid(connect: *mut Connect, uuid: *const c_uchar) -> *mu
 }
 
 extern "C" fn define_xml(connect: *mut Connect, xml: *const c_char) -> *mut NwFilter {
-    serve(null_mut(), |libvirt| define(libvirt, FilterAccess::Define, connect, xml, 0))
+    serve(Slot::DefineXml, null_mut(), |libvirt| define(libvirt, FilterAccess::Define, connect, xml, 0))
 }
 
 extern "C" fn define_xml_flags(connect: *mut Connect, xml: *const c_char, flags: c_uint) -> *mut NwFilter {
-    serve(null_mut(), |libvirt| define(libvirt, FilterAccess::DefineFlags, connect, xml, flags))
+    serve(Slot::DefineXmlFlags, null_mut(), |libvirt| {
+        define(libvirt, FilterAccess::DefineFlags, connect, xml, flags)
+    })
 }
 
 fn define(
@@ -227,7 +254,7 @@ fn define(
 }
 
 extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::Undefine, -1, |libvirt| {
         let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
         let filter = service.filter(&libvirt.filter_name(filter)?)?;
         libvirt.may_do(FilterAccess::Undefine, connect, &filter)?;
@@ -237,7 +264,7 @@ extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
 }
 
 extern "C" fn get_xml_desc(filter: *mut NwFilter, flags: c_uint) -> *mut c_char {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::GetXmlDesc, null_mut(), |libvirt| {
         no_flags(flags, 0)?;
         let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
         let filter = service.filter(&libvirt.filter_name(filter)?)?;
@@ -251,7 +278,7 @@ extern "C" fn list_all_bindings(
     list: *mut *mut *mut NwFilterBinding,
     flags: c_uint,
 ) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::ListAllBindings, -1, |libvirt| {
         no_flags(flags, 0)?;
         let visible = libvirt.visible_bindings(connect)?;
         let mut bindings = Service::get()?.bindings()?;
@@ -261,7 +288,7 @@ extern "C" fn list_all_bindings(
 }
 
 extern "C" fn binding_lookup(connect: *mut Connect, port: *const c_char) -> *mut NwFilterBinding {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::BindingLookup, null_mut(), |libvirt| {
         let binding = Service::get()?.binding(&text(port)?)?;
         libvirt.may_do_binding(BindingAccess::Lookup, connect, &binding)?;
         Ok(libvirt.binding_handle(connect, &binding))
@@ -273,7 +300,7 @@ extern "C" fn binding_create(
     xml: *const c_char,
     flags: c_uint,
 ) -> *mut NwFilterBinding {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::BindingCreate, null_mut(), |libvirt| {
         let (service, xml) = (Service::get()?, text(xml)?);
         let binding = service.read_binding(&xml, validation(flags)?)?;
         libvirt.may_do_binding(BindingAccess::Create, connect, &binding)?;
@@ -283,7 +310,7 @@ extern "C" fn binding_create(
 }
 
 extern "C" fn binding_delete(binding: *mut NwFilterBinding) -> c_int {
-    serve(-1, |libvirt| {
+    serve(Slot::BindingDelete, -1, |libvirt| {
         let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
         let binding = service.binding(&libvirt.binding_port(binding)?)?;
         libvirt.may_do_binding(BindingAccess::Delete, connect, &binding)?;
@@ -293,7 +320,7 @@ extern "C" fn binding_delete(binding: *mut NwFilterBinding) -> c_int {
 }
 
 extern "C" fn binding_get_xml_desc(binding: *mut NwFilterBinding, flags: c_uint) -> *mut c_char {
-    serve(null_mut(), |libvirt| {
+    serve(Slot::BindingGetXmlDesc, null_mut(), |libvirt| {
         no_flags(flags, 0)?;
         let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
         let binding = service.binding(&libvirt.binding_port(binding)?)?;

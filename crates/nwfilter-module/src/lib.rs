@@ -4,45 +4,43 @@
 //! arrive in `entry`, which turns C into Rust and every error or panic into a libvirt error; `service` does the work.
 //!
 //! Nothing of libvirt is linked: its symbols are looked up when the module is loaded, so that one binary serves every
-//! libvirt that has them, and a libvirt that lacks one is told which.
+//! libvirt that has them, and where one is missing libvirt's log says which.
 
 mod abi;
 mod entry;
 mod leaving;
 mod libvirt;
 mod logging;
+mod probe;
 mod refusal;
 mod service;
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::libvirt::Libvirt;
+use crate::libvirt::{Libvirt, LoadError};
 
-/// What libvirt calls after loading the module: 0 when the driver is registered, -1 when it is not.
+/// What libvirt calls after loading the module.
+///
+/// Where the driver cannot be registered, the daemon goes on without: it starts no domain with filters then, but serves
+/// the others. An answer other than 0 would end it.
 // The name is libvirt's: it makes it of the driver's.
 #[allow(non_snake_case)]
 #[unsafe(no_mangle)]
 pub extern "C" fn nwfilterRegister() -> c_int {
-    catch_unwind(AssertUnwindSafe(register)).unwrap_or(-1)
-}
-
-fn register() -> c_int {
-    let registered = Libvirt::load().and_then(|libvirt| {
-        logging::init(libvirt.log_message);
-        libvirt.register(entry::driver())
-    });
-    match registered {
-        Ok(()) => 0,
-        Err(error) => {
-            // With the logger in place this is a line of libvirt's log, without it one of the daemon's stderr.
-            log::error!(
-                "the nwfilter module is not registered, and domains with filters will not start: {error}"
-            );
-            if !logging::is_ready() {
-                eprintln!("nwfilter module: not registered: {error}");
-            }
-            -1
+    let registered = catch_unwind(AssertUnwindSafe(register)).map_err(|_| "it panicked".to_owned());
+    if let Err(reason) = registered.and_then(|registered| registered.map_err(|error| error.to_string())) {
+        let message =
+            format!("no domain with filters will start: the nwfilter module is not registered: {reason}");
+        match logging::is_ready() {
+            true => log::error!("{message}"),
+            false => eprintln!("{message}"),
         }
     }
+    0
+}
+
+fn register() -> Result<(), LoadError> {
+    logging::init(Libvirt::log()?);
+    Libvirt::load()?.register(entry::driver())
 }

@@ -12,6 +12,7 @@ use crate::abi::{
     GetNwFilter, GetNwFilterBinding, GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding,
     NwFilterDriver, RegisterConnectDriver, RegisterStateDriver, ReportError, SetSharedNwFilterDriver, Tables,
 };
+use crate::probe::Slot;
 use crate::refusal::{Code, Refusal};
 
 /// The oldest libvirt whose layouts are known to be those of `abi`.
@@ -24,12 +25,13 @@ const ERROR_DOMAIN: c_int = 33;
 
 macro_rules! symbol {
     ($name:literal as $type:ty) => {{
-        let address = lookup(concat!($name, "\0"), $name)?;
+        let address = $crate::libvirt::lookup(concat!($name, "\0"), $name)?;
         // SAFETY: a function pointer is as large as an object pointer here, and the address is that of a function
         // whose type is libvirt's for this name.
-        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
+        unsafe { std::mem::transmute::<*mut std::ffi::c_void, $type>(address) }
     }};
 }
+pub(crate) use symbol;
 
 /// Why the module cannot work in the process that loaded it.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +44,12 @@ pub(crate) enum LoadError {
     Refused(&'static str),
     #[error("the handles of this libvirt have an unknown layout")]
     Handles,
+    #[error("this libvirt calls {called:?} of the driver where it should call {slot:?}")]
+    Misplaced { slot: Slot, called: Vec<Slot> },
 }
 
 /// The symbols that the module calls.
 pub(crate) struct Libvirt {
-    pub(crate) log_message: LogMessage,
     register_connect_driver: RegisterConnectDriver,
     set_shared_driver: SetSharedNwFilterDriver,
     register_state_driver: RegisterStateDriver,
@@ -162,7 +165,6 @@ impl Libvirt {
         let get_binding = symbol!("virGetNWFilterBinding" as GetNwFilterBinding);
         let handle_connect = HandleConnect::find(get_filter, get_binding)?;
         let libvirt = Libvirt {
-            log_message: symbol!("virLogMessage" as LogMessage),
             register_connect_driver: symbol!("virRegisterConnectDriver" as RegisterConnectDriver),
             set_shared_driver: symbol!("virSetSharedNWFilterDriver" as SetSharedNwFilterDriver),
             register_state_driver: symbol!("virRegisterStateDriver" as RegisterStateDriver),
@@ -204,6 +206,11 @@ impl Libvirt {
             },
         };
         Ok(LIBVIRT.get_or_init(|| libvirt))
+    }
+
+    /// libvirt's log, looked up before all else so that what is missing can be logged.
+    pub(crate) fn log() -> Result<LogMessage, LoadError> {
+        Ok(symbol!("virLogMessage" as LogMessage))
     }
 
     /// The libvirt that was loaded; it is there before libvirt can call any function of the driver.
@@ -431,7 +438,8 @@ fn with_binding<T>(binding: &Binding, ask: impl FnOnce(*const BindingIdentity) -
     })
 }
 
-fn lookup(terminated: &str, name: &'static str) -> Result<*mut c_void, LoadError> {
+/// The address of a function of libvirt, whose name is given with a zero byte and without.
+pub(crate) fn lookup(terminated: &str, name: &'static str) -> Result<*mut c_void, LoadError> {
     // SAFETY: the name ends with a zero byte. The global scope has libvirt, which loaded this module.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, terminated.as_ptr().cast()) };
     if address.is_null() { Err(LoadError::NoSymbol(name)) } else { Ok(address) }
@@ -449,7 +457,10 @@ fn check_version() -> Result<(), LoadError> {
     }
     if version > NEWEST_TRIED {
         let (this, tried) = (shown(version), shown(NEWEST_TRIED));
-        eprintln!("nwfilter module: libvirt {this} is newer than {tried}, the last it was tried with");
+        log::warn!(
+            "libvirt {this} is newer than {tried}, the last the nwfilter module was tried with; it is checked when the \
+             driver starts"
+        );
     }
     Ok(())
 }

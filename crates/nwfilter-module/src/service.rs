@@ -1,6 +1,6 @@
 //! What each function of the driver does, in safe Rust: filters and bindings in, documents out.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nwfilter::{
     Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Transaction, Xtables, with_causes,
@@ -11,7 +11,7 @@ use nwfilter_xml::{
 };
 
 use crate::leaving::Leaving;
-use crate::libvirt::uuid_of;
+use crate::libvirt::{LoadError, uuid_of};
 use crate::refusal::{Code, Refusal};
 
 /// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
@@ -27,6 +27,9 @@ pub(crate) struct Service {
 }
 
 static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
+
+/// Whether the tables are understood; unset until libvirt has started the driver.
+static UNDERSTOOD: OnceLock<Result<(), LoadError>> = OnceLock::new();
 
 fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
     SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -47,9 +50,21 @@ pub(crate) enum Validation {
 }
 
 impl Service {
+    /// Lets calls be served from now on, or has them refused with the reason.
+    pub(crate) fn allow(understood: Result<(), LoadError>) {
+        UNDERSTOOD.get_or_init(|| understood);
+    }
+
     /// The service of this process. The first call opens the stores and brings the kernel to what they ask for; if
     /// that is impossible, the next call tries again.
     pub(crate) fn get() -> Result<Arc<Service>, Refusal> {
+        match UNDERSTOOD.get() {
+            None => return Err(Refusal::new(Code::Internal, "libvirt has not started the nwfilter driver")),
+            Some(Err(error)) => {
+                return Err(Refusal::new(Code::Internal, format!("nothing is filtered: {error}")));
+            }
+            Some(Ok(())) => {}
+        }
         let mut service = running();
         if let Some(service) = &*service {
             return Ok(service.clone());

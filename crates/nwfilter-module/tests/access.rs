@@ -7,7 +7,7 @@ use std::process::Output;
 use anyhow::{Result, ensure};
 use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Need, skip_unless};
 
-use common::preload::Preload;
+use common::compiled::Preload;
 use common::{Module, driver_dir, options};
 
 const DENIED: &str = "22222222-2222-2222-2222-222222222222";

@@ -3,7 +3,7 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
-pub(crate) mod preload;
+pub(crate) mod compiled;
 pub(crate) mod traffic;
 
 use std::fs;

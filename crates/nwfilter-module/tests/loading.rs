@@ -1,0 +1,102 @@
+//! Libvirts that the module does not know: it refuses what it does not understand, and the daemon serves the rest.
+
+mod common;
+
+use anyhow::{Context, Result, ensure};
+use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Need, skip_unless};
+
+use common::compiled::{Preload, Program};
+use common::{Domain, Module, driver_dir, options};
+
+/// A libvirt that says it has another version.
+fn version(number: u32) -> String {
+    format!(
+        "int virGetVersion(unsigned long *version, const char *type, unsigned long *of_type) {{
+             *version = {number}; return 0;
+         }}"
+    )
+}
+
+/// A daemon with our module and a libvirt whose functions are partly those of a text in C.
+fn daemon(host: &Host, source: &str) -> Result<(DriverDir, Preload, Libvirtd)> {
+    let (dir, preload) = (driver_dir(Module::Ours)?, Preload::compile(source)?);
+    let daemon = Libvirtd::start_with(host, LibvirtdOptions { env: vec![preload.env()], ..options(&dir) })?;
+    Ok((dir, preload, daemon))
+}
+
+/// Domains without filters start, those with filters do not, and the reason is in the daemon's log.
+fn serves_all_but_filters(daemon: &Libvirtd, reason: &str) -> Result<()> {
+    ensure!(daemon.log().contains(reason), "{}", daemon.log());
+    Domain::new(1, None).start(daemon)?;
+    let error = Domain::clean(2).start(daemon).err().context("a domain started without its filter")?;
+    ensure!(daemon.virsh(&["list", "--name"])?.trim() == "vm1", "{error:#}");
+    ensure!(daemon.virsh(&["nwfilter-list"]).is_err());
+    Ok(())
+}
+
+#[test]
+fn a_libvirt_that_is_too_old_serves_all_but_filters() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let host = Host::new()?;
+    let (_dir, _preload, daemon) = daemon(&host, &version(8_009_000))?;
+    serves_all_but_filters(
+        &daemon,
+        "the nwfilter module is not registered: libvirt 8.9.0 is older than 9.0.0",
+    )
+}
+
+#[test]
+fn a_libvirt_that_is_newer_than_any_that_was_tried_is_checked_and_served() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let host = Host::new()?;
+    let (_dir, _preload, daemon) = daemon(&host, &version(99_000_000))?;
+    Domain::clean(1).start(&daemon)?;
+    ensure!(daemon.log().contains("libvirt 99.0.0 is newer than 12.8.0"), "{}", daemon.log());
+    ensure!(host.saved()?.ebtables.contains("libvirt-I-tap1"));
+    Ok(())
+}
+
+#[test]
+fn a_libvirt_that_calls_another_function_than_it_should_serves_all_but_filters() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let host = Host::new()?;
+    // As if a function had been put into the table before this one.
+    let moved = "#define _GNU_SOURCE
+        #include <dlfcn.h>
+        typedef void *(*by_text)(void *, const char *);
+        void *virNWFilterBindingLookupByPortDev(void *connect, const char *port) {
+            return ((by_text) dlsym(RTLD_NEXT, \"virNWFilterLookupByName\"))(connect, port);
+        }";
+    let (_dir, _preload, daemon) = daemon(&host, moved)?;
+    serves_all_but_filters(&daemon, "calls [LookupByName] of the driver where it should call BindingLookup")?;
+    let error = daemon.virsh(&["nwfilter-list"]).err().context("filters are listed")?;
+    ensure!(format!("{error:#}").contains("nothing is filtered: this libvirt calls"), "{error:#}");
+    Ok(())
+}
+
+#[test]
+fn a_connection_is_as_secure_encrypted_and_alive_as_with_libvirts_module() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let client = Program::compile(
+        "#include <stdio.h>
+         void *virConnectOpen(const char *);
+         int virConnectIsSecure(void *), virConnectIsEncrypted(void *), virConnectIsAlive(void *);
+         int main(int count, char **words) {
+             void *connect = virConnectOpen(words[1]);
+             printf(\"%d %d %d\", virConnectIsSecure(connect), virConnectIsEncrypted(connect),
+                    virConnectIsAlive(connect));
+             return !connect;
+         }",
+    )?;
+    let asked = |module| -> Result<String> {
+        let host = Host::new()?;
+        let (_dir, daemon) = common::libvirtd(&host, module)?;
+        let output = client.command().arg(daemon.uri(Connect::Nwfilter)).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8(output.stderr)?);
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let libvirts = asked(Module::Libvirts)?;
+    assert_eq!(libvirts, "1 0 1");
+    assert_eq!(asked(Module::Ours)?, libvirts);
+    Ok(())
+}
