@@ -54,14 +54,14 @@ fn leases_make_a_list_and_expiry_release_and_decline_take_them_away() -> Result<
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
     let provisional = lab.rules("tap0")?;
 
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
-    net.send(&granted(SECOND, 2))?;
+    exchange(&guest, &net, SECOND, 2)?;
     has(&lab, &driver, "tap0", &["10.0.0.2", "10.0.0.3"])?;
     has(&lab, &driver, "tap0", &["10.0.0.2"]).context("the second lease ends by itself")?;
     eventually("its rules go", || Ok(!lab.rules("tap0")?.ebtables.contains("10.0.0.3 ")))?;
 
-    net.send(&granted(ADDRESS, 900))?;
+    exchange(&guest, &net, ADDRESS, 900)?;
     eventually("renewed", || Ok(remaining(&driver)? > Duration::from_secs(600)))?;
     assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
@@ -72,7 +72,7 @@ fn leases_make_a_list_and_expiry_release_and_decline_take_them_away() -> Result<
     eventually("released", || is_learning(&driver, "tap0"))?;
     eventually("back to DHCP only", || Ok(provisional.diff(&lab.rules("tap0")?).is_none()))?;
 
-    net.send(&granted(SECOND, u32::MAX))?;
+    exchange(&guest, &net, SECOND, u32::MAX)?;
     has(&lab, &driver, "tap0", &["10.0.0.3"])?;
     guest.send(&asked(&request(MessageType::Decline, SECOND), GUEST))?;
     eventually("declined", || is_learning(&driver, "tap0"))
@@ -83,16 +83,15 @@ fn a_refusal_ends_what_was_asked_for_in_its_transaction_and_nothing_else() -> Re
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let Ports { lab, guest, net, driver } = ports()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     let nak = answer(&dhcp(Opcode::BootReply, MessageType::Nak, GUEST));
     net.send(&nak)?;
-    settle();
-    has(&lab, &driver, "tap0", &["10.0.0.2"]).context("nothing was asked for")?;
+    exchange(&guest, &net, SECOND, 600)?;
+    has(&lab, &driver, "tap0", &["10.0.0.2", "10.0.0.3"]).context("nothing was asked for")?;
     guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))?;
-    settle();
     net.send(&nak)?;
-    eventually("refused", || is_learning(&driver, "tap0"))
+    has(&lab, &driver, "tap0", &["10.0.0.3"]).context("refused")
 }
 
 #[test]
@@ -100,36 +99,36 @@ fn a_server_that_is_not_listed_is_not_believed_nor_is_the_guest_itself() -> Resu
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let Ports { lab, guest, net, driver } = ports()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP, ("DHCPSERVER", "10.0.0.1")])?;
+    guest.send(&asked(&request(MessageType::Request, ROGUE), GUEST))?;
     net.send(&answer_from(&ack(GUEST, ROGUE, 600), OTHER, ROGUE, GUEST))?;
     guest.send(&granted(ROGUE, 600))?;
     guest.send(&answer_from(&ack(GUEST, ROGUE, 600), GUEST, SERVER_ADDRESS, GUEST))?;
     guest.send(&packet(GUEST, ROGUE))?;
-    settle();
-    assert!(is_learning(&driver, "tap0")?);
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     // clean-traffic lets every DHCP server's answers through: the learner does not rely on the rules.
+    guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))?;
     net.send(&answer_from(&ack(GUEST, ROGUE, 600), OTHER, ROGUE, GUEST))?;
     net.send(&answer_from(&dhcp(Opcode::BootReply, MessageType::Nak, GUEST), OTHER, ROGUE, GUEST))?;
-    settle();
-    has(&lab, &driver, "tap0", &["10.0.0.2"])
+    exchange(&guest, &net, SECOND, 600)?;
+    has(&lab, &driver, "tap0", &["10.0.0.2", "10.0.0.3"])
 }
 
 #[test]
 fn leases_outlive_the_driver_in_the_file_format_of_libvirt() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
-    let Ports { lab, guest: _guest, net, driver } = ports()?;
+    let Ports { lab, guest, net, driver } = ports()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    net.send(&granted(ADDRESS, 600))?;
-    net.send(&granted(SECOND, u32::MAX))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
+    exchange(&guest, &net, SECOND, u32::MAX)?;
     has(&lab, &driver, "tap0", &["10.0.0.2", "10.0.0.3"])?;
     drop(driver);
 
     let file = lab.config().state_dir.join("nwfilter.leases");
     let text = fs::read_to_string(&file)?;
-    let guest = format!("d54df46f-1ab5-4a22-8618-4560ef5fac2c-{GUEST}");
-    assert!(text.contains(&format!(" {guest} 10.0.0.2 10.0.0.1\n")), "{text}");
-    assert!(text.contains(&format!("18446744073709551615 {guest} 10.0.0.3 10.0.0.1\n")), "{text}");
+    let key = format!("d54df46f-1ab5-4a22-8618-4560ef5fac2c-{GUEST}");
+    assert!(text.contains(&format!(" {key} 10.0.0.2 10.0.0.1\n")), "{text}");
+    assert!(text.contains(&format!("18446744073709551615 {key} 10.0.0.3 10.0.0.1\n")), "{text}");
 
     let driver = lab.driver()?;
     assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2", "10.0.0.3"]);
@@ -138,14 +137,14 @@ fn leases_outlive_the_driver_in_the_file_format_of_libvirt() -> Result<()> {
 
     // As libvirt leaves it, and with what a crash may leave: a line of nonsense, a line without an end.
     let libvirts = format!(
-        "1 {guest} 10.0.0.2 0.0.0.0\n0 {guest} 10.0.0.3 0.0.0.0\nnonsense\n\
-                            18446744073709551615 {guest} 10.0.0.4 10.0.0.77"
+        "1 {key} 10.0.0.2 0.0.0.0\n0 {key} 10.0.0.3 0.0.0.0\nnonsense\n\
+                            18446744073709551615 {key} 10.0.0.4 10.0.0.77"
     );
     fs::write(&file, libvirts)?;
     let driver = lab.driver()?;
     lab.host.enter(|| driver.reload())?;
     has(&lab, &driver, "tap0", &["10.0.0.4"])?;
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.4", "10.0.0.2"])?;
     assert!(fs::read_to_string(&file)?.contains("10.0.0.77\n"));
     Ok(())
@@ -154,12 +153,12 @@ fn leases_outlive_the_driver_in_the_file_format_of_libvirt() -> Result<()> {
 #[test]
 fn the_lease_file_is_libvirts_own_where_the_bindings_are() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
-    let Ports { lab, guest: _guest, net, driver } = ports()?;
+    let Ports { lab, guest, net, driver } = ports()?;
     drop(driver);
     let config = Config { state_dir: lab.dir.path().join("nwfilter-binding"), ..lab.config() };
     let driver = Driver::open(config, Xtables::default())?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     assert!(lab.dir.path().join("network/nwfilter.leases").exists());
     Ok(())
@@ -168,9 +167,9 @@ fn the_lease_file_is_libvirts_own_where_the_bindings_are() -> Result<()> {
 #[test]
 fn a_lease_outlives_the_binding_for_the_same_guest_only() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
-    let Ports { lab, guest: _guest, net, driver } = ports()?;
+    let Ports { lab, guest, net, driver } = ports()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    net.send(&granted(ADDRESS, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     lab.host.enter(|| driver.delete_binding("tap0"))?;
     let other = nwfilter::xml::read_binding("b.xml", &binding("tap0", "clean-traffic", OTHER, &[DHCP]));
@@ -185,13 +184,13 @@ fn a_lease_outlives_the_binding_for_the_same_guest_only() -> Result<()> {
 #[test]
 fn more_leases_than_a_filter_can_take_leave_the_first_in_force() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
-    let Ports { lab, guest: _guest, net, driver } = ports()?;
+    let Ports { lab, guest, net, driver } = ports()?;
     let pairs = "<filter name='pairs' chain='arp'><rule action='accept' direction='out'>\
         <arp arpsrcipaddr='$IP' arpdstipaddr='$GATEWAY'/></rule></filter>";
     lab.host.enter(|| driver.define_filter("pairs.xml", pairs))?;
     lab.bind(&driver, "tap0", "pairs", &[DHCP, ("GATEWAY", "10.0.0.254")])?;
-    net.send(&granted(ADDRESS, 600))?;
-    net.send(&granted(SECOND, 600))?;
+    exchange(&guest, &net, ADDRESS, 600)?;
+    exchange(&guest, &net, SECOND, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
     settle();
     assert_eq!(
@@ -218,26 +217,28 @@ fn dhcpv6_leases_the_ipv6_address_where_only_that_is_missing() -> Result<()> {
     };
     let from =
         |address, message: &[u8]| frames::udp(&Ends::v6(SERVER, address, GUEST, link), 547, 546, message);
-    let (reply, release) = (7, 8);
+    let (request, reply, release) = (3, 7, 8);
+    let to_servers = Ends::v6(GUEST, link, Mac::new([0x33, 0x33, 0, 1, 0, 2]), "ff02::1:2".parse()?);
+    let exchange = |from_server: Ipv6Addr, address, seconds| {
+        guest.send(&frames::udp(&to_servers, 546, 547, &message(request, address, seconds)?))?;
+        net.send(&from(from_server, &message(reply, address, seconds)?))
+    };
 
     let solicit = frames::icmp(&Ends::v6(GUEST, link, SERVER, server), 135, 0, &[0; 20]);
     assert!(guest.delivers(&net, &solicit)?, "neighbour discovery passes");
     let packet = frames::udp(&Ends::v6(GUEST, link, SERVER, server), 1000, 2000, b"anything");
     assert!(!guest.delivers(&net, &packet)?, "nothing else does");
     assert!(net.delivers(&guest, &from(server, &message(2, "fd00::2", 60)?))?, "answers pass");
-    net.send(&from("fe80::66".parse()?, &message(reply, "fd00::66", 600)?))?;
-    settle();
-    assert!(is_learning(&driver, "tap0")?);
-
-    net.send(&from(server, &message(reply, "fd00::2", 600)?))?;
+    net.send(&from(server, &message(reply, "fd00::66", 600)?))?;
+    exchange("fe80::66".parse()?, "fd00::66", 600)?;
+    exchange(server, "fd00::2", 600)?;
     has(&lab, &driver, "tap0", &["fd00::2"])?;
-    net.send(&from(server, &message(reply, "fd00::3", 600)?))?;
+    exchange(server, "fd00::3", 600)?;
     has(&lab, &driver, "tap0", &["fd00::2", "fd00::3"])?;
-    net.send(&from(server, &message(reply, "fd00::2", 0)?))?;
+    exchange(server, "fd00::2", 0)?;
     has(&lab, &driver, "tap0", &["fd00::3"])?;
     assert!(!lab.config().state_dir.join("nwfilter.leases").exists(), "libvirt could not read it");
-    let ends = Ends::v6(GUEST, link, Mac::new([0x33, 0x33, 0, 1, 0, 2]), "ff02::1:2".parse()?);
-    guest.send(&frames::udp(&ends, 546, 547, &message(release, "fd00::3", 0)?))?;
+    guest.send(&frames::udp(&to_servers, 546, 547, &message(release, "fd00::3", 0)?))?;
     eventually("released", || is_learning(&driver, "tap0"))
 }
 

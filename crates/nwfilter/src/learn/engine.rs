@@ -18,10 +18,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nwfilter_xml::PortDev;
 
 use super::Method;
-use super::capture::{Capture, Interest};
+use super::capture::Capture;
 use super::known::{Change, GuestKey};
 use super::packets::{MAX_FRAME, observe};
 use super::port::PortLearner;
+use super::sieve::{Interest, Sieve, Wanted};
 use super::wanted::Need;
 use crate::error::with_causes;
 use crate::files::make_directory;
@@ -129,7 +130,7 @@ pub(crate) fn run(
         engine.run(until, &mut ready)?;
         drop(lock);
         // Who wrote a binding while the lock was held relies on the holder to see it.
-        if waker.is_stopped() || driver.needs()?.is_empty() {
+        if waker.is_stopped() || !driver.has_to_learn()? {
             return Ok(());
         }
     }
@@ -187,6 +188,7 @@ struct Engine<'a> {
     epoll: Epoll,
     inotify: Inotify,
     ports: BTreeMap<PortDev, Port>,
+    sieve: Sieve,
     tokens: BTreeMap<u64, PortDev>,
     next_token: u64,
     /// What was found out and not yet settled.
@@ -216,6 +218,7 @@ impl<'a> Engine<'a> {
             epoll,
             inotify,
             ports: BTreeMap::new(),
+            sieve: Sieve::new().map_err(|source| Error::Learner { source })?,
             tokens: BTreeMap::new(),
             next_token: FIRST_PORT,
             changes: Vec::new(),
@@ -265,18 +268,22 @@ impl<'a> Engine<'a> {
         self.stale = false;
         self.watch(&self.driver.config().state_dir);
         self.watch(&self.driver.config().config_dir);
-        let needs = match self.driver.needs() {
-            Ok(needs) => needs,
+        let (needs, closed) = match self.driver.look() {
+            Ok(stores) => (stores.needs(), stores.closed_to_dhcp()),
             Err(error) => {
                 log::error!("the bindings cannot be read: {error}");
                 return self.stale_after_retry();
             }
         };
+        if let Err(error) = self.sieve.close_to_dhcp(&closed) {
+            log::error!("DHCP answers of guests to others may be believed: {error}");
+            self.stale_after_retry();
+        }
         let mut gone: BTreeSet<PortDev> = self.ports.keys().cloned().collect();
         for (binding, need) in needs {
             gone.remove(&binding.port);
             let Need { family, method, servers } = need;
-            let interest = Interest { mac: binding.mac, family, method, servers };
+            let interest = Interest { mac: binding.mac, wanted: Wanted { family, method, servers } };
             let guest = GuestKey::of(&binding);
             let port = self.ports.get(&binding.port);
             match port
@@ -306,8 +313,9 @@ impl<'a> Engine<'a> {
         if let Some(port) = self.ports.remove(name) {
             self.tokens.remove(&port.token);
             if let Some(capture) = port.capture {
+                self.sieve.close(&capture);
                 // What fails here ends when the socket is closed.
-                let _ = self.epoll.delete(&capture).map_err(io::Error::from).and_then(|()| capture.deafen());
+                let _ = self.epoll.delete(&capture);
                 self.retired.push(capture);
             }
         }
@@ -318,10 +326,11 @@ impl<'a> Engine<'a> {
     /// Opens the socket of a port that has none.
     fn reopen(&mut self, name: &PortDev) {
         let Some(port) = self.ports.get_mut(name).filter(|port| port.capture.is_none()) else { return };
-        let opened = open_with_more_files(name, port.learner.interest()).and_then(|capture| {
-            self.epoll.add(&capture, EpollEvent::new(EpollFlags::EPOLLIN, port.token))?;
-            Ok(capture)
-        });
+        let opened =
+            open_with_more_files(&mut self.sieve, name, port.learner.interest()).and_then(|capture| {
+                self.epoll.add(&capture, EpollEvent::new(EpollFlags::EPOLLIN, port.token))?;
+                Ok(capture)
+            });
         match opened {
             Ok(capture) => port.capture = Some(capture),
             Err(error) => {
@@ -424,6 +433,7 @@ impl<'a> Engine<'a> {
                 // The port went down, and comes up again, or it is gone.
                 Err(error) => {
                     log::debug!("{name}: {error}");
+                    self.sieve.close(capture);
                     port.capture = None;
                     self.stale_after_retry();
                     return;
@@ -485,7 +495,7 @@ impl<'a> Engine<'a> {
     }
 
     fn plan_expiry(&mut self) {
-        let leasing = |port: &&Port| port.learner.interest().method == Method::Dhcp;
+        let leasing = |port: &&Port| port.learner.interest().wanted.method == Method::Dhcp;
         if self.ports.values().find(leasing).is_none() {
             self.next_expiry = None;
             return;
@@ -518,8 +528,8 @@ impl Budget {
 }
 
 /// Opens the socket of a port; a process that may not have so many files open raises its limit as far as it may.
-fn open_with_more_files(port: &PortDev, interest: &Interest) -> io::Result<Capture> {
-    match Capture::open(port, interest) {
+fn open_with_more_files(sieve: &mut Sieve, port: &PortDev, interest: &Interest) -> io::Result<Capture> {
+    match sieve.open(port, interest) {
         Err(error) if error.raw_os_error() == Some(Errno::EMFILE as i32) => {
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
             if soft >= hard {
@@ -529,7 +539,7 @@ fn open_with_more_files(port: &PortDev, interest: &Interest) -> io::Result<Captu
             log::info!(
                 "the limit of open files was {soft}, raised to {hard}: every port that learns needs one"
             );
-            Capture::open(port, interest)
+            sieve.open(port, interest)
         }
         opened => opened,
     }

@@ -64,6 +64,14 @@ impl Lease {
     }
 }
 
+/// A lease that is kept.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    lease: Lease,
+    /// How many entries the log had when it was granted last.
+    granted: u64,
+}
+
 /// Addresses that were learned from what a guest did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Learned {
@@ -129,8 +137,8 @@ impl Known {
     }
 
     /// The leases of a guest, ended ones that nobody took away yet included.
-    pub(crate) fn leases(&self, guest: GuestKey, family: Family) -> &[Lease] {
-        self.file(family).leases.get(&guest).map(Vec::as_slice).unwrap_or_default()
+    pub(crate) fn leases(&self, guest: GuestKey, family: Family) -> impl Iterator<Item = &Lease> {
+        self.file(family).leases.get(&guest).into_iter().flatten().map(|kept| &kept.lease)
     }
 
     /// Forgets what was learned of the guests at ports, and returns it. Leases stay: a guest may come back within
@@ -291,7 +299,9 @@ struct LeaseFile {
     path: PathBuf,
     family: Family,
     stamp: Stamp,
-    leases: BTreeMap<GuestKey, Vec<Lease>>,
+    leases: BTreeMap<GuestKey, Vec<Kept>>,
+    /// Entries that were read or made.
+    entries: u64,
     /// Lines of the file.
     lines: usize,
     /// Lines that are not in the file yet.
@@ -301,7 +311,7 @@ struct LeaseFile {
 impl LeaseFile {
     fn new(path: PathBuf, family: Family) -> Self {
         let (stamp, leases) = (Stamp::default(), BTreeMap::new());
-        Self { path, family, stamp, leases, lines: 0, unwritten: String::new() }
+        Self { path, family, stamp, leases, entries: 0, lines: 0, unwritten: String::new() }
     }
 
     fn refresh(&mut self) -> Result<(), Error> {
@@ -312,7 +322,7 @@ impl LeaseFile {
             self.lines += 1;
             match parse_lease(line, self.family) {
                 Some((guest, Entry::Holds(lease))) => {
-                    set(&mut self.leases, guest, lease);
+                    self.set(guest, lease);
                 }
                 Some((guest, Entry::Ended(address))) => {
                     remove(&mut self.leases, guest, address, |_| true);
@@ -323,19 +333,46 @@ impl LeaseFile {
         Ok(())
     }
 
-    /// Whether the guest did not have the address before.
+    /// Whether the guest did not have the address before. Where it has too many, the one that was not granted for the
+    /// longest time ends.
     fn grant(&mut self, guest: GuestKey, lease: Lease) -> bool {
         let now = super::now();
         // One that has run out is a new one when it is granted again, behind the others.
         self.end(guest, lease.address, |old| !old.holds_at(now));
-        let known = self.leases.get(&guest).map(Vec::as_slice).unwrap_or_default();
-        if known.len() >= MAX_LEASES && !known.iter().any(|known| known.address == lease.address) {
-            log::warn!("{guest} has {MAX_LEASES} leases; that of {} is not believed", lease.address);
-            return false;
+        while let Some(oldest) = self.one_too_many(guest, lease.address) {
+            log::warn!(
+                "{guest} has {MAX_LEASES} leases: that of {oldest} ends for that of {}",
+                lease.address
+            );
+            self.end(guest, oldest, |_| true);
         }
-        let is_new = set(&mut self.leases, guest, lease);
+        let is_new = self.set(guest, lease);
         self.log(lease.expires.unwrap_or(NEVER), guest, lease.address, lease.server);
         is_new
+    }
+
+    /// The address of the lease that has to end before the guest can have a new one.
+    fn one_too_many(&self, guest: GuestKey, new: IpAddr) -> Option<IpAddr> {
+        let known = self.leases.get(&guest).filter(|known| known.len() >= MAX_LEASES)?;
+        let others = known.iter().all(|known| known.lease.address != new).then_some(known)?;
+        others.iter().min_by_key(|known| known.granted).map(|oldest| oldest.lease.address)
+    }
+
+    /// Whether the guest did not have the address before.
+    fn set(&mut self, guest: GuestKey, lease: Lease) -> bool {
+        self.entries += 1;
+        let kept = Kept { lease, granted: self.entries };
+        let leases = self.leases.entry(guest).or_default();
+        match leases.iter_mut().find(|known| known.lease.address == lease.address) {
+            Some(known) => {
+                *known = kept;
+                false
+            }
+            None => {
+                leases.push(kept);
+                true
+            }
+        }
     }
 
     /// Ends a lease if it is such; whether there was one.
@@ -363,7 +400,7 @@ impl LeaseFile {
         if self.lines > 3 * count + SPARE_LINES {
             let now = super::now();
             for (guest, leases) in &self.leases {
-                for lease in leases.iter().filter(|lease| lease.holds_at(now)) {
+                for lease in leases.iter().map(|kept| kept.lease).filter(|lease| lease.holds_at(now)) {
                     let expiry = lease.expires.unwrap_or(NEVER);
                     let _ = writeln!(self.unwritten, "{expiry} {guest} {} {}", lease.address, lease.server);
                 }
@@ -397,30 +434,15 @@ fn parse_lease(line: &str, family: Family) -> Option<(GuestKey, Entry)> {
     words.next().is_none().then_some((guest, entry))
 }
 
-/// Whether the guest did not have the address before.
-fn set(leases: &mut BTreeMap<GuestKey, Vec<Lease>>, guest: GuestKey, lease: Lease) -> bool {
-    let leases = leases.entry(guest).or_default();
-    match leases.iter_mut().find(|known| known.address == lease.address) {
-        Some(known) => {
-            *known = lease;
-            false
-        }
-        None => {
-            leases.push(lease);
-            true
-        }
-    }
-}
-
 fn remove(
-    leases: &mut BTreeMap<GuestKey, Vec<Lease>>,
+    leases: &mut BTreeMap<GuestKey, Vec<Kept>>,
     guest: GuestKey,
     address: IpAddr,
     is_such: impl Fn(&Lease) -> bool,
 ) -> Option<Lease> {
     let of_guest = leases.get_mut(&guest)?;
-    let index = of_guest.iter().position(|lease| lease.address == address && is_such(lease))?;
-    let ended = of_guest.remove(index);
+    let index = of_guest.iter().position(|kept| kept.lease.address == address && is_such(&kept.lease))?;
+    let ended = of_guest.remove(index).lease;
     if of_guest.is_empty() {
         leases.remove(&guest);
     }

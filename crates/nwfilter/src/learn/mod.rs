@@ -3,16 +3,20 @@
 //! A binding whose filter lacks a value for exactly `IP` (or, in an extension of libvirt's language, exactly `IPV6`)
 //! is not refused: its port gets a provisional ruleset, one thread listens to what passes the ports, and the filter
 //! is applied once the address is known. [`wanted`] decides what a port must have, [`packets`] what a frame says,
-//! [`port`] what that means for the port, [`known`] keeps it on disk, [`capture`] is the kernel's part, and
-//! [`engine`] the thread.
+//! [`port`] what that means for the port, [`serving`] whose answers count, [`known`] keeps it on disk, [`capture`], [`sieve`], [`program`]
+//! and [`bpf`] are the kernel's part, and [`engine`] the thread.
 
+pub(crate) mod bpf;
 pub(crate) mod capture;
 pub(crate) mod engine;
 pub(crate) mod known;
 pub mod packets;
 pub(crate) mod port;
+pub(crate) mod program;
 pub(crate) mod provisional6;
 pub(crate) mod service;
+pub(crate) mod serving;
+pub(crate) mod sieve;
 pub(crate) mod wanted;
 
 use std::fmt;
@@ -25,7 +29,7 @@ use nwfilter_xml::Binding;
 use crate::{Attachment, Error};
 
 /// How the address of a guest is learned: parameter `CTRL_IP_LEARNING`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     /// From the first ARP or IPv4 packet that the guest sends, or from a DHCP server's answer to it.
     Any,

@@ -252,6 +252,10 @@ fn dhcp_request(message: &[u8], mac: MacAddr) -> Option<Observation> {
         Dhcp4Type::Request => {
             Some(Observation::Request { transaction: message.xid(), addresses: addresses() })
         }
+        // A server may acknowledge it at once (RFC 4039), and refuses nothing that it names.
+        Dhcp4Type::Discover => {
+            Some(Observation::Request { transaction: message.xid(), addresses: Vec::new() })
+        }
         Dhcp4Type::Release => {
             usable4(message.ciaddr()).map(|address| Observation::Release(vec![address.into()]))
         }

@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::capture::Interest;
 use super::known::{Change, GuestKey, Lease};
 use super::packets::{FOREVER, Observation};
+use super::sieve::Interest;
 use super::{Family, Method, Source};
 
-/// Requests of the guest that are remembered until a server refuses one.
+/// Requests of the guest that are remembered until a server answers.
 const MAX_REQUESTS: usize = 8;
+/// Seconds for which a server may answer. A client asks again long before they are over.
+const PATIENCE: u64 = 120;
 /// Addresses that one request is remembered with.
 const MAX_ADDRESSES: usize = 8;
 /// Leases that one guest can have at a time.
@@ -20,7 +22,16 @@ pub(crate) const MAX_LEASES: usize = 32;
 pub(crate) struct PortLearner {
     guest: GuestKey,
     interest: Interest,
-    requests: VecDeque<(u32, Vec<IpAddr>)>,
+    requests: VecDeque<Request>,
+}
+
+/// A transaction with DHCP servers that the guest has opened and none has answered.
+#[derive(Debug)]
+struct Request {
+    transaction: u32,
+    addresses: Vec<IpAddr>,
+    /// When it was opened, in seconds since the epoch.
+    opened: u64,
 }
 
 impl PortLearner {
@@ -37,73 +48,88 @@ impl PortLearner {
     }
 
     /// What an observation changes of what is known, at a time in seconds since the epoch.
+    ///
+    /// A server's answer counts only in a transaction that the guest has opened, and only the first.
     pub(crate) fn take(&mut self, observation: Observation, now: u64) -> Vec<Change> {
-        match self.interest.method {
-            Method::Any => self.learn(observation).into_iter().collect(),
-            Method::Dhcp => self.lease(observation, now),
-        }
-    }
-
-    fn learn(&self, observation: Observation) -> Option<Change> {
-        let (address, source) = match observation {
-            Observation::Arp(address) => (address.into(), Source::Arp),
-            Observation::Ipv4(address) => (address.into(), Source::Ipv4),
-            Observation::Neighbour(address) => (address.into(), Source::NeighbourDiscovery),
-            Observation::Ipv6(address) => (address.into(), Source::Ipv6),
-            Observation::Grant { server, leases, .. } if self.trusts(server) => {
-                let granted = leases.iter().find(|(_, seconds)| *seconds > 0)?;
-                (granted.0, Source::Dhcp)
-            }
-            _ => return None,
-        };
-        let fits = Family::of(address) == self.interest.family;
-        fits.then_some(Change::Learned { guest: self.guest, address, source })
-    }
-
-    fn lease(&mut self, observation: Observation, now: u64) -> Vec<Change> {
-        let guest = self.guest;
-        let family = self.interest.family;
-        let ended = |addresses: Vec<IpAddr>, why| {
-            addresses.into_iter().map(|address| Change::Ended { guest, address, why }).collect()
-        };
         match observation {
-            Observation::Request { transaction, mut addresses } => {
-                addresses.truncate(MAX_ADDRESSES);
-                self.remember(transaction, addresses);
+            Observation::Request { transaction, addresses } => {
+                self.remember(transaction, addresses, now);
                 Vec::new()
             }
-            Observation::Release(addresses) => ended(addresses, "the guest gave it back"),
-            Observation::Grant { server, leases, .. } if self.trusts(server) => {
-                let fitting = leases.into_iter().filter(|(address, _)| Family::of(*address) == family);
-                let change = |(address, seconds)| match seconds {
-                    0 => Change::Ended { guest, address, why: "the server took it back" },
-                    FOREVER => Change::Granted { guest, lease: Lease { address, server, expires: None } },
-                    seconds => {
-                        let expires = Some(now.saturating_add(u64::from(seconds)));
-                        Change::Granted { guest, lease: Lease { address, server, expires } }
-                    }
-                };
-                fitting.take(MAX_LEASES).map(change).collect()
+            Observation::Grant { transaction, server, leases } if self.trusts(server) => {
+                match self.close(transaction, now) {
+                    Some(_) => self.granted(server, &leases, now),
+                    None => Vec::new(),
+                }
             }
             Observation::Refusal { transaction, server } if self.trusts(server) => {
-                let refused = self.requests.iter().position(|(known, _)| *known == transaction);
-                let request = refused.and_then(|index| self.requests.remove(index));
-                request.map(|(_, addresses)| ended(addresses, "the server refused it")).unwrap_or_default()
+                let refused = self.close(transaction, now).map(|request| request.addresses);
+                self.ended(refused.unwrap_or_default(), "the server refused it")
             }
-            _ => Vec::new(),
+            Observation::Release(addresses) => self.ended(addresses, "the guest gave it back"),
+            Observation::Arp(address) => self.uses(address.into(), Source::Arp),
+            Observation::Ipv4(address) => self.uses(address.into(), Source::Ipv4),
+            Observation::Neighbour(address) => self.uses(address.into(), Source::NeighbourDiscovery),
+            Observation::Ipv6(address) => self.uses(address.into(), Source::Ipv6),
+            Observation::Grant { .. } | Observation::Refusal { .. } => Vec::new(),
         }
+    }
+
+    /// An address that is learned once and for all.
+    fn uses(&self, address: IpAddr, source: Source) -> Vec<Change> {
+        let fits =
+            self.interest.wanted.method == Method::Any && Family::of(address) == self.interest.wanted.family;
+        let learned = fits.then_some(Change::Learned { guest: self.guest, address, source });
+        learned.into_iter().collect()
+    }
+
+    fn granted(&self, server: IpAddr, leases: &[(IpAddr, u32)], now: u64) -> Vec<Change> {
+        let guest = self.guest;
+        let fitting =
+            leases.iter().filter(|(address, _)| Family::of(*address) == self.interest.wanted.family);
+        if self.interest.wanted.method == Method::Any {
+            let first = fitting.into_iter().find(|(_, seconds)| *seconds > 0);
+            return first.map(|(address, _)| self.uses(*address, Source::Dhcp)).unwrap_or_default();
+        }
+        let change = |&(address, seconds): &(IpAddr, u32)| match seconds {
+            0 => Change::Ended { guest, address, why: "the server took it back" },
+            FOREVER => Change::Granted { guest, lease: Lease { address, server, expires: None } },
+            seconds => {
+                let expires = Some(now.saturating_add(u64::from(seconds)));
+                Change::Granted { guest, lease: Lease { address, server, expires } }
+            }
+        };
+        fitting.take(MAX_LEASES).map(change).collect()
+    }
+
+    /// Leases that are over.
+    fn ended(&self, addresses: Vec<IpAddr>, why: &'static str) -> Vec<Change> {
+        let guest = self.guest;
+        if self.interest.wanted.method == Method::Any {
+            return Vec::new();
+        }
+        addresses.into_iter().map(|address| Change::Ended { guest, address, why }).collect()
     }
 
     fn trusts(&self, server: IpAddr) -> bool {
-        self.interest.servers.is_empty() || self.interest.servers.contains(&server)
+        let servers = &self.interest.wanted.servers;
+        servers.is_empty() || servers.contains(&server)
     }
 
-    fn remember(&mut self, transaction: u32, addresses: Vec<IpAddr>) {
-        self.requests.retain(|(known, _)| *known != transaction);
+    fn remember(&mut self, transaction: u32, mut addresses: Vec<IpAddr>, now: u64) {
+        addresses.truncate(MAX_ADDRESSES);
+        self.requests.retain(|known| known.transaction != transaction);
         if self.requests.len() == MAX_REQUESTS {
             self.requests.pop_front();
         }
-        self.requests.push_back((transaction, addresses));
+        self.requests.push_back(Request { transaction, addresses, opened: now });
+    }
+
+    /// The request that a server answers, if its time is not over.
+    fn close(&mut self, transaction: u32, now: u64) -> Option<Request> {
+        let answered = self.requests.iter().position(|known| known.transaction == transaction)?;
+        let request = self.requests.remove(answered)?;
+        (now < request.opened.saturating_add(PATIENCE)).then_some(request)
     }
 }
 

@@ -11,6 +11,7 @@ use super::BindingState;
 use super::engine::{self, Until, Waker};
 use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
+use super::serving::serves_dhcp;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
 use crate::links::Links;
@@ -77,50 +78,62 @@ fn start(driver: &Driver) -> Result<(Arc<Waker>, JoinHandle<()>), Error> {
     Ok((waker, thread))
 }
 
-/// What each binding needs to learn, remembered for as long as neither it nor a filter changes.
+/// What each binding means for learning, remembered for as long as neither it nor a filter changes.
 #[derive(Default)]
 pub(crate) struct NeedCache {
     filters: FilterMap,
-    needs: BTreeMap<PortDev, (Arc<Binding>, Option<Need>)>,
+    roles: BTreeMap<PortDev, Role>,
+}
+
+/// What a binding means for learning.
+#[derive(Clone)]
+struct Role {
+    binding: Arc<Binding>,
+    /// The address that it lacks, whether one is known or not.
+    need: Option<Need>,
+    /// Whether others may have their addresses from its guest.
+    serves_dhcp: bool,
 }
 
 impl NeedCache {
-    /// The bindings that need an address, whether one is known or not.
-    fn find<'a>(
-        &mut self,
-        filters: FilterMap,
-        bindings: impl Iterator<Item = &'a Arc<Binding>>,
-    ) -> Vec<(Arc<Binding>, Need)> {
+    fn refresh<'a>(&mut self, filters: FilterMap, bindings: impl Iterator<Item = &'a Arc<Binding>>) {
         let same = self.filters.len() == filters.len()
             && self.filters.values().zip(filters.values()).all(|(old, new)| Arc::ptr_eq(old, new));
-        let mut old = std::mem::take(&mut self.needs);
+        let mut old = std::mem::take(&mut self.roles);
         for binding in bindings {
-            let known = old.remove(&binding.port).filter(|(old, _)| same && Arc::ptr_eq(old, binding));
-            let need = match known {
-                Some((_, need)) => need,
+            let known = old.remove(&binding.port).filter(|old| same && Arc::ptr_eq(&old.binding, binding));
+            let role = known.unwrap_or_else(|| Role {
+                binding: binding.clone(),
                 // A binding without rules has been complained about where its rules were wanted.
-                None => needed(&filters, binding).ok().flatten(),
-            };
-            self.needs.insert(binding.port.clone(), (binding.clone(), need));
+                need: needed(&filters, binding).ok().flatten(),
+                serves_dhcp: serves_dhcp(&filters, &binding.filter),
+            });
+            self.roles.insert(binding.port.clone(), role);
         }
         self.filters = filters;
-        let needs = self.needs.values();
-        needs.filter_map(|(binding, need)| Some((binding.clone(), need.clone()?))).collect()
     }
 }
 
 impl Stores {
     /// The bindings with something left to learn.
     pub(crate) fn needs(&self) -> Vec<(Arc<Binding>, Need)> {
-        let filters = self.filter_map();
-        let mut cache = self.need_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut needs = cache.find(filters, self.bindings.documents());
-        drop(cache);
+        let mut needs = self.roles(|role| Some((role.binding.clone(), role.need.clone()?)));
         needs.retain(|(binding, need)| {
             let learned = self.known.learned(&binding.port, GuestKey::of(binding), need.family);
             need.method == Method::Dhcp || !learned.is_some_and(|learned| is_complete(&learned.addresses))
         });
         needs
+    }
+
+    /// The bound ports whose guests must not give others their addresses.
+    pub(crate) fn closed_to_dhcp(&self) -> Vec<PortDev> {
+        self.roles(|role| (!role.serves_dhcp).then(|| role.binding.port.clone()))
+    }
+
+    fn roles<T>(&self, pick: impl Fn(&Role) -> Option<T>) -> Vec<T> {
+        let mut cache = self.need_cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.refresh(self.filter_map(), self.bindings.documents());
+        cache.roles.values().filter_map(pick).collect()
     }
 }
 
@@ -156,7 +169,7 @@ impl Driver {
 
     /// Whether a port waits for an address, or has one for the time of a lease.
     pub fn has_to_learn(&self) -> Result<bool, Error> {
-        Ok(!self.needs()?.is_empty())
+        Ok(!self.look()?.needs().is_empty())
     }
 
     /// Learns for all ports of the binding store on the calling thread, in its network namespace, those that are
@@ -166,10 +179,6 @@ impl Driver {
     pub fn learn(&self, ready: impl FnOnce()) -> Result<(), Error> {
         let waker = Waker::new().map_err(|source| Error::Learner { source })?;
         engine::run(self, &waker, Until::Idle, ready)
-    }
-
-    pub(crate) fn needs(&self) -> Result<Vec<(Arc<Binding>, Need)>, Error> {
-        Ok(self.look()?.needs())
     }
 
     /// When the next lease of the guests at these ports ends, in seconds since the epoch.

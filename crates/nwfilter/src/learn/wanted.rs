@@ -68,7 +68,7 @@ pub(crate) fn wanted(
             }
         }
         Method::Dhcp => {
-            let leases = known.leases(guest, need.family).iter().filter(|lease| lease.holds_at(now));
+            let leases = known.leases(guest, need.family).filter(|lease| lease.holds_at(now));
             let leases: Vec<_> = leases.copied().collect();
             match leases.is_empty() {
                 true => provisional(filters, binding, &need),

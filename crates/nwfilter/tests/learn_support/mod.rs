@@ -10,7 +10,7 @@ use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode};
 use dhcproto::{Encodable, Encoder};
 use nwfilter::xml::read_binding;
 use nwfilter::{BindingState, Config, Driver, Xtables};
-use nwfilter_testlab::{Ends, Host, Mac, Saved, frames};
+use nwfilter_testlab::{Ends, Host, Mac, Saved, Tap, frames};
 use tempfile::TempDir;
 
 pub(crate) const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
@@ -160,6 +160,12 @@ pub(crate) fn answer_from(message: &Message, mac: Mac, address: Ipv4Addr, to: Ma
 pub(crate) fn asked(message: &Message, mac: Mac) -> Vec<u8> {
     let ends = Ends::v4(mac, Ipv4Addr::UNSPECIFIED, Mac::BROADCAST, Ipv4Addr::BROADCAST);
     frames::udp(&ends, 68, 67, &bytes(message))
+}
+
+/// Has the guest at a tap ask for an address, and a server at another grant it.
+pub(crate) fn exchange(guest: &Tap, net: &Tap, address: Ipv4Addr, seconds: u32) -> Result<()> {
+    guest.send(&asked(&request(MessageType::Request, address), GUEST))?;
+    net.send(&answer(&ack(GUEST, address, seconds)))
 }
 
 /// An ordinary packet of the guest.

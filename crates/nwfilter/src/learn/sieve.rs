@@ -1,0 +1,114 @@
+//! What the kernel knows of the ports that are listened to: the programs, and the tables that they use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use nix::sys::resource::{Resource, setrlimit};
+use nwfilter_xml::{MacAddr, PortDev};
+
+use super::bpf::{Map, SocketFilter};
+use super::capture::Capture;
+use super::program::program;
+use super::{Family, Method};
+
+/// Transactions of one guest that can be open at a time.
+pub(crate) const TRANSACTIONS: usize = 64;
+/// Ports that there can be.
+const MAX_PORTS: u32 = 1 << 14;
+/// Programs that are kept for the next port: there is one for each list of servers.
+const MAX_PROGRAMS: usize = 64;
+
+/// What a port's socket captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interest {
+    pub(crate) mac: MacAddr,
+    pub(crate) wanted: Wanted,
+}
+
+/// Which frames count. Ports that agree in this share a program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Wanted {
+    pub(crate) family: Family,
+    pub(crate) method: Method,
+    /// Whose DHCP answers count; empty for everybody's.
+    pub(crate) servers: Vec<IpAddr>,
+}
+
+/// A guest, as programs see it.
+#[repr(C)]
+pub(crate) struct Guest {
+    /// The first four bytes of its MAC address, as a number, and the last two.
+    pub(crate) mac_high: u32,
+    pub(crate) mac_low: u32,
+    /// The transactions that it opened, each at the place that its lower bits say; 0 for none.
+    pub(crate) open: [u64; TRANSACTIONS],
+}
+
+impl Guest {
+    fn new(mac: MacAddr) -> Self {
+        let [a, b, c, d, e, f] = mac.0;
+        let (mac_high, mac_low) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f]));
+        Self { mac_high, mac_low, open: [0; TRANSACTIONS] }
+    }
+}
+
+/// The kernel's part of learning.
+pub(crate) struct Sieve {
+    /// The guests, by the indices of their ports.
+    guests: Map,
+    /// The indices of ports whose guests must not give others their addresses.
+    closed: Map,
+    closed_indices: BTreeSet<u32>,
+    programs: BTreeMap<Wanted, SocketFilter>,
+}
+
+impl Sieve {
+    pub(crate) fn new() -> io::Result<Self> {
+        // Before Linux 5.11, maps and programs count as locked memory. Who may not raise the limit may not need to.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
+        Ok(Self {
+            guests: Map::new(size_of::<Guest>(), MAX_PORTS)?,
+            closed: Map::new(size_of::<u32>(), MAX_PORTS)?,
+            closed_indices: BTreeSet::new(),
+            programs: BTreeMap::new(),
+        })
+    }
+
+    /// Begins to capture. The port must exist.
+    pub(crate) fn open(&mut self, port: &PortDev, interest: &Interest) -> io::Result<Capture> {
+        let index = nix::net::if_::if_nametoindex(port.as_str())?;
+        let wanted = &interest.wanted;
+        if !self.programs.contains_key(wanted) {
+            if self.programs.len() >= MAX_PROGRAMS {
+                self.programs.clear();
+            }
+            let program = SocketFilter::load(&program(wanted, &self.guests, &self.closed))?;
+            self.programs.insert(wanted.clone(), program);
+        }
+        let capture = Capture::open(index, &self.programs[wanted])?;
+        self.guests.insert(index, &Guest::new(interest.mac))?;
+        Ok(capture)
+    }
+
+    /// Captures nothing any longer.
+    pub(crate) fn close(&self, capture: &Capture) {
+        // It is there; and what fails ends when the socket is closed.
+        let _ = self.guests.remove(capture.index());
+    }
+
+    /// Drops DHCP answers that come in by these ports, and by no others.
+    pub(crate) fn close_to_dhcp(&mut self, ports: &[PortDev]) -> io::Result<()> {
+        let index = |port: &PortDev| nix::net::if_::if_nametoindex(port.as_str()).ok();
+        let indices: BTreeSet<u32> = ports.iter().filter_map(index).collect();
+        for index in indices.difference(&self.closed_indices.clone()) {
+            self.closed.insert(*index, &1_u32)?;
+            self.closed_indices.insert(*index);
+        }
+        for index in self.closed_indices.clone().difference(&indices) {
+            self.closed.remove(*index)?;
+            self.closed_indices.remove(index);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! A neighbour on the same bridge does not decide which address a guest has.
+
+#![allow(clippy::unwrap_used)] // The lint does not see that the helpers are tests.
+
+mod learn_support;
+
+use std::fs;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use dhcproto::v4::MessageType;
+use learn_support::*;
+use nwfilter::Driver;
+use nwfilter::xml::read_binding;
+use nwfilter_testlab::{Need, Tap, skip_unless};
+
+const DHCP: (&str, &str) = ("CTRL_IP_LEARNING", "dhcp");
+const FORGED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
+/// A transaction that the guest never opened.
+const UNASKED: u32 = 8;
+
+/// A guest, a neighbour with a binding of its own, and the way out to the server.
+struct Street {
+    lab: Lab,
+    guest: Tap,
+    neighbour: Tap,
+    net: Tap,
+    driver: Driver,
+}
+
+/// The guest is bound with these parameters, the neighbour with this filter.
+fn street(params: &[(&str, &str)], neighbours: &str) -> Result<Street> {
+    let lab = Lab::new()?;
+    let (guest, neighbour, net) = (lab.host.tap("tap0")?, lab.host.tap("tap1")?, lab.host.tap("tap2")?);
+    let driver = lab.driver()?;
+    let servers = "<filter name='server'><rule action='accept' direction='out'><udp srcportstart='67'/></rule></filter>";
+    lab.host.enter(|| driver.define_filter("server.xml", servers))?;
+    bind_neighbour(&lab, &driver, neighbours)?;
+    lab.bind(&driver, "tap0", "clean-traffic", params)?;
+    Ok(Street { lab, guest, neighbour, net, driver })
+}
+
+fn bind_neighbour(lab: &Lab, driver: &Driver, filter: &str) -> Result<()> {
+    let address = SERVER_ADDRESS.to_string();
+    let text = binding("tap1", filter, SERVER, &[("IP", &address)]);
+    let binding = read_binding("b.xml", &text).into_result()?;
+    lab.host.enter(|| driver.replace_binding(binding))?;
+    Ok(())
+}
+
+impl Street {
+    fn asks(&self) -> Result<()> {
+        self.guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))
+    }
+
+    fn has(&self, addresses: &[&str]) -> Result<()> {
+        has(&self.lab, &self.driver, "tap0", addresses)
+    }
+}
+
+fn unasked(address: Ipv4Addr, seconds: u32) -> Vec<u8> {
+    let mut message = ack(GUEST, address, seconds);
+    message.set_xid(UNASKED);
+    answer(&message)
+}
+
+#[test]
+fn an_answer_that_the_guest_did_not_ask_for_is_not_believed() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    for params in [&[][..], &[DHCP]] {
+        let street = street(params, "clean-traffic")?;
+        street.net.send(&answer(&ack(GUEST, FORGED, 600)))?;
+        street.asks()?;
+        street.net.send(&unasked(FORGED, 600))?;
+        street.net.send(&answer(&ack(GUEST, ADDRESS, 600)))?;
+        // The transaction is over.
+        street.net.send(&answer(&ack(GUEST, FORGED, 600)))?;
+        street.has(&["10.0.0.2"]).with_context(|| format!("{params:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_in_an_open_transaction_is_not_believed_from_a_bound_port() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    for params in [&[][..], &[DHCP], &[DHCP, ("DHCPSERVER", "10.0.0.1")]] {
+        let street = street(params, "clean-traffic")?;
+        street.asks()?;
+        let forged = answer(&ack(GUEST, FORGED, 600));
+        assert!(street.neighbour.delivers(&street.guest, &forged)?, "the neighbour's filter lets it through");
+        street.net.send(&answer(&ack(GUEST, ADDRESS, 600)))?;
+        street.has(&["10.0.0.2"]).with_context(|| format!("{params:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_from_a_bound_port_is_believed_if_its_filter_lets_it_serve_dhcp() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[DHCP], "server")?;
+    exchange(&street.guest, &street.neighbour, ADDRESS, 600)?;
+    street.has(&["10.0.0.2"])?;
+
+    bind_neighbour(&street.lab, &street.driver, "clean-traffic")?;
+    exchange(&street.guest, &street.neighbour, FORGED, 600)?;
+    exchange(&street.guest, &street.net, SERVER_ADDRESS, 600)?;
+    street.has(&["10.0.0.2", "10.0.0.1"]).context("its filter was taken away")
+}
+
+#[test]
+fn a_flood_of_forged_answers_keeps_no_port_from_learning() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[DHCP], "clean-traffic")?;
+    street.asks()?;
+    let (asked_for, endless) = (answer(&ack(GUEST, FORGED, 600)), unasked(FORGED, 0));
+    for _ in 0..1000 {
+        street.neighbour.send(&asked_for)?;
+        street.net.send(&endless)?;
+        street.guest.drain()?;
+    }
+    street.net.send(&answer(&ack(GUEST, ADDRESS, 600)))?;
+    street.has(&["10.0.0.2"])
+}
+
+#[test]
+fn a_lease_that_the_guest_asked_for_takes_the_place_of_the_oldest_of_too_many() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let lab = Lab::new()?;
+    let (guest, net) = (lab.host.tap("tap0")?, lab.host.tap("tap1")?);
+    let state_dir = lab.config().state_dir;
+    fs::create_dir_all(&state_dir)?;
+    let key = format!("d54df46f-1ab5-4a22-8618-4560ef5fac2c-{GUEST}");
+    let line = |host: u32| format!("18446744073709551615 {key} 10.0.1.{host} 10.0.0.1\n");
+    let mut lines: String = (1..=32).map(line).collect();
+    // The first was granted again since.
+    lines.push_str(&line(1));
+    fs::write(state_dir.join("nwfilter.leases"), lines)?;
+    let driver = lab.driver()?;
+    lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
+    assert_eq!(addresses_of(&driver.binding_state("tap0")?).len(), 32);
+    exchange(&guest, &net, ADDRESS, 600)?;
+    let hosts: Vec<_> = [1].into_iter().chain(3..=32).map(|host| format!("10.0.1.{host}")).collect();
+    let mut expected: Vec<_> = hosts.iter().map(String::as_str).collect();
+    expected.push("10.0.0.2");
+    has(&lab, &driver, "tap0", &expected)
+}
