@@ -1,24 +1,19 @@
 //! `cargo xtask demo`: the main job, on this machine, in namespaces that are gone afterwards.
 
 use std::process::ExitCode;
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Uid;
 use nwfilter::xml::{Binding, read_binding};
 use nwfilter::{Config, Driver, Xtables, restore_text};
 use nwfilter_testlab::Host;
 use nwfilter_testlab::seed::{Check, SeedLab};
 
+use crate::interrupt::interruptible;
 use crate::packages::{DEMO, ensure_installed};
 
 const FILTER: (&str, &str) = ("ftp-by-port", include_str!("../../xml-fixtures/seed/ftp-by-port.xml"));
-
-/// What ends the demonstration early.
-const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Runs the demonstration; exit code 0 only if everything was as the manual promises.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -27,28 +22,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         "network namespaces need root: run `sudo -E env PATH=$PATH cargo xtask demo`"
     );
     ensure_installed(&[DEMO])?;
-    let signals: SigSet = SIGNALS.into_iter().collect();
-    // Blocked in every thread made from here on, so that they come to `wait` alone.
-    signals.thread_block().context("cannot block signals")?;
-    let files = tempfile::tempdir()?;
-    ensure!(
-        tempfile::env::override_temp_dir(files.path()).is_ok(),
-        "another part set the temporary directory"
-    );
-    let (sender, ended) = mpsc::channel();
-    let finished = sender.clone();
-    thread::spawn(move || finished.send(Some(demonstrate())));
-    thread::spawn(move || signals.wait().map(|_| sender.send(None)));
-    match ended.recv().context("the demonstration broke off")? {
-        Some(outcome) => outcome,
-        None => {
-            nwfilter_testlab::remove_all();
-            files.close()?;
-            println!("\ninterrupted; everything that was made is removed");
-            // 128 and the number of the signal, as shells have it.
-            Ok(ExitCode::from(130))
-        }
-    }
+    interruptible(demonstrate)
 }
 
 fn demonstrate() -> Result<ExitCode> {

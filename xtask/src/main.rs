@@ -3,8 +3,10 @@
 mod compare;
 mod demo;
 mod install_module;
+mod interrupt;
 mod packages;
 mod test;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +55,11 @@ enum Task {
     },
     /// Check format and lints, and run every test
     Test,
+    /// Run things in a virtual machine with Debian's own kernel, under QEMU without KVM
+    Vm {
+        #[command(subcommand)]
+        verb: vm::Verb,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
         Task::Test => test::run(),
+        Task::Vm { verb } => vm::run(verb),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -41,6 +41,16 @@ pub(crate) const TEST: &[Package] = &[
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];
 
+/// What the virtual machine takes.
+pub(crate) const VM: &[Package] = &[
+    ("busybox-static", "/bin/busybox"),
+    ("cpio", "/usr/bin/cpio"),
+    ("debootstrap", "/usr/sbin/debootstrap"),
+    ("e2fsprogs", "/usr/sbin/mke2fs"),
+    ("kmod", "/usr/sbin/modprobe"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+];
+
 /// Installs the packages of `lists` that are missing; where that takes another user, says what to run.
 pub(crate) fn ensure_installed(lists: &[&[Package]]) -> Result<()> {
     let missing: Vec<_> = lists

@@ -1,0 +1,101 @@
+//! `cargo xtask vm`: a virtual machine with Debian's own kernel, which has what the kernel of a test machine may lack.
+
+mod image;
+mod machine;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+use crate::interrupt::interruptible;
+pub(crate) use image::Image;
+pub(crate) use machine::Job;
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Build kernel, initramfs and root image, where they are not in the cache
+    Build,
+    /// Print the directory that they are in
+    Path,
+    /// Remove everything from the cache
+    Clean,
+    /// Run a command as root in the machine, in the directory /job; its exit status is this command's
+    Run {
+        /// A file or directory that is to be there: SOURCE, for /job/NAME, or SOURCE:/TARGET
+        #[arg(long = "file", value_name = "SOURCE[:TARGET]")]
+        files: Vec<String>,
+        /// After how many seconds the machine is stopped
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+}
+
+pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Build => interruptible(|| {
+            println!("{}", Image::ensure()?.dir().display());
+            Ok(ExitCode::SUCCESS)
+        }),
+        Verb::Path => {
+            println!("{}", Image::wanted()?.dir().display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Clean => image::clean().map(|()| ExitCode::SUCCESS),
+        Verb::Run { files, timeout, command } => interruptible(move || {
+            let mut job = Job::new(&quoted(&command), Duration::from_secs(timeout));
+            for file in files {
+                let (source, target) = source_and_target(&file)?;
+                job.add(source, target);
+            }
+            job.run(&Image::ensure()?, to_stdout).map(ExitCode::from)
+        }),
+    }
+}
+
+/// Passes on what the machine prints.
+pub(crate) fn to_stdout(output: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(output)?;
+    Ok(stdout.flush()?)
+}
+
+fn source_and_target(file: &str) -> Result<(PathBuf, PathBuf)> {
+    if let Some((source, target)) = file.split_once(":/") {
+        return Ok((source.into(), PathBuf::from("/").join(target)));
+    }
+    let source = PathBuf::from(file);
+    let name = source.file_name().with_context(|| format!("{file} has no name"))?;
+    let target = PathBuf::from("/job").join(name);
+    Ok((source, target))
+}
+
+/// The words as one line for a shell.
+pub(crate) fn quoted(words: &[String]) -> String {
+    words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        let words = ["echo", "a b", "it's"].map(String::from);
+        assert_eq!(quoted(&words), r"'echo' 'a b' 'it'\''s'");
+    }
+
+    #[test]
+    fn a_file_lands_in_the_job_directory_unless_a_target_is_given() {
+        let target = |file| source_and_target(file).map(|(_, target)| target.display().to_string()).ok();
+        assert_eq!(target("some/dir/name"), Some("/job/name".to_owned()));
+        assert_eq!(target("name:/etc/other"), Some("/etc/other".to_owned()));
+        assert_eq!(target("/"), None);
+    }
+}

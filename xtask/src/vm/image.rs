@@ -1,0 +1,159 @@
+//! Kernel, initramfs and root image, built once and kept outside of the work tree.
+
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
+use uuid::Uuid;
+
+use crate::packages::{VM, ensure_installed};
+
+const BUILD: &str = include_str!("build.sh");
+const INIT: &str = include_str!("init.sh");
+
+/// The release that the programs which are built here run on, as it is likely the one they are built on.
+const SUITE: &str = "bookworm";
+const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// What is in the root image beside a minimal Debian.
+const PACKAGES: [&str; 15] = [
+    "busybox-static",
+    "conntrack",
+    "curl",
+    "dnsmasq-base",
+    "ebtables",
+    "ipset",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "kmod",
+    "libvirt-clients",
+    "libvirt-daemon",
+    "libvirt-daemon-config-nwfilter",
+    "nftables",
+    "vsftpd",
+];
+
+/// What the machine boots from.
+#[derive(Debug)]
+pub(crate) struct Image {
+    dir: PathBuf,
+}
+
+impl Image {
+    /// Where the image for this version of the build is, or will be.
+    pub(crate) fn wanted() -> Result<Self> {
+        Ok(Self { dir: cache()?.join(key()) })
+    }
+
+    /// The image, which is built where it is not there.
+    pub(crate) fn ensure() -> Result<Self> {
+        ensure_installed(&[VM])?;
+        let image = Self::wanted()?;
+        if image.dir.exists() {
+            return Ok(image);
+        }
+        ensure!(
+            Uid::effective().is_root(),
+            "building the virtual machine needs root; run `sudo -E env PATH=$PATH cargo xtask vm build` once"
+        );
+        let _lock = lock(&cache()?)?;
+        // Another process may have built it meanwhile.
+        if !image.dir.exists() {
+            image.build()?;
+        }
+        Ok(image)
+    }
+
+    /// The directory of its files.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+
+    pub(crate) fn initramfs(&self) -> PathBuf {
+        self.dir.join("initramfs.gz")
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.join("root.img")
+    }
+
+    /// Builds beside its place and moves it there, so that what is there is whole.
+    fn build(&self) -> Result<()> {
+        eprintln!("building the virtual machine in {}", self.dir.display());
+        let start = Instant::now();
+        let cache = cache()?;
+        let new = cache.join("new");
+        remove(&new)?;
+        fs::create_dir(&new)?;
+        let scripts = tempfile::tempdir()?;
+        let [script, init] = ["build.sh", "init.sh"].map(|name| scripts.path().join(name));
+        fs::write(&script, BUILD)?;
+        fs::write(&init, INIT)?;
+        let status = Command::new("sh")
+            .arg(script)
+            .arg(&new)
+            .args([SUITE, MIRROR])
+            .arg(cache.join("debs"))
+            .arg(init)
+            .arg(PACKAGES.join(","))
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("cannot run sh")?;
+        ensure!(status.success(), "the virtual machine is not built; see {}", new.join("log").display());
+        fs::rename(&new, &self.dir)?;
+        eprintln!("built in {:.0?}", start.elapsed());
+        Ok(())
+    }
+}
+
+/// Changes with everything that the image is made of.
+fn key() -> String {
+    let parts = [BUILD, INIT, SUITE, MIRROR, &PACKAGES.join(",")].join("\0");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, parts.as_bytes()).simple().to_string()
+}
+
+/// Where images are kept: `vm` in the cache directory of nwfilter.
+fn cache() -> Result<PathBuf> {
+    let base = env::var_os("XDG_CACHE_HOME").map_or_else(|| PathBuf::from("/var/cache"), PathBuf::from);
+    ensure!(base.is_absolute(), "XDG_CACHE_HOME is not an absolute path");
+    Ok(base.join("nwfilter/vm"))
+}
+
+/// Removes all images, and the packages they were made of.
+pub(crate) fn clean() -> Result<()> {
+    let cache = cache()?;
+    if !cache.exists() {
+        return Ok(());
+    }
+    let _lock = lock(&cache)?;
+    remove(&cache)
+}
+
+fn lock(cache: &Path) -> Result<Flock<File>> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let file = OpenOptions::new().create(true).append(true).open(cache.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context("cannot lock the cache")
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
