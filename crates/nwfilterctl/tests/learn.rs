@@ -135,19 +135,24 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let (host, dir) = (Host::new()?, tempfile::tempdir()?);
     let cli = Cli { host: &host, dir: dir.path() };
-    let (_guest, net) = (host.tap("tap0")?, host.tap("tap1")?);
+    let (guest, net) = (host.tap("tap0")?, host.tap("tap1")?);
     cli.bind(0, "<parameter name='CTRL_IP_LEARNING' value='dhcp'/>")?;
-    let ack = |seconds: u32, last: u8| {
+    let message = |opcode: u8, address: [u8; 4], options: &[u8]| {
         let mut message = vec![0; 240];
-        message[..4].copy_from_slice(&[2, 1, 6, 0]);
-        message[16..20].copy_from_slice(&[10, 0, 0, last]);
+        message[..4].copy_from_slice(&[opcode, 1, 6, 0]);
+        message[16..20].copy_from_slice(&address);
         message[28..34].copy_from_slice(&mac(0).octets());
         message[236..].copy_from_slice(&[99, 130, 83, 99]);
+        [&message, options].concat()
+    };
+    let lease = |seconds: u32, last: u8| {
+        let everybody = Ends::v4(mac(0), [0; 4].into(), Mac::BROADCAST, [255; 4].into());
+        guest.send(&frames::udp(&everybody, 68, 67, &message(1, [0; 4], &[53, 1, 3, 255])))?;
         let options = [&[53, 1, 5, 51, 4][..], &seconds.to_be_bytes(), &[255]].concat();
         let ends = Ends::v4(mac(99), [10, 0, 0, 254].into(), mac(0), [10, 0, 0, last].into());
-        net.send(&frames::udp(&ends, 67, 68, &[message, options].concat()))
+        net.send(&frames::udp(&ends, 67, 68, &message(2, [10, 0, 0, last], &options)))
     };
-    ack(3600, 7)?;
+    lease(3600, 7)?;
     cli.wait_for("binding-list", "10.0.0.7 (lease, 3")?;
     let killed = cli.learners();
     assert_eq!(killed.len(), 1);
@@ -158,7 +163,7 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
     cli.run(&["reload"])?;
     let log = fs::read_to_string(dir.path().join("state/learn.log"))?;
     assert_eq!(cli.learners().len(), 1, "{log}");
-    ack(7200, 8)?;
+    lease(7200, 8)?;
     cli.wait_for("binding-list", "10.0.0.8 (lease, 7")?;
     let json = cli.run(&["binding-list", "--json"])?;
     assert!(json.contains(r#""state": "leased""#) && json.contains(r#""server": "10.0.0.254""#), "{json}");
