@@ -4,51 +4,100 @@
 //! the two the port would be open. So the rules of a deleted binding stay for a moment, in which a new binding takes
 //! their place in one transaction.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the rules stay. libvirt creates the new binding within milliseconds of deleting the old.
 const STAY: Duration = Duration::from_millis(300);
 
-/// The ports that are leaving, and when they do.
+/// What becomes of a port that is leaving.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It leaves then, unless it is bound again.
+    Waits(Instant),
+    /// Its rules are being removed, without the lock: a tool may take a minute.
+    Goes,
+}
+
+#[derive(Default)]
+struct Inner {
+    ports: Mutex<BTreeMap<String, Stage>>,
+    gone: Condvar,
+}
+
+/// The ports that are leaving.
 #[derive(Clone, Default)]
-pub(crate) struct Leaving(Arc<Mutex<BTreeMap<String, Instant>>>);
+pub(crate) struct Leaving(Arc<Inner>);
 
 impl Leaving {
-    /// Has a port leave after a moment, if nothing stops it; then `remove` is called, and no other call of this
-    /// value's returns meanwhile.
-    pub(crate) fn leave(&self, port: &str, remove: impl FnOnce() + Send + 'static) {
-        let when = Instant::now() + STAY;
-        self.ports().insert(port.to_owned(), when);
-        let (leaving, port) = (self.clone(), port.to_owned());
-        thread::spawn(move || {
+    /// Has a port leave after a moment, if nothing stops it; then `remove` is called.
+    pub(crate) fn leave(&self, port: &str, remove: impl Fn() + Send + Sync + 'static) {
+        let waits = Stage::Waits(Instant::now() + STAY);
+        self.ports().insert(port.to_owned(), waits);
+        let (leaving, name, remove) = (self.clone(), port.to_owned(), Arc::new(remove));
+        let later = remove.clone();
+        let thread = thread::Builder::new().name("nwf-leaving".to_owned()).spawn(move || {
             thread::sleep(STAY);
-            let mut ports = leaving.ports();
-            if ports.get(&port) == Some(&when) {
-                remove();
-                ports.remove(&port);
-            }
+            leaving.remove(&name, waits, &*later);
         });
+        if let Err(error) = thread {
+            log::warn!("port '{port}' does not wait for another binding: no thread: {error}");
+            self.remove(port, waits, &*remove);
+        }
     }
 
-    /// Stops a port from leaving; whether it was.
+    /// Removes a port that still waits since then.
+    fn remove(&self, port: &str, waits: Stage, remove: &dyn Fn()) {
+        if self.goes(port, waits) {
+            // Whoever binds the port again waits for this, also if it panics.
+            let _ = catch_unwind(AssertUnwindSafe(remove));
+            self.ports().remove(port);
+            self.0.gone.notify_all();
+        }
+    }
+
+    /// Begins the removal of a port that still waits since then; whether it does.
+    fn goes(&self, port: &str, waits: Stage) -> bool {
+        let mut ports = self.ports();
+        let stage = ports.get_mut(port).filter(|stage| **stage == waits);
+        stage.map(|stage| *stage = Stage::Goes).is_some()
+    }
+
+    /// Stops a port from leaving; whether it was. If its rules are being removed, that is waited for.
     pub(crate) fn stay(&self, port: &str) -> bool {
-        self.ports().remove(port).is_some()
+        let is_going = |ports: &mut BTreeMap<String, Stage>| ports.get(port) == Some(&Stage::Goes);
+        self.wait_while(is_going).remove(port).is_some()
     }
 
-    /// Every port that is leaving, none of which does so by itself any more.
+    /// Every port that is leaving, none of which does so by itself any more. Removals that go on are waited for.
     pub(crate) fn take_all(&self) -> Vec<String> {
-        std::mem::take(&mut *self.ports()).into_keys().collect()
+        let is_going =
+            |ports: &mut BTreeMap<String, Stage>| ports.values().any(|stage| *stage == Stage::Goes);
+        std::mem::take(&mut *self.wait_while(is_going)).into_keys().collect()
     }
 
+    /// Whether a port is leaving. Does not wait.
     pub(crate) fn contains(&self, port: &str) -> bool {
         self.ports().contains_key(port)
     }
 
-    fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Every port that is leaving. Does not wait.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.ports().keys().cloned().collect()
+    }
+
+    fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while(
+        &self,
+        condition: impl FnMut(&mut BTreeMap<String, Stage>) -> bool,
+    ) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+        self.0.gone.wait_while(self.ports(), condition).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,5 +120,25 @@ mod tests {
         drop(sender);
         assert_eq!(left.iter().collect::<Vec<_>>(), ["leaves"]);
         assert!(!leaving.contains("leaves"));
+    }
+
+    #[test]
+    fn a_removal_holds_up_who_binds_the_port_again_but_not_who_looks() {
+        let leaving = Leaving::default();
+        let ((begin, begun), (finish, finished)) = (channel(), channel::<()>());
+        let finished = Mutex::new(finished);
+        leaving.leave("port", move || {
+            begin.send(()).unwrap();
+            finished.lock().unwrap().recv().unwrap();
+        });
+        begun.recv().unwrap();
+        assert!(leaving.contains("port") && leaving.names().contains("port"));
+        assert!(!leaving.contains("other") && !leaving.stay("other"));
+        let again = leaving.clone();
+        let stays = thread::spawn(move || again.stay("port"));
+        assert!(!stays.is_finished());
+        finish.send(()).unwrap();
+        assert!(!stays.join().unwrap(), "the rules are gone, so the port is bound as a new one");
+        assert!(!leaving.contains("port"));
     }
 }

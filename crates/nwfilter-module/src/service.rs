@@ -152,8 +152,10 @@ impl Service {
     // ---- bindings ----
 
     pub(crate) fn bindings(&self) -> Result<Vec<Arc<Binding>>, Refusal> {
+        // In this order: what has left by the second look is not in the first, or was leaving then.
+        let leaving = self.leaving.names();
         let mut bindings = self.driver.bindings()?;
-        bindings.retain(|binding| !self.leaving.contains(binding.port.as_str()));
+        bindings.retain(|binding| !leaving.contains(binding.port.as_str()));
         Ok(bindings)
     }
 

@@ -4,13 +4,14 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
+use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Need, Saved, Tools, skip_unless};
 use tempfile::TempDir;
 
-use common::{Module, libvirtd};
+use common::{Module, driver_dir, eventually, libvirtd, options};
 
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -213,6 +214,44 @@ fn a_fresh_daemon_serves_every_command_to_a_connection_of_the_qemu_driver() -> R
         ensure!(seen.succeeded, "{words:?}: {stderr}");
     }
     Ok(())
+}
+
+#[test]
+fn no_lookup_waits_for_the_removal_of_a_port() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let gate = tempfile::tempdir()?;
+    let (closed, arrived) = (gate.path().join("closed"), gate.path().join("arrived"));
+    let (tools, dir, host) = (Tools::new()?, driver_dir(Module::Ours)?, Host::new()?);
+    tools.script(
+        "ebtables-restore",
+        &format!(
+            "while [ -e {} ]; do : > {}; sleep 0.02; done; exec $REAL \"$@\"",
+            closed.display(),
+            arrived.display()
+        ),
+    )?;
+    let mounts = vec![(tools.path().to_owned(), "/usr/local/sbin".into())];
+    let daemon = Libvirtd::start_with(&host, LibvirtdOptions { mounts, ..options(&dir) })?;
+    let _tap = host.tap("tap0")?;
+    daemon.define("<filter name='mine'><filterref filter='clean-traffic'/></filter>")?;
+    daemon.bind(&binding("mine"))?;
+
+    fs::write(&closed, "")?;
+    daemon.unbind("tap0")?;
+    eventually("the rules are being removed", Duration::from_secs(30), || Ok(arrived.exists()))?;
+    for (words, succeeds) in [
+        (["nwfilter-binding-list"].as_slice(), true),
+        (&["nwfilter-binding-dumpxml", "tap0"], false),
+        (&["nwfilter-list"], true),
+        (&["nwfilter-dumpxml", "mine"], true),
+    ] {
+        let mut virsh = daemon.virsh_command(Connect::Qemu).args(words).stdout(Stdio::null()).spawn()?;
+        eventually(words[0], Duration::from_secs(20), || Ok(virsh.try_wait()?.is_some()))?;
+        assert_eq!(virsh.wait()?.success(), succeeds, "{words:?}");
+        ensure!(host.saved()?.ebtables.contains("tap0"), "the removal was over before {words:?}");
+    }
+    fs::remove_file(&closed)?;
+    eventually("the rules are gone", Duration::from_secs(30), || Ok(!host.saved()?.ebtables.contains("tap0")))
 }
 
 #[test]
