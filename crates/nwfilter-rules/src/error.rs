@@ -111,6 +111,20 @@ pub enum RulesError {
     },
 }
 
+impl RulesError {
+    /// The rule or the include that it is about.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::NoSuchFilter { by, .. } => by.as_ref(),
+            Self::BadValue { origin, .. }
+            | Self::UnequalLists { origin, .. }
+            | Self::Inexpressible { origin, .. }
+            | Self::TooManyRules { origin, .. } => Some(origin),
+            _ => None,
+        }
+    }
+}
+
 fn join<T: ToString>(items: &[T], separator: &str) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }

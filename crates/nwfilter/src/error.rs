@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nwfilter_rules::{ApplyError, RulesError};
+use nwfilter_rules::{ApplyError, Origin, RulesError};
 use nwfilter_xml::{Diagnostics, FilterName, PortDev, Uuid};
 
 /// Why an operation was refused.
@@ -119,6 +119,17 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// The rule of a filter that it is about, if it is about one.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Rules { source, .. } => source.origin(),
+            Self::Apply(ApplyError::Refused { origin, .. }) => Some(origin),
+            _ => None,
+        }
+    }
 }
 
 /// An error with its causes in one line, as a log shows it.

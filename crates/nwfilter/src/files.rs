@@ -247,7 +247,7 @@ impl<T> Directory<T> {
         Step { target: self.file(name), content: None, over_damaged: false }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.xml"))
     }
 }

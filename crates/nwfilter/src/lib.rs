@@ -24,6 +24,7 @@ mod salvage;
 mod stock;
 mod stores;
 mod transaction;
+mod written;
 
 pub use driver::{Config, Driver};
 pub use error::{Error, with_causes};
@@ -42,3 +43,4 @@ pub use progress::{Phase, Progress};
 pub use reload::{Drift, FailedPort, Instead, OddPorts, Reloaded};
 pub use stock::{STOCK, stock_filters};
 pub use transaction::{Committed, Transaction};
+pub use written::{Location, Written};

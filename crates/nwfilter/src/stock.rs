@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use nwfilter_xml::{Filter, FilterName, Uuid, read_filter};
+use nwfilter_xml::{Filter, FilterName, Uuid, read_filter, write_filter};
 
 macro_rules! stock {
     ($($name:literal),+ $(,)?) => {
@@ -48,6 +48,8 @@ pub fn stock_filters() -> &'static BTreeMap<FilterName, Arc<Filter>> {
         let read = |(name, text): (&str, &str)| {
             let mut filter = read_filter(name, text).into_result().ok()?;
             filter.uuid = Some(Uuid::new_v5(&NAMESPACE, name.as_bytes()));
+            // So that a rule's line is that of what is printed.
+            let filter = read_filter(name, &write_filter(&filter)).into_result().ok()?;
             Some((filter.name.clone(), Arc::new(filter)))
         };
         STOCK.into_iter().filter_map(read).collect()

@@ -1,6 +1,7 @@
 //! Changes that are made together or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
@@ -12,6 +13,7 @@ use crate::learn::wanted::{Past, wanted};
 use crate::progress::Reporter;
 use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores, interface_exists};
+use crate::written::comment;
 use crate::{Error, Event, Phase};
 
 /// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
@@ -40,7 +42,7 @@ pub struct Transaction {
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Operation {
-    Define(Filter),
+    Define(Filter, Option<PathBuf>),
     Undefine(String),
     Create(Binding),
     Replace(Binding),
@@ -66,7 +68,15 @@ impl Transaction {
     /// Puts a filter into the store, in place of one of its name, whose UUID it keeps unless it has one. Ports that
     /// use it are updated, if their interfaces exist.
     pub fn define_filter(&mut self, filter: Filter) -> &mut Self {
-        self.with(Operation::Define(filter))
+        self.with(Operation::Define(filter, None))
+    }
+
+    /// The same for a filter that was read from a file. The store remembers which, so that [`Driver::written`] finds the
+    /// rules there.
+    ///
+    /// [`Driver::written`]: crate::Driver::written
+    pub fn define_filter_from(&mut self, file: &Path, filter: Filter) -> &mut Self {
+        self.with(Operation::Define(filter, std::path::absolute(file).ok()))
     }
 
     /// Removes a filter from the store. Refused while a port uses it.
@@ -101,6 +111,8 @@ impl Transaction {
 pub(crate) struct Change {
     /// Filters that are put into the store, and those that are taken out.
     filters: BTreeMap<FilterName, Option<Arc<Filter>>>,
+    /// The files that some of them were read from.
+    sources: BTreeMap<FilterName, PathBuf>,
     /// Bindings likewise.
     bindings: BTreeMap<PortDev, Option<Arc<Binding>>>,
     /// The ports of whose guests nothing is known any longer.
@@ -147,8 +159,8 @@ impl<'a> Draft<'a> {
         let mut defined = BTreeSet::new();
         for operation in &transaction.operations {
             match operation {
-                Operation::Define(filter) => {
-                    let filter = next.define(filter.clone())?;
+                Operation::Define(filter, source) => {
+                    let filter = next.define(filter.clone(), source.as_ref())?;
                     defined.insert(filter.name.clone());
                     outcome.events.push(Event::FilterDefined(filter.name.clone()));
                     outcome.filters.push(filter);
@@ -179,7 +191,7 @@ impl<'a> Draft<'a> {
         Ok(outcome)
     }
 
-    fn define(&mut self, mut filter: Filter) -> Result<Arc<Filter>, Error> {
+    fn define(&mut self, mut filter: Filter, source: Option<&PathBuf>) -> Result<Arc<Filter>, Error> {
         filter.uuid = Some(self.settle_uuid(&filter)?);
         if let Some(cycle) = includes_itself(&self.filters, &filter) {
             let source = Box::new(RulesError::IncludesItself { cycle });
@@ -188,6 +200,10 @@ impl<'a> Draft<'a> {
         let filter = Arc::new(filter);
         self.filters.insert(filter.name.clone(), filter.clone());
         self.change.filters.insert(filter.name.clone(), Some(filter.clone()));
+        match source {
+            Some(source) => self.change.sources.insert(filter.name.clone(), source.clone()),
+            None => self.change.sources.remove(&filter.name),
+        };
         Ok(filter)
     }
 
@@ -320,7 +336,9 @@ impl Change {
         let mut steps = Vec::new();
         for (name, filter) in &self.filters {
             if let Some(filter) = filter {
-                steps.push(stores.filters.write(name.as_str(), &stored_filter(filter))?);
+                steps.push(
+                    stores.filters.write(name.as_str(), &stored_filter(filter, self.sources.get(name)))?,
+                );
             }
         }
         for (port, binding) in &self.bindings {
@@ -341,10 +359,10 @@ impl Change {
     }
 }
 
-fn stored_filter(filter: &Filter) -> String {
-    format!("<!-- Written by nwfilter. To change it: nwfilterctl define FILE -->\n\n{}", write_filter(filter))
+fn stored_filter(filter: &Filter, source: Option<&PathBuf>) -> String {
+    write_filter(filter) + &comment(source.map(PathBuf::as_path))
 }
 
 fn stored_binding(binding: &Binding) -> String {
-    format!("<!-- Written by nwfilter. It is gone when the port is. -->\n\n{}", write_binding_status(binding))
+    write_binding_status(binding) + "<!-- Written by nwfilter. It is gone when the port is. -->\n"
 }

@@ -10,9 +10,13 @@ use nwfilterctl_shared::say;
 /// The file name that stands for standard input.
 const STDIN: &str = "-";
 
+pub(crate) fn is_stdin(file: &Path) -> bool {
+    file == Path::new(STDIN)
+}
+
 /// How a document is named in messages.
 pub(crate) fn shown(file: &Path) -> String {
-    if file == Path::new(STDIN) { "<stdin>".to_owned() } else { file.display().to_string() }
+    if is_stdin(file) { "<stdin>".to_owned() } else { file.display().to_string() }
 }
 
 /// The text of a document.
@@ -23,7 +27,7 @@ pub(crate) fn read(file: &Path) -> Result<String> {
 
 /// What a file, or standard input, holds.
 pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
-    if file != Path::new(STDIN) {
+    if !is_stdin(file) {
         return std::fs::read(file);
     }
     let mut bytes = Vec::new();

@@ -6,6 +6,7 @@ mod documents;
 mod edit;
 mod learn;
 mod output;
+mod places;
 mod progress;
 mod users;
 mod verbs;
@@ -15,10 +16,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Error, Result};
 use clap::Parser;
+use nwfilter::Driver;
 use nwfilterctl_shared::{ListenOptions, Options, exit_code, say, start_log};
 
 use crate::cli::{Cli, Verb};
 use crate::output::Answer;
+use crate::progress::Watch;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -54,31 +57,8 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     let may_need_learner =
         matches!(verb, Verb::Define { .. } | Verb::Edit { .. } | Verb::BindingCreate { .. } | Verb::Reload);
     let (driver, watch) = progress::watched(driver);
-    let answer = match verb {
-        Verb::Define { files, as_libvirt } => {
-            verbs::define(&driver, &watch, &files, documents::strictness(as_libvirt), json)?
-        }
-        Verb::Edit { name } => edit::edit(&driver, &watch, &name, json)?,
-        Verb::Undefine { names } => verbs::undefine(&driver, &names, json)?,
-        Verb::List => output::filters(&driver, json)?,
-        Verb::Dumpxml { name } => verbs::dumpxml(&driver, &name, json)?,
-        Verb::Users { name } => users::users(&driver, &name, json)?,
-        Verb::BindingCreate { files } => verbs::binding_create(&driver, &watch, &files, json)?,
-        Verb::BindingDelete { ports } => verbs::binding_delete(&driver, &ports, json)?,
-        Verb::BindingList => output::bindings(&driver, json)?,
-        Verb::BindingDumpxml { port } => verbs::binding_dumpxml(&driver, &port, json)?,
-        Verb::Render { binding, format } => {
-            let as_json = json || format == cli::RenderFormat::Json;
-            verbs::render(&driver, &binding, options.gives_helpers(), as_json)?
-        }
-        Verb::Diff => verbs::diff(&driver, json)?,
-        Verb::Reload => verbs::reload(&driver, &watch, json)?,
-        Verb::Learn => {
-            learn::learn(&driver)?;
-            Answer::default()
-        }
-        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Listen(_) => unreachable!("they need no driver"),
-    };
+    let answer = carry_out(&driver, &watch, options, verb, json);
+    let answer = answer.map_err(|error| places::Places::new(&driver).with_place(error))?;
     if may_need_learner {
         // The verb has done its work: what is missing now can be made good.
         if let Err(error) = learn::start_if_needed(&driver, options) {
@@ -86,6 +66,34 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
         }
     }
     Ok(answer)
+}
+
+fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json: bool) -> Result<Answer> {
+    Ok(match verb {
+        Verb::Define { files, as_libvirt } => {
+            verbs::define(driver, watch, &files, documents::strictness(as_libvirt), json)?
+        }
+        Verb::Edit { name } => edit::edit(driver, watch, &name, json)?,
+        Verb::Undefine { names } => verbs::undefine(driver, &names, json)?,
+        Verb::List => output::filters(driver, json)?,
+        Verb::Dumpxml { name } => verbs::dumpxml(driver, &name, json)?,
+        Verb::Users { name } => users::users(driver, &name, json)?,
+        Verb::BindingCreate { files } => verbs::binding_create(driver, watch, &files, json)?,
+        Verb::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
+        Verb::BindingList => output::bindings(driver, json)?,
+        Verb::BindingDumpxml { port } => verbs::binding_dumpxml(driver, &port, json)?,
+        Verb::Render { binding, format } => {
+            let as_json = json || format == cli::RenderFormat::Json;
+            verbs::render(driver, &binding, options.gives_helpers(), as_json)?
+        }
+        Verb::Diff => verbs::diff(driver, json)?,
+        Verb::Reload => verbs::reload(driver, watch, json)?,
+        Verb::Learn => {
+            learn::learn(driver)?;
+            Answer::default()
+        }
+        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Listen(_) => unreachable!("they need no driver"),
+    })
 }
 
 /// Becomes the program of the verb `listen`, which stands beside this one; comes back only if that fails.

@@ -5,8 +5,10 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nwfilter::{Attachment, BindingState, Difference, Driver, Error, PortStatus, RemainingLease};
+use nwfilter::{Attachment, BindingState, Difference, Driver, Error, Location, PortStatus, RemainingLease};
 use serde_json::{Value, json};
+
+use crate::places::Places;
 
 /// What a verb says when it has done its work, and whether all is as it should be. It is printed last, so that an output
 /// that is closed or full stops nothing.
@@ -126,11 +128,32 @@ fn address(state: &Result<BindingState, Error>, attachment: Attachment) -> Value
     }
 }
 
-/// Every rule that is missing (-) or foreign (+).
-pub(crate) fn differences(differences: &[Difference], as_json: bool) -> Result<Answer> {
+/// Every rule that is missing (-) or foreign (+), and where it is written.
+pub(crate) fn differences(
+    places: &mut Places<'_>,
+    differences: &[Difference],
+    as_json: bool,
+) -> Result<Answer> {
+    let mut place =
+        |difference: &Difference| difference.origin.as_ref().and_then(|origin| places.find(origin));
     if as_json {
-        return Ok(Answer::json(&serde_json::to_value(differences)?));
+        let rows = differences.iter().map(|difference| {
+            let mut row = serde_json::to_value(difference)?;
+            if let Some(Location { path, line, source }) = place(difference) {
+                row["at"] = json!({"path": path, "line": line});
+                if let Some((path, line)) = source {
+                    row["at"]["source"] = json!({"path": path, "line": line});
+                }
+            }
+            Ok(row)
+        });
+        return Ok(Answer::json(&rows.collect::<serde_json::Result<_>>()?));
     }
-    let count = number_of(differences.len(), "difference");
-    Ok(Answer::lines(differences.iter().map(ToString::to_string).chain([count])))
+    let line = |difference: &Difference| match place(difference) {
+        Some(place) => format!("{difference} at {place}"),
+        None => difference.to_string(),
+    };
+    let mut lines: Vec<_> = differences.iter().map(line).collect();
+    lines.push(number_of(differences.len(), "difference"));
+    Ok(Answer::lines(lines))
 }

@@ -1,5 +1,6 @@
 //! The verbs: each does one thing with a driver, and says what it did.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,8 +15,9 @@ use nwfilter::{
 use nwfilterctl_shared::{say, with_causes};
 use serde_json::json;
 
-use crate::documents::{accepted, read, shown};
+use crate::documents::{accepted, is_stdin, read, shown};
 use crate::output::{Answer, differences, number_of};
+use crate::places::{Places, in_files};
 use crate::progress::Watch;
 
 // ---- filters ----
@@ -28,10 +30,17 @@ pub(crate) fn define(
     as_json: bool,
 ) -> Result<Answer> {
     let mut transaction = Transaction::new();
+    let mut read_from = BTreeMap::new();
     for file in files {
-        transaction.define_filter(accepted(read_filter_with(&shown(file), &read(file)?, strictness))?);
+        let filter = accepted(read_filter_with(&shown(file), &read(file)?, strictness))?;
+        read_from.insert(filter.name.to_string(), file.clone());
+        match is_stdin(file) {
+            true => transaction.define_filter(filter),
+            false => transaction.define_filter_from(file, filter),
+        };
     }
-    let committed = watch.during(|| driver.commit(transaction))?;
+    let committed =
+        watch.during(|| driver.commit(transaction)).map_err(|error| in_files(error, &read_from))?;
     warn(&committed.applied);
     let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
     Ok(defined(&committed, &sources, as_json))
@@ -182,14 +191,15 @@ pub(crate) fn render(driver: &Driver, file: &Path, helpers: bool, as_json: bool)
 
 pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
-    tell_of_ports(&drift.failed, &drift.odd);
-    Ok(differences(&drift.differences, as_json)?.good_if(drift.is_empty()))
+    let mut places = Places::new(driver);
+    tell_of_ports(&mut places, &drift.failed, &drift.odd);
+    Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))
 }
 
 pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<Answer> {
     let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
     warn(&applied);
-    tell_of_ports(&failed, &odd);
+    tell_of_ports(&mut Places::new(driver), &failed, &odd);
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     let answer = if as_json {
         let failed = failed.iter().map(|port| {
@@ -229,9 +239,11 @@ pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
 }
 
 /// Says of each port why it is not as its binding asks for, or why it is left alone.
-fn tell_of_ports(failed: &[FailedPort], odd: &OddPorts) {
+fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], odd: &OddPorts) {
     for port in failed {
-        say(format_args!("error: {}", with_causes(anyhow::Chain::new(port))));
+        let place = port.error.origin().and_then(|origin| places.find(origin));
+        let place = place.map(|place| format!("\n  at: {place}")).unwrap_or_default();
+        say(format_args!("error: {}{place}", with_causes(anyhow::Chain::new(port))));
     }
     tell_of_many(&odd.unbound, "has rules but no binding here; they are left as they are");
     tell_of_many(&odd.absent, "has a binding, but there is no network interface of that name");
