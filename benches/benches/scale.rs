@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_benches::{binding, seed_filters};
 use nwfilter_rules::{Batch, instantiate};
 use nwfilter_testlab::rate::{Between, RateLab};
 use nwfilter_testlab::{Host, Need, requirements};
 use nwfilter_xml::write_binding_status;
+use nwfilter_xtables::Xtables;
 use nwfilter_xtables::restore_texts;
 
 const PORTS: usize = 1000;

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 use nwfilter::xml::{Binding, read_binding};
-use nwfilter::{Config, Driver, Xtables, restore_text};
+use nwfilter::{Config, Driver};
 use nwfilter_testlab::Host;
 use nwfilter_testlab::seed::{Check, SeedLab};
+use nwfilter_xtables::{Xtables, restore_text};
 
 use crate::interrupt::interruptible;
 use crate::packages::{DEMO, ensure_installed};

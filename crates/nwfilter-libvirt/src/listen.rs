@@ -22,7 +22,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Follows the guests of a libvirt, and keeps a driver in step with them.
 ///
 /// ```no_run
-/// use nwfilter::{Config, Driver, Xtables};
+/// use nwfilter::{Config, Driver};
+/// use nwfilter_xtables::Xtables;
 /// use nwfilter_libvirt::{Guard, Listener};
 ///
 /// let driver = Driver::open(Config::default(), Xtables::default())?;

@@ -4,9 +4,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_libvirt::{Guard, Listener, Status};
 use nwfilter_testlab::{Ends, Host, Mac, Need, Saved, frames, skip_unless};
+use nwfilter_xtables::Xtables;
 use virt::connect::Connect;
 
 const URI: &str = "test:///default";

@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nwfilter::{
-    Applied, Config, Dispatch, Driver, Error, Keeper, Reloaded, Settings, Transaction, Xtables, with_causes,
-};
+use nwfilter::{Applied, Config, Driver, Error, Keeper, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
     Binding, Diagnostics, Filter, Reading, Strictness, Uuid, read_binding, read_filter_with, write_binding,
     write_filter,
 };
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use nwfilter_xml::{
-    Access, Binding, ChainName, Entry, Field, Filter, FilterName, Layer, Literal, Matches, Params, Priority,
-    Rule as XmlRule, Value, VarName,
+    Access, Binding, ChainKind, ChainName, Entry, Field, Filter, FilterName, Layer, Literal, Matches, Params,
+    Priority, Rule as XmlRule, Value, VarName, VarRef,
 };
 
 use crate::error::RulesError;
 use crate::helper;
 use crate::lower_ethernet;
 use crate::lower_ip;
-use crate::ruleset::{EthernetSide, IpPart, Origin, RootEntry, Rule, Ruleset, SubChain};
+use crate::packet::EthernetTest;
+use crate::ruleset::{
+    EthernetRule, EthernetSide, IpPart, Jump, Match, Origin, RootEntry, Ruleset, SubChain, Verdict,
+};
 use crate::tree::{Filters, MAX_EXPANSION, Size, sizes};
 use crate::variables::Combination;
 
@@ -42,6 +45,7 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     rules.sort_by_key(|rule| (!rule.chain.is_root(), rule.rule.priority));
     let mut ruleset = lower(&rules)?;
     ruleset.helpers = helper::helpers(&rules, &params)?;
+    ruleset.guest_addresses = helper::guest_addresses(&params);
     Ok(ruleset)
 }
 
@@ -194,6 +198,17 @@ impl Fields<'_> {
         Ok(Some((literal, item.negated)))
     }
 
+    /// The variables that stand for the values of these fields.
+    pub(crate) fn variables(&self, fields: &[Field]) -> Vec<VarRef> {
+        let items = fields.iter().filter(|field| self.present & bit(**field) != 0);
+        let items = items.filter_map(|field| self.matches.and_then(|matches| matches.get(*field)));
+        let variables = items.filter_map(|item| match &item.value {
+            Value::Variable(variable) => Some(variable.clone()),
+            Value::Literal(_) => None,
+        });
+        variables.collect()
+    }
+
     /// An error about this rule.
     pub(crate) fn inexpressible(&self, why: impl Into<String>) -> RulesError {
         RulesError::Inexpressible { origin: self.origin.clone(), why: why.into() }
@@ -257,7 +272,7 @@ fn lower(rules: &[Scoped<'_>]) -> Result<Ruleset, RulesError> {
         })?;
     }
     let ethernet = crate::Ethernet { from_guest: from_guest.finish(), to_guest: to_guest.finish() };
-    Ok(Ruleset { ethernet, ipv4, ipv6, helpers: Vec::new() })
+    Ok(Ruleset { ethernet, ipv4, ipv6, ..Ruleset::default() })
 }
 
 /// Collects the chains of one Ethernet direction.
@@ -266,7 +281,7 @@ struct SideBuilder {
     /// Whether any rule is about this direction.
     used: bool,
     /// Rules of the root chain with their priority.
-    root: Vec<(Priority, Rule)>,
+    root: Vec<(Priority, EthernetRule)>,
     chains: BTreeMap<ChainName, ChainBuilder>,
 }
 
@@ -274,7 +289,7 @@ struct ChainBuilder {
     /// That of the last rule's filter, in sorted order: filters may give one chain different priorities.
     priority: Priority,
     first_position: usize,
-    rules: Vec<Rule>,
+    rules: Vec<EthernetRule>,
 }
 
 impl SideBuilder {
@@ -297,7 +312,7 @@ impl SideBuilder {
         }
     }
 
-    fn push(&mut self, scoped: &Scoped<'_>, rule: Rule) {
+    fn push(&mut self, scoped: &Scoped<'_>, rule: EthernetRule) {
         match self.chains.get_mut(scoped.chain) {
             Some(chain) => chain.rules.push(rule),
             None => self.root.push((scoped.rule.priority, rule)),
@@ -311,16 +326,31 @@ impl SideBuilder {
         }
         let mut chains: Vec<_> = self.chains.into_iter().collect();
         chains.sort_by_key(|(_, chain)| (chain.priority, chain.first_position));
-        let mut side = EthernetSide::default();
+        let mut side = EthernetSide::of_rules([]);
         let mut rules = self.root.into_iter().peekable();
         for (name, chain) in chains {
             while let Some((_, rule)) = rules.next_if(|(priority, _)| *priority < chain.priority) {
                 side.root.push(RootEntry::Rule(rule));
             }
-            side.root.push(RootEntry::Jump(name.clone()));
-            side.chains.push(SubChain { name, rules: chain.rules });
+            side.root.push(RootEntry::Jump(Jump { chain: name.clone(), matches: frames_of(&name) }));
+            // libvirt makes its chains with ebtables' own default policy.
+            side.chains.push(SubChain { name, rules: chain.rules, end: Verdict::Accept });
         }
         side.root.extend(rules.map(|(_, rule)| RootEntry::Rule(rule)));
         Some(side)
     }
+}
+
+/// Which frames enter a sub-chain: those of the protocol that its name begins with.
+fn frames_of(chain: &ChainName) -> Vec<Match<EthernetTest>> {
+    let test = match chain.kind() {
+        ChainKind::Root | ChainKind::Mac => return Vec::new(),
+        ChainKind::Stp => EthernetTest::DstMac(lower_ethernet::BRIDGE_GROUP.into()),
+        ChainKind::Vlan => EthernetTest::EtherType(0x8100),
+        ChainKind::Arp => EthernetTest::EtherType(0x0806),
+        ChainKind::Rarp => EthernetTest::EtherType(0x8035),
+        ChainKind::Ipv4 => EthernetTest::EtherType(0x0800),
+        ChainKind::Ipv6 => EthernetTest::EtherType(0x86dd),
+    };
+    vec![Match::is(test)]
 }

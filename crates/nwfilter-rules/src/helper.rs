@@ -4,6 +4,7 @@
 //! that lets FTP data out because it is RELATED to the control connection never sees such a packet. A ruleset
 //! therefore names the control connections, and the backend gives them their helper.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use nwfilter_xml::value::States;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::error::RulesError;
 use crate::expand::{Scoped, for_each_combination};
 use crate::lower_ip::port_range;
+use crate::packet::PortRange;
 use crate::ruleset::Family;
 
 /// The parameter of a binding that decides about helpers: `auto` (the default), `none`, or a list of helpers by
@@ -29,11 +31,46 @@ pub enum Transport {
     Udp,
 }
 
-/// A helper of the kernel and the control port it is for (`/etc/services`, IANA).
+/// A conntrack helper of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Helper {
+    /// FTP: data connections, active and passive.
+    Ftp,
+    /// TFTP: the server's answers from another port.
+    Tftp,
+    /// IRC: direct connections between clients.
+    Irc,
+    /// SIP: media streams.
+    Sip,
+    /// Amanda: data, message and index streams.
+    Amanda,
+}
+
+impl Helper {
+    /// Its name, as in the kernel module `nf_conntrack_NAME`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Helper::Ftp => "ftp",
+            Helper::Tftp => "tftp",
+            Helper::Irc => "irc",
+            Helper::Sip => "sip",
+            Helper::Amanda => "amanda",
+        }
+    }
+}
+
+impl fmt::Display for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A helper and the control port it is for (`/etc/services`, IANA).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownHelper {
-    /// Its name, as in the module `nf_conntrack_NAME`.
-    pub name: &'static str,
+    /// The helper.
+    pub helper: Helper,
     /// The transport of control connections.
     pub transport: Transport,
     /// The usual port of control connections.
@@ -44,21 +81,21 @@ pub struct KnownHelper {
 
 /// The helpers of the protocols the libvirt manual names. SCTP needs none: the kernel tracks it as a transport.
 pub const KNOWN_HELPERS: [KnownHelper; 6] = [
-    KnownHelper { name: "ftp", transport: Transport::Tcp, port: 21, ipv6: true },
-    KnownHelper { name: "tftp", transport: Transport::Udp, port: 69, ipv6: true },
-    KnownHelper { name: "irc", transport: Transport::Tcp, port: 6667, ipv6: false },
-    KnownHelper { name: "sip", transport: Transport::Udp, port: 5060, ipv6: true },
-    KnownHelper { name: "sip", transport: Transport::Tcp, port: 5060, ipv6: true },
-    KnownHelper { name: "amanda", transport: Transport::Udp, port: 10080, ipv6: true },
+    KnownHelper { helper: Helper::Ftp, transport: Transport::Tcp, port: 21, ipv6: true },
+    KnownHelper { helper: Helper::Tftp, transport: Transport::Udp, port: 69, ipv6: true },
+    KnownHelper { helper: Helper::Irc, transport: Transport::Tcp, port: 6667, ipv6: false },
+    KnownHelper { helper: Helper::Sip, transport: Transport::Udp, port: 5060, ipv6: true },
+    KnownHelper { helper: Helper::Sip, transport: Transport::Tcp, port: 5060, ipv6: true },
+    KnownHelper { helper: Helper::Amanda, transport: Transport::Udp, port: 10080, ipv6: true },
 ];
 
 /// Connections that get a helper.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct HelperRule {
     /// The family of the connections.
     pub family: Family,
     /// The helper.
-    pub helper: &'static str,
+    pub helper: Helper,
     /// The transport of the control connection.
     pub transport: Transport,
     /// The port the control connection goes to.
@@ -68,35 +105,34 @@ pub struct HelperRule {
 }
 
 /// Where the server of a control connection is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HelperSide {
-    /// In the guest: connections to one of its addresses. Without an address they cannot be told from those of
-    /// other guests, and get no helper.
-    Guest {
-        /// The guest's addresses of the family.
-        addresses: Vec<IpAddr>,
-    },
+    /// In the guest: connections to the guest.
+    Guest,
     /// Anywhere else: connections from the guest.
     Elsewhere,
 }
 
 /// The connections of a port that need a helper. `rules` are those of its tree, `params` those of its binding.
 pub(crate) fn helpers(rules: &[Scoped<'_>], params: &Params) -> Result<Vec<HelperRule>, RulesError> {
-    let addresses = |family| guest_addresses(params, family);
     let mut found = match Choice::from(params)? {
-        Choice::Auto => detected(rules, &addresses)?,
-        Choice::Named(named) => named
-            .iter()
-            .flat_map(|known| [Family::Ipv4, Family::Ipv6].map(|family| (known, family)))
-            .filter(|(known, family)| *family == Family::Ipv4 || known.ipv6)
-            .flat_map(|(known, family)| {
-                let guest = HelperSide::Guest { addresses: addresses(family) };
-                [guest, HelperSide::Elsewhere].map(|side| known.rule(family, known.port, side))
-            })
-            // A guest without addresses of a family has no server in it either.
-            .filter(|rule| !matches!(&rule.side, HelperSide::Guest { addresses } if addresses.is_empty()))
-            .collect(),
+        Choice::Auto => detected(rules)?,
+        Choice::Named(named) => {
+            let addresses = guest_addresses(params);
+            // A guest that has addresses, but none of a family, has no server of that family in it.
+            let has_server =
+                |family| addresses.is_empty() || addresses.iter().any(|addr| Family::of(*addr) == family);
+            let families = named.iter().flat_map(|known| Family::ALL.map(|family| (known, family)));
+            families
+                .filter(|(known, family)| *family == Family::Ipv4 || known.ipv6)
+                .flat_map(|(known, family)| {
+                    let guest = has_server(family).then_some(HelperSide::Guest);
+                    let sides = guest.into_iter().chain([HelperSide::Elsewhere]);
+                    sides.map(move |side| known.rule(family, known.port, side))
+                })
+                .collect()
+        }
     };
     found.sort();
     found.dedup();
@@ -105,7 +141,7 @@ pub(crate) fn helpers(rules: &[Scoped<'_>], params: &Params) -> Result<Vec<Helpe
 
 impl KnownHelper {
     fn rule(&self, family: Family, port: u16, side: HelperSide) -> HelperRule {
-        HelperRule { family, helper: self.name, transport: self.transport, port, side }
+        HelperRule { family, helper: self.helper, transport: self.transport, port, side }
     }
 }
 
@@ -134,7 +170,7 @@ fn named_helpers(value: &str) -> Result<Vec<KnownHelper>, RulesError> {
         Some((name, port)) => (name, Some(port.parse::<u16>())),
         None => (value, None),
     };
-    let rows: Vec<_> = KNOWN_HELPERS.into_iter().filter(|known| known.name == name).collect();
+    let rows: Vec<_> = KNOWN_HELPERS.into_iter().filter(|known| known.helper.name() == name).collect();
     let port = port.transpose();
     match (rows.is_empty(), port) {
         (false, Ok(port)) => Ok(rows
@@ -142,30 +178,27 @@ fn named_helpers(value: &str) -> Result<Vec<KnownHelper>, RulesError> {
             .map(|known| KnownHelper { port: port.unwrap_or(known.port), ..known })
             .collect()),
         _ => {
-            let mut known: Vec<_> = KNOWN_HELPERS.iter().map(|known| known.name).collect();
+            let mut known: Vec<_> = KNOWN_HELPERS.iter().map(|known| known.helper.name()).collect();
             known.dedup();
             Err(RulesError::UnknownHelper { value: value.to_owned(), known: known.join(", ") })
         }
     }
 }
 
-fn guest_addresses(params: &Params, family: Family) -> Vec<IpAddr> {
-    let variable = match family {
-        Family::Ipv4 => VarName::IP,
-        Family::Ipv6 => "IPV6",
-    };
-    let values = params.get(variable).unwrap_or(&[]);
-    let is_of_family = |addr: &IpAddr| addr.is_ipv4() == (family == Family::Ipv4);
-    values.iter().filter_map(|value| value.parse().ok()).filter(is_of_family).collect()
+/// The addresses that a binding's parameters give its guest: IPv4 in IP, IPv6 in IPV6.
+pub(crate) fn guest_addresses(params: &Params) -> Vec<IpAddr> {
+    let variables = [(VarName::IP, Family::Ipv4), ("IPV6", Family::Ipv6)];
+    let addresses = variables.into_iter().flat_map(|(variable, family)| {
+        let values = params.get(variable).unwrap_or(&[]).iter();
+        values.filter_map(|value| value.parse().ok()).filter(move |addr| Family::of(*addr) == family)
+    });
+    addresses.collect()
 }
 
 /// Helpers for the control ports that rules accept new connections to, in families whose rules use RELATED.
-fn detected(
-    rules: &[Scoped<'_>],
-    addresses: &impl Fn(Family) -> Vec<IpAddr>,
-) -> Result<Vec<HelperRule>, RulesError> {
+fn detected(rules: &[Scoped<'_>]) -> Result<Vec<HelperRule>, RulesError> {
     let mut found = Vec::new();
-    for family in [Family::Ipv4, Family::Ipv6] {
+    for family in Family::ALL {
         let accepting = || rules.iter().filter(move |scoped| accepts_in(scoped, family));
         if !accepting().any(|scoped| states(scoped).is_some_and(|states| states.contains(States::RELATED))) {
             continue;
@@ -173,17 +206,14 @@ fn detected(
         for scoped in accepting().filter(|scoped| states(scoped).is_none_or(|s| s.contains(States::NEW))) {
             let Some(transport) = transport(scoped) else { continue };
             for_each_combination(scoped, |fields| {
-                let Some((from, to, false)) = port_range(fields, Field::DstPortStart, Field::DstPortEnd)?
-                else {
-                    return Ok(());
-                };
+                let range = port_range(fields, Field::DstPortStart, Field::DstPortEnd)?;
+                let Some((PortRange { from, to }, false)) = range else { return Ok(()) };
                 let ports = from..=to.unwrap_or(from);
                 let known = KNOWN_HELPERS.iter().filter(|known| known.transport == transport);
                 let known = known.filter(|known| family == Family::Ipv4 || known.ipv6);
                 for known in known.filter(|known| ports.contains(&known.port)) {
                     if scoped.rule.direction.is_in() {
-                        let side = HelperSide::Guest { addresses: addresses(family) };
-                        found.push(known.rule(family, known.port, side));
+                        found.push(known.rule(family, known.port, HelperSide::Guest));
                     }
                     if scoped.rule.direction.is_out() {
                         found.push(known.rule(family, known.port, HelperSide::Elsewhere));

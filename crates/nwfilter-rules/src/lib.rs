@@ -26,23 +26,28 @@
 mod backend;
 mod error;
 mod expand;
+mod fake;
 mod helper;
 mod lower_ethernet;
 mod lower_ip;
+mod packet;
 mod provisional;
 mod ruleset;
+mod text;
 mod tree;
 mod variables;
 
 pub use backend::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
-    NoHelper, Warning, Watch,
+    KernelObject, NoHelper, Planned, Process, Refused, Scope, Subject, Unsupported, Warning, Watch,
 };
 pub use error::RulesError;
 pub use expand::instantiate;
-pub use helper::{CTRL_CT_HELPERS, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};
+pub use fake::Fake;
+pub use helper::{CTRL_CT_HELPERS, Helper, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};
+pub use packet::{CtDirection, EthernetTest, IpTest, MaskedMac, Network, PortRange, StpRange};
 pub use ruleset::{
-    CtDirection, Ethernet, EthernetSide, Family, IpPart, Match, Origin, RootEntry, Rule, Ruleset, StpRange,
-    SubChain, Test, Verdict,
+    AnyRule, Ethernet, EthernetRule, EthernetSide, Family, IpPart, IpRule, Jump, Match, Origin, RootEntry,
+    Rule, Ruleset, SubChain, Verdict,
 };
 pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable};

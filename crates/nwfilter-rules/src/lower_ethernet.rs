@@ -5,10 +5,11 @@ use nwfilter_xml::{Action, Field, Literal, MacAddr, Protocol, Rule as XmlRule};
 use crate::error::RulesError;
 use crate::expand::Fields;
 use crate::lower_ip::{address, filled_port_range};
-use crate::ruleset::{Match, Rule, StpRange, Test, Verdict};
+use crate::packet::{EthernetTest as Test, MaskedMac, Network, StpRange};
+use crate::ruleset::{EthernetRule, Match, Rule, Verdict};
 
 /// Where bridges send spanning-tree frames (IEEE 802.1D, "bridge group address").
-const BRIDGE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
+pub(crate) const BRIDGE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
 
 /// No frame may have this VLAN number (IEEE 802.1Q).
 const RESERVED_VLAN: u32 = 4095;
@@ -17,7 +18,7 @@ const RESERVED_VLAN: u32 = 4095;
 const ICMPV6: u8 = 58;
 
 /// The rule for frames that have source and destination as the rule says, or exchanged if `reversed`.
-pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, reversed: bool) -> Result<Rule, RulesError> {
+pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, reversed: bool) -> Result<EthernetRule, RulesError> {
     let mut matches = Vec::new();
     if let Some(protocol) = rule.matches.as_ref().map(|matches| matches.protocol) {
         let mut builder = Builder { fields, reversed, matches: &mut matches };
@@ -40,7 +41,8 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, reversed: bool) -> Resu
     }
     let verdict = match rule.action {
         Action::Accept => Verdict::Accept,
-        Action::Drop | Action::Reject => Verdict::Drop,
+        Action::Drop => Verdict::Drop,
+        Action::Reject => Verdict::Reject,
         Action::Return => Verdict::Return,
         Action::Continue => Verdict::Continue,
     };
@@ -55,12 +57,18 @@ fn narrow(number: u32) -> u16 {
 struct Builder<'a, 'f> {
     fields: &'a Fields<'f>,
     reversed: bool,
-    matches: &'a mut Vec<Match>,
+    matches: &'a mut Vec<Match<Test>>,
 }
 
 impl Builder<'_, '_> {
-    fn push(&mut self, test: Test, negated: bool) {
-        self.matches.push(Match { test, negated });
+    /// Adds a match whose values are those of these attributes.
+    fn push(&mut self, test: Test, negated: bool, of: &[Field]) {
+        self.matches.push(Match { test, negated, variables: self.fields.variables(of) });
+    }
+
+    /// Adds a match that the element itself asks for.
+    fn push_own(&mut self, test: Test) {
+        self.matches.push(Match::is(test));
     }
 
     /// The two tests in the order in which they hold for this direction.
@@ -76,7 +84,7 @@ impl Builder<'_, '_> {
             _ => None,
         };
         if let Some((number, negated)) = number {
-            self.push(test(number), negated);
+            self.push(test(number), negated, &[field]);
         }
         Ok(())
     }
@@ -92,12 +100,12 @@ impl Builder<'_, '_> {
 
     fn mac(
         &mut self,
-        addr: Field,
-        mask: Option<Field>,
-        test: impl Fn(MacAddr, Option<MacAddr>) -> Test,
+        field: Field,
+        mask_field: Field,
+        test: impl Fn(MaskedMac) -> Test,
     ) -> Result<(), RulesError> {
-        if let Some((Literal::Mac(addr), negated)) = self.fields.get(addr)? {
-            let mask = match mask.map(|mask| self.fields.get(mask)).transpose()?.flatten() {
+        if let Some((Literal::Mac(addr), negated)) = self.fields.get(field)? {
+            let mask = match self.fields.get(mask_field)? {
                 Some((Literal::Mac(MacAddr([0, 0, 0, 0, 0, 0])), _)) => {
                     let why = "a MAC mask of zeros compares nothing: leave address and mask out";
                     return Err(self.fields.inexpressible(why));
@@ -105,42 +113,36 @@ impl Builder<'_, '_> {
                 Some((Literal::Mac(mask), _)) => Some(mask),
                 _ => None,
             };
-            self.push(test(addr, mask), negated);
+            self.push(test(MaskedMac { addr, mask }), negated, &[field, mask_field]);
         }
         Ok(())
     }
 
     fn addresses(&mut self) -> Result<(), RulesError> {
-        let src: fn(MacAddr, Option<MacAddr>) -> Test = |addr, mask| Test::SrcMac { addr, mask };
-        let dst: fn(MacAddr, Option<MacAddr>) -> Test = |addr, mask| Test::DstMac { addr, mask };
-        let (src, dst) = self.pair(src, dst);
-        self.mac(Field::SrcMac, Some(Field::SrcMacMask), src)?;
-        self.mac(Field::DstMac, Some(Field::DstMacMask), dst)
+        let (src, dst) = self.pair(Test::SrcMac as fn(_) -> _, Test::DstMac);
+        self.mac(Field::SrcMac, Field::SrcMacMask, src)?;
+        self.mac(Field::DstMac, Field::DstMacMask, dst)
     }
 
     fn vlan(&mut self) -> Result<(), RulesError> {
         if self.optional_number(Field::VlanId)? == Some(RESERVED_VLAN) {
             return Err(self.fields.inexpressible("VLAN 4095 is reserved and cannot be matched"));
         }
-        self.push(Test::EtherType(0x8100), false);
+        self.push_own(Test::EtherType(0x8100));
         self.number(Field::VlanId, |n| Test::VlanId(narrow(n)))?;
         self.number(Field::VlanEncap, |n| Test::VlanEncap(narrow(n)))
     }
 
     fn stp(&mut self) -> Result<(), RulesError> {
-        self.push(Test::DstMac { addr: BRIDGE_GROUP, mask: None }, false);
+        self.push_own(Test::DstMac(BRIDGE_GROUP.into()));
         // The kinds of the first two have 8 bits.
         self.number(Field::StpType, |n| Test::StpType(n as u8))?;
         self.number(Field::StpFlags, |n| Test::StpFlags(n as u8))?;
         self.stp_range(StpRange::RootPriority, Field::StpRootPriority, Field::StpRootPriorityHi)?;
-        self.mac(Field::StpRootAddress, Some(Field::StpRootAddressMask), |addr, mask| {
-            Test::StpRootAddress { addr, mask }
-        })?;
+        self.mac(Field::StpRootAddress, Field::StpRootAddressMask, Test::StpRootAddress)?;
         self.stp_range(StpRange::RootCost, Field::StpRootCost, Field::StpRootCostHi)?;
         self.stp_range(StpRange::SenderPriority, Field::StpSenderPriority, Field::StpSenderPriorityHi)?;
-        self.mac(Field::StpSenderAddress, Some(Field::StpSenderAddressMask), |addr, mask| {
-            Test::StpSenderAddress { addr, mask }
-        })?;
+        self.mac(Field::StpSenderAddress, Field::StpSenderAddressMask, Test::StpSenderAddress)?;
         self.stp_range(StpRange::Port, Field::StpPort, Field::StpPortHi)?;
         self.stp_range(StpRange::MessageAge, Field::StpAge, Field::StpAgeHi)?;
         self.stp_range(StpRange::MaxAge, Field::StpMaxAge, Field::StpMaxAgeHi)?;
@@ -148,59 +150,60 @@ impl Builder<'_, '_> {
         self.stp_range(StpRange::ForwardDelay, Field::StpForwardDelay, Field::StpForwardDelayHi)
     }
 
-    fn stp_range(&mut self, field: StpRange, from: Field, to: Field) -> Result<(), RulesError> {
-        let to = self.optional_number(to)?;
-        if let (Some(from), Some(to)) = (self.optional_number(from)?, to)
-            && from > to
-        {
+    fn stp_range(&mut self, field: StpRange, start: Field, end: Field) -> Result<(), RulesError> {
+        let Some(from) = self.optional_number(start)? else { return Ok(()) };
+        let to = self.optional_number(end)?;
+        if let Some(to) = to.filter(|to| from > *to) {
             return Err(self.fields.inexpressible(format!("the range {from} to {to} is empty")));
         }
-        self.number(from, |from| Test::StpRange { field, from, to })
+        let negated = matches!(self.fields.get(start)?, Some((_, true)));
+        self.push(Test::StpRange { field, from, to }, negated, &[start, end]);
+        Ok(())
     }
 
     fn arp(&mut self, ether_type: u16) -> Result<(), RulesError> {
-        self.push(Test::EtherType(ether_type), false);
+        self.push_own(Test::EtherType(ether_type));
         self.number(Field::ArpHardwareType, |n| Test::ArpHardwareType(narrow(n)))?;
         self.number(Field::ArpOpcode, |n| Test::ArpOpcode(narrow(n)))?;
         self.number(Field::ArpProtocolType, |n| Test::ArpProtocolType(narrow(n)))?;
         self.arp_ips()?;
-        let (src, dst) = self.pair(Test::ArpSrcMac as fn(MacAddr) -> Test, Test::ArpDstMac);
-        self.mac(Field::ArpSrcMac, None, |addr, _| src(addr))?;
-        self.mac(Field::ArpDstMac, None, |addr, _| dst(addr))?;
+        let (sender, target) = self.pair(Test::ArpSrcMac as fn(_) -> _, Test::ArpDstMac);
+        for (field, test) in [(Field::ArpSrcMac, sender), (Field::ArpDstMac, target)] {
+            if let Some((Literal::Mac(addr), negated)) = self.fields.get(field)? {
+                self.push(test(addr), negated, &[field]);
+            }
+        }
         if let Some((Literal::Bool(true), negated)) = self.fields.get(Field::ArpGratuitous)? {
-            self.push(Test::ArpGratuitous, negated);
+            self.push(Test::ArpGratuitous, negated, &[Field::ArpGratuitous]);
         }
         Ok(())
     }
 
     /// libvirt gives the target's address the sender's mask where it has none of its own.
     fn arp_ips(&mut self) -> Result<(), RulesError> {
-        let mut mask = 32;
-        let src = |addr, prefix| Test::ArpSrcIp { addr, prefix };
-        let dst = |addr, prefix| Test::ArpDstIp { addr, prefix };
-        let (sender, target) = self.pair(src as fn(_, _) -> _, dst);
+        let (mut prefix, mut mask_fields) = (None, Vec::new());
+        let (sender, target) = self.pair(Test::ArpSrcIp as fn(_) -> _, Test::ArpDstIp);
         for (field, mask_field, test) in
             [(Field::ArpSrcIp, Field::ArpSrcIpMask, sender), (Field::ArpDstIp, Field::ArpDstIpMask, target)]
         {
             let Some((Literal::Ipv4(addr), negated)) = self.fields.get(field)? else { continue };
             if let Some((Literal::Prefix(own), _)) = self.fields.get(mask_field)? {
-                mask = own;
+                (prefix, mask_fields) = (Some(own), vec![mask_field]);
             }
-            self.push(test(addr, mask), negated);
+            let of = [&[field], mask_fields.as_slice()].concat();
+            self.push(test(Network { addr: addr.into(), prefix }), negated, &of);
         }
         Ok(())
     }
 
     fn ip(&mut self, ether_type: u16) -> Result<(), RulesError> {
-        self.push(Test::EtherType(ether_type), false);
-        let src: fn(_, _) -> Test = |addr, prefix| Test::SrcIp { addr, prefix };
-        let dst: fn(_, _) -> Test = |addr, prefix| Test::DstIp { addr, prefix };
-        let (src, dst) = self.pair(src, dst);
+        self.push_own(Test::EtherType(ether_type));
+        let (src, dst) = self.pair(Test::SrcIp as fn(_) -> _, Test::DstIp);
         for (addr, mask, test) in
             [(Field::SrcIp, Field::SrcIpMask, src), (Field::DstIp, Field::DstIpMask, dst)]
         {
-            if let Some((addr, prefix, negated)) = address(self.fields, addr, mask)? {
-                self.push(test(addr, prefix), negated);
+            if let Some((network, negated)) = address(self.fields, addr, mask)? {
+                self.push(test(network), negated, &[addr, mask]);
             }
         }
         let protocol = self.fields.get(Field::IpProtocol)?;
@@ -218,19 +221,17 @@ impl Builder<'_, '_> {
     }
 
     fn ports(&mut self, negated_protocol: bool) -> Result<(), RulesError> {
-        let src: fn(_, _) -> Test = |from, to| Test::SrcPort { from, to };
-        let dst: fn(_, _) -> Test = |from, to| Test::DstPort { from, to };
-        let (src, dst) = self.pair(src, dst);
+        let (src, dst) = self.pair(Test::SrcPort as fn(_) -> _, Test::DstPort);
         for (start, end, test) in
             [(Field::SrcPortStart, Field::SrcPortEnd, src), (Field::DstPortStart, Field::DstPortEnd, dst)]
         {
-            let Some((from, to, negated)) = filled_port_range(self.fields, start, end)? else { continue };
+            let Some((ports, negated)) = filled_port_range(self.fields, start, end)? else { continue };
             if negated_protocol {
                 let why = "ports cannot be matched together with a negated protocol: \
                            write the protocol in an element of its own without match='no'";
                 return Err(self.fields.inexpressible(why));
             }
-            self.push(test(from, to), negated);
+            self.push(test(ports), negated, &[start, end]);
         }
         Ok(())
     }
@@ -257,7 +258,8 @@ impl Builder<'_, '_> {
             return Err(self.fields.inexpressible("a range of ICMPv6 types or codes is empty"));
         }
         let negated = matches!(self.fields.get(Field::IcmpType)?, Some((_, true)));
-        self.push(Test::IcmpRange { kinds, codes }, negated);
+        let of = [Field::IcmpType, Field::IcmpTypeEnd, Field::IcmpCode, Field::IcmpCodeEnd];
+        self.push(Test::IcmpRange { kinds, codes }, negated, &of);
         Ok(())
     }
 }

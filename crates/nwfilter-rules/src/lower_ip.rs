@@ -1,4 +1,4 @@
-//! IP rules: one rule of the language becomes up to three, for packets from the guest, to the guest and to the host.
+//! IP rules: one rule of the language becomes up to two, for packets from the guest and to the guest.
 
 use std::net::IpAddr;
 
@@ -7,9 +7,10 @@ use nwfilter_xml::{Action, Direction, Field, Literal, Protocol, Rule as XmlRule}
 
 use crate::error::RulesError;
 use crate::expand::Fields;
-use crate::ruleset::{CtDirection, IpPart, Match, Rule, Test, Verdict};
+use crate::packet::{CtDirection, IpTest as Test, Network, PortRange};
+use crate::ruleset::{IpPart, IpRule, Match, Rule, Verdict};
 
-/// One of the up to three lines of a rule.
+/// One of the up to two lines of a rule.
 struct Line {
     /// Whether source and destination are exchanged.
     reversed: bool,
@@ -45,7 +46,7 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, part: &mut IpPart) -> R
         reversed: incoming,
         state: state(incoming),
         without_icmp_type: incoming,
-        accept: Verdict::Return,
+        accept: Verdict::Pass,
     };
     let to_guest = Line {
         reversed: !incoming,
@@ -53,11 +54,8 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, part: &mut IpPart) -> R
         without_icmp_type: !incoming || both,
         accept: Verdict::Accept,
     };
-    if (!explicit || direction.is_out())
-        && let Some(line) = from_guest.lower(rule, fields)?
-    {
-        part.from_guest.push(line.clone());
-        part.to_host.push(line);
+    if !explicit || direction.is_out() {
+        part.from_guest.extend(from_guest.lower(rule, fields)?);
     }
     if !explicit || direction.is_in() {
         part.to_guest.extend(to_guest.lower(rule, fields)?);
@@ -73,7 +71,7 @@ fn has_literal_state(rule: &XmlRule) -> bool {
 
 impl Line {
     /// The line, or `None` where it has nothing to match on or is left out.
-    fn lower(&self, rule: &XmlRule, fields: &Fields<'_>) -> Result<Option<Rule>, RulesError> {
+    fn lower(&self, rule: &XmlRule, fields: &Fields<'_>) -> Result<Option<IpRule>, RulesError> {
         let Some(matches) = &rule.matches else { return Ok(None) };
         let mut line = LineBuilder { fields, reversed: self.reversed, matches: Vec::new() };
         line.protocol(matches.protocol);
@@ -111,10 +109,10 @@ impl Line {
         if (implicit && !accepts) || (accepts && connlimit) {
             return;
         }
-        line.push(Test::States(states), false);
+        line.push(Test::States(states), false, &[]);
         if implicit && !has_icmp_type {
             let direction = if self.reversed { CtDirection::Reply } else { CtDirection::Original };
-            line.push(Test::CtDirection(direction), false);
+            line.push(Test::CtDirection(direction), false, &[]);
         }
     }
 }
@@ -122,12 +120,13 @@ impl Line {
 struct LineBuilder<'a, 'f> {
     fields: &'a Fields<'f>,
     reversed: bool,
-    matches: Vec<Match>,
+    matches: Vec<Match<Test>>,
 }
 
 impl LineBuilder<'_, '_> {
-    fn push(&mut self, test: Test, negated: bool) {
-        self.matches.push(Match { test, negated });
+    /// Adds a match whose values are those of these attributes.
+    fn push(&mut self, test: Test, negated: bool, of: &[Field]) {
+        self.matches.push(Match { test, negated, variables: self.fields.variables(of) });
     }
 
     fn pair<T>(&self, src: T, dst: T) -> (T, T) {
@@ -147,36 +146,34 @@ impl LineBuilder<'_, '_> {
             Protocol::Igmp => 2,
             _ => return,
         };
-        self.push(Test::IpProtocol(number), false);
+        self.push(Test::IpProtocol(number), false, &[]);
     }
 
     /// True if the rule asks for a source address that a reversed line cannot match.
     fn source_mac(&mut self) -> Result<bool, RulesError> {
         let Some((Literal::Mac(addr), negated)) = self.fields.get(Field::SrcMac)? else { return Ok(false) };
         if !self.reversed {
-            self.push(Test::SrcMac { addr, mask: None }, negated);
+            self.push(Test::SrcMac(addr), negated, &[Field::SrcMac]);
         }
         Ok(self.reversed)
     }
 
     /// An address is matched on in place of a range where a rule has both.
     fn addresses(&mut self) -> Result<(), RulesError> {
-        type AddressTest = fn(IpAddr, Option<u8>) -> Test;
+        type AddressTest = fn(Network) -> Test;
         type RangeTest = fn(IpAddr, IpAddr) -> Test;
-        let src: (AddressTest, RangeTest) =
-            (|addr, prefix| Test::SrcIp { addr, prefix }, |from, to| Test::SrcIpRange { from, to });
-        let dst: (AddressTest, RangeTest) =
-            (|addr, prefix| Test::DstIp { addr, prefix }, |from, to| Test::DstIpRange { from, to });
+        let src: (AddressTest, RangeTest) = (Test::SrcIp, |from, to| Test::SrcIpRange { from, to });
+        let dst: (AddressTest, RangeTest) = (Test::DstIp, |from, to| Test::DstIpRange { from, to });
         let (src, dst) = self.pair(src, dst);
         for ((addr, mask, from, to), (address_test, range_test)) in [
             ((Field::SrcIp, Field::SrcIpMask, Field::SrcIpFrom, Field::SrcIpTo), src),
             ((Field::DstIp, Field::DstIpMask, Field::DstIpFrom, Field::DstIpTo), dst),
         ] {
-            if let Some((addr, prefix, negated)) = address(self.fields, addr, mask)? {
-                self.push(address_test(addr, prefix), negated);
-            } else if let Some((from, negated)) = ip(self.fields, from)? {
-                let to = ip(self.fields, to)?.map_or(from, |(to, _)| to);
-                self.push(range_test(from, to), negated);
+            if let Some((network, negated)) = address(self.fields, addr, mask)? {
+                self.push(address_test(network), negated, &[addr, mask]);
+            } else if let Some((first, negated)) = ip(self.fields, from)? {
+                let last = ip(self.fields, to)?.map_or(first, |(last, _)| last);
+                self.push(range_test(first, last), negated, &[from, to]);
             }
         }
         Ok(())
@@ -184,7 +181,7 @@ impl LineBuilder<'_, '_> {
 
     fn dscp(&mut self) -> Result<(), RulesError> {
         if let Some((Literal::U8(number), negated)) = self.fields.get(Field::Dscp)? {
-            self.push(Test::Dscp(number.value), negated);
+            self.push(Test::Dscp(number.value), negated, &[Field::Dscp]);
         }
         Ok(())
     }
@@ -192,11 +189,9 @@ impl LineBuilder<'_, '_> {
     /// Flags, ports and options of TCP, ports of the others. Of UDP the kernel takes empty ranges too.
     fn transport(&mut self, protocol: Protocol) -> Result<(), RulesError> {
         if let Some((Literal::TcpFlags { mask, set }, negated)) = self.fields.get(Field::TcpFlags)? {
-            self.push(Test::TcpFlags { mask, set }, negated);
+            self.push(Test::TcpFlags { mask, set }, negated, &[Field::TcpFlags]);
         }
-        let src: fn(_, _) -> Test = |from, to| Test::SrcPort { from, to };
-        let dst: fn(_, _) -> Test = |from, to| Test::DstPort { from, to };
-        let (src, dst) = self.pair(src, dst);
+        let (src, dst) = self.pair(Test::SrcPort as fn(_) -> _, Test::DstPort);
         let read_range = match protocol {
             Protocol::Udp | Protocol::UdpOn6 => port_range,
             _ => filled_port_range,
@@ -204,8 +199,8 @@ impl LineBuilder<'_, '_> {
         for (start, end, test) in
             [(Field::SrcPortStart, Field::SrcPortEnd, src), (Field::DstPortStart, Field::DstPortEnd, dst)]
         {
-            if let Some((from, to, negated)) = read_range(self.fields, start, end)? {
-                self.push(test(from, to), negated);
+            if let Some((ports, negated)) = read_range(self.fields, start, end)? {
+                self.push(test(ports), negated, &[start, end]);
             }
         }
         if let Some((Literal::U8(option), negated)) = self.fields.get(Field::TcpOption)? {
@@ -214,7 +209,7 @@ impl LineBuilder<'_, '_> {
                     .fields
                     .inexpressible("TCP option 0 ends the list of options and cannot be matched"));
             }
-            self.push(Test::TcpOption(option.value), negated);
+            self.push(Test::TcpOption(option.value), negated, &[Field::TcpOption]);
         }
         Ok(())
     }
@@ -226,7 +221,7 @@ impl LineBuilder<'_, '_> {
             Some((Literal::U8(code), _)) => Some(code.value),
             _ => None,
         };
-        self.push(Test::Icmp { kind: kind.value, code }, negated);
+        self.push(Test::Icmp { kind: kind.value, code }, negated, &[Field::IcmpType, Field::IcmpCode]);
         Ok(true)
     }
 
@@ -240,13 +235,13 @@ impl LineBuilder<'_, '_> {
             };
             let directions = flags.into_iter().map(|flag| if self.reversed { reversed(flag) } else { flag });
             let directions = directions.collect();
-            self.push(Test::IpSet { name, directions }, false);
+            self.push(Test::IpSet { name, directions }, false, &[Field::IpSet, Field::IpSetFlags]);
         }
         if let Some((Literal::U16(limit), negated)) = self.fields.get(Field::ConnlimitAbove)? {
-            self.push(Test::ConnlimitAbove(limit.value), negated);
+            self.push(Test::ConnlimitAbove(limit.value), negated, &[Field::ConnlimitAbove]);
         }
         if let Some((Literal::Text(text), _)) = self.fields.get(Field::Comment)? {
-            self.push(Test::Comment(text), false);
+            self.push(Test::Comment(text), false, &[Field::Comment]);
         }
         Ok(())
     }
@@ -266,7 +261,7 @@ pub(crate) fn address(
     fields: &Fields<'_>,
     addr: Field,
     mask: Field,
-) -> Result<Option<(IpAddr, Option<u8>, bool)>, RulesError> {
+) -> Result<Option<(Network, bool)>, RulesError> {
     let Some((addr, negated)) = ip(fields, addr)? else { return Ok(None) };
     let prefix = match fields.get(mask)? {
         Some((Literal::Prefix(bits), _)) => Some(bits),
@@ -276,7 +271,7 @@ pub(crate) fn address(
         return Err(fields
             .inexpressible("match='no' with a mask of 0 leaves no address: this rule could match nothing"));
     }
-    Ok(Some((addr, prefix, negated)))
+    Ok(Some((Network { addr, prefix }, negated)))
 }
 
 /// A port or a range of ports; an end without a start is nothing. A range whose end is before its start matches no
@@ -285,7 +280,7 @@ pub(crate) fn port_range(
     fields: &Fields<'_>,
     start: Field,
     end: Field,
-) -> Result<Option<(u16, Option<u16>, bool)>, RulesError> {
+) -> Result<Option<(PortRange, bool)>, RulesError> {
     let Some((Literal::U16(start), negated)) = fields.get(start)? else { return Ok(None) };
     let end = match fields.get(end)? {
         Some((Literal::U16(end), _)) => Some(end.value),
@@ -296,7 +291,7 @@ pub(crate) fn port_range(
             "match='no' with the ports 0 to 65535 leaves none: this rule could match nothing",
         ));
     }
-    Ok(Some((start.value, end, negated)))
+    Ok(Some((PortRange { from: start.value, to: end }, negated)))
 }
 
 /// Like [`port_range`], but refuses a range that matches no port: where the kernel does.
@@ -304,10 +299,10 @@ pub(crate) fn filled_port_range(
     fields: &Fields<'_>,
     start: Field,
     end: Field,
-) -> Result<Option<(u16, Option<u16>, bool)>, RulesError> {
+) -> Result<Option<(PortRange, bool)>, RulesError> {
     let range = port_range(fields, start, end)?;
     match range {
-        Some((from, Some(to), _)) if from > to => {
+        Some((PortRange { from, to: Some(to) }, _)) if from > to => {
             Err(fields.inexpressible(format!("the range of ports {from} to {to} is empty")))
         }
         _ => Ok(range),

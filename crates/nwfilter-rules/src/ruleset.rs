@@ -1,19 +1,25 @@
 //! The ruleset of one port: typed matches and verdicts, without text and without the words of any tool.
+//!
+//! A ruleset says what passes, not where a kernel's tables have to say it. A backend adds what its tables need: a copy
+//! of the guest's rules for packets to the host itself, a place for conntrack helpers, an exception for the replies
+//! that a reject makes.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nwfilter_xml::value::{SetDirection, States, TcpFlagSet};
-use nwfilter_xml::{ChainName, FilterName, MacAddr};
-use serde::{Serialize, Serializer};
+use nwfilter_xml::value::VarRef;
+use nwfilter_xml::{ChainName, FilterName};
+use serde::Serialize;
 
 use crate::helper::HelperRule;
+use crate::packet::{EthernetTest, IpTest};
+use crate::text;
 
 /// What one port enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ruleset {
-    /// Rules on Ethernet frames.
+    /// Rules on Ethernet frames. A frame has to pass these and those of its IP family.
     pub ethernet: Ethernet,
     /// Rules on IPv4 packets; `None` lets all of them pass.
     pub ipv4: Option<IpPart>,
@@ -21,6 +27,8 @@ pub struct Ruleset {
     pub ipv6: Option<IpPart>,
     /// Connections that get a conntrack helper.
     pub helpers: Vec<HelperRule>,
+    /// The guest's own addresses, as far as its binding or learning tells them.
+    pub guest_addresses: Vec<IpAddr>,
 }
 
 /// The Ethernet part of a ruleset. A side that is `None` lets every frame pass.
@@ -32,13 +40,15 @@ pub struct Ethernet {
     pub to_guest: Option<EthernetSide>,
 }
 
-/// One direction of the Ethernet part. A frame that no rule of a chain stops is accepted at the chain's end.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// One direction of the Ethernet part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EthernetSide {
     /// The root chain: rules, and jumps into the other chains.
     pub root: Vec<RootEntry>,
     /// The other chains, in the order in which the root chain jumps into them.
     pub chains: Vec<SubChain>,
+    /// What happens to a frame at the end of the root chain.
+    pub end: Verdict,
 }
 
 /// An entry of a root chain.
@@ -46,30 +56,40 @@ pub struct EthernetSide {
 #[serde(rename_all = "snake_case")]
 pub enum RootEntry {
     /// A rule.
-    Rule(Rule),
-    /// A jump into the sub-chain of that name, for the frames of its protocol.
-    Jump(#[serde(serialize_with = "as_text")] ChainName),
+    Rule(EthernetRule),
+    /// A jump into a sub-chain.
+    Jump(Jump),
+}
+
+/// A jump into a sub-chain, for the frames of its protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Jump {
+    /// The name of the sub-chain.
+    #[serde(serialize_with = "text::one")]
+    pub chain: ChainName,
+    /// All of them must hold for a frame to enter it.
+    pub matches: Vec<Match<EthernetTest>>,
 }
 
 /// A chain for the frames of one protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SubChain {
-    /// Its name; the name's prefix says which frames enter it.
-    #[serde(serialize_with = "as_text")]
+    /// Its name.
+    #[serde(serialize_with = "text::one")]
     pub name: ChainName,
     /// Its rules.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<EthernetRule>,
+    /// What happens to a frame at its end.
+    pub end: Verdict,
 }
 
 /// The rules on the packets of one IP family. A packet that no rule stops passes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IpPart {
-    /// Forwarded packets that the guest sends. `Return` lets a packet go on to the receiving port's rules.
-    pub from_guest: Vec<Rule>,
-    /// Forwarded packets that the guest receives.
-    pub to_guest: Vec<Rule>,
-    /// Packets from the guest to the host itself.
-    pub to_host: Vec<Rule>,
+    /// Packets that the guest sends, to other ports and to the host itself.
+    pub from_guest: Vec<IpRule>,
+    /// Packets that the guest receives.
+    pub to_guest: Vec<IpRule>,
 }
 
 /// An IP family.
@@ -82,50 +102,81 @@ pub enum Family {
     Ipv6,
 }
 
+impl Family {
+    /// Both.
+    pub const ALL: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+    /// The family of an address.
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        })
+    }
+}
+
 /// One rule: a packet that passes all matches gets the verdict.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rule {
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Rule<T> {
     /// All of them must hold.
-    pub matches: Vec<Match>,
+    pub matches: Vec<Match<T>>,
     /// What then happens.
     pub verdict: Verdict,
     /// The rule of a filter this comes from.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "text::one")]
     pub origin: Origin,
+}
+
+/// A rule on Ethernet frames.
+pub type EthernetRule = Rule<EthernetTest>;
+
+/// A rule on IP packets.
+pub type IpRule = Rule<IpTest>;
+
+impl<T> Rule<T> {
+    /// A rule that comes from no filter.
+    pub fn built_in(matches: impl IntoIterator<Item = Match<T>>, verdict: Verdict) -> Self {
+        Self { matches: matches.into_iter().collect(), verdict, origin: Origin::BUILT_IN }
+    }
 }
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It passes.
+    /// No other rule of this port and layer is asked: the packet passes them.
     Accept,
+    /// The sending port lets the packet pass, and the rules of the receiving port decide.
+    Pass,
     /// It vanishes.
     Drop,
     /// It vanishes and its sender is told.
     Reject,
-    /// The chain ends here for it; what follows is the calling chain.
+    /// The chain ends here for it; the rules behind the jump into the chain follow.
     Return,
     /// It is counted and goes on to the next rule.
     Continue,
 }
 
-/// The place of a rule in its filter. Origins never make two rules differ.
-#[derive(Clone, Debug)]
+/// The place of a rule in its filter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
-    /// The filter; `None` for rules of our own, in force before a filter can be.
+    /// The filter; `None` for built-in rules, in force before a filter can be.
     pub filter: Option<Arc<FilterName>>,
     /// The line of the rule in the filter's document, 0 where unknown.
     pub line: u32,
 }
 
-impl PartialEq for Origin {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
+impl Origin {
+    /// Of rules that come from no filter.
+    pub const BUILT_IN: Origin = Origin { filter: None, line: 0 };
 }
-
-impl Eq for Origin {}
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -138,172 +189,88 @@ impl fmt::Display for Origin {
 }
 
 /// One condition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Match {
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Match<T> {
     /// What is compared.
     #[serde(flatten)]
-    pub test: Test,
+    pub test: T,
     /// True if the test must fail.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
+    /// The variables that the compared values come from; none where the filter says them itself. Ports whose rulesets
+    /// differ only in such values can share the rest.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "text::many")]
+    pub variables: Vec<VarRef>,
 }
 
-/// A comparison with a field of the packet.
-#[allow(missing_docs)] // Fields are named after those of the packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Test {
-    SrcMac {
-        #[serde(serialize_with = "as_text")]
-        addr: MacAddr,
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
-        mask: Option<MacAddr>,
-    },
-    DstMac {
-        #[serde(serialize_with = "as_text")]
-        addr: MacAddr,
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
-        mask: Option<MacAddr>,
-    },
-    EtherType(u16),
-    VlanId(u16),
-    VlanEncap(u16),
-    StpType(u8),
-    StpFlags(u8),
-    /// A field of a spanning-tree frame within `from..=to`.
-    StpRange {
-        field: StpRange,
-        from: u32,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        to: Option<u32>,
-    },
-    StpRootAddress {
-        #[serde(serialize_with = "as_text")]
-        addr: MacAddr,
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
-        mask: Option<MacAddr>,
-    },
-    StpSenderAddress {
-        #[serde(serialize_with = "as_text")]
-        addr: MacAddr,
-        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
-        mask: Option<MacAddr>,
-    },
-    ArpHardwareType(u16),
-    ArpProtocolType(u16),
-    ArpOpcode(u16),
-    ArpSrcMac(#[serde(serialize_with = "as_text")] MacAddr),
-    ArpDstMac(#[serde(serialize_with = "as_text")] MacAddr),
-    ArpSrcIp {
-        addr: std::net::Ipv4Addr,
-        prefix: u8,
-    },
-    ArpDstIp {
-        addr: std::net::Ipv4Addr,
-        prefix: u8,
-    },
-    ArpGratuitous,
-    /// An address, or a network where a prefix length is given.
-    SrcIp {
-        addr: IpAddr,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        prefix: Option<u8>,
-    },
-    DstIp {
-        addr: IpAddr,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        prefix: Option<u8>,
-    },
-    SrcIpRange {
-        from: IpAddr,
-        to: IpAddr,
-    },
-    DstIpRange {
-        from: IpAddr,
-        to: IpAddr,
-    },
-    IpProtocol(u8),
-    SrcPort {
-        from: u16,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        to: Option<u16>,
-    },
-    DstPort {
-        from: u16,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        to: Option<u16>,
-    },
-    Dscp(u8),
-    /// An ICMP or ICMPv6 type, and a code where one is asked for.
-    Icmp {
-        kind: u8,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        code: Option<u8>,
-    },
-    /// Ranges of ICMPv6 types and codes, on the Ethernet layer.
-    IcmpRange {
-        kinds: (u8, u8),
-        codes: (u8, u8),
-    },
-    /// More connections than that from the packet's source address.
-    ConnlimitAbove(u16),
-    States(#[serde(serialize_with = "as_text")] States),
-    CtDirection(CtDirection),
-    IpSet {
-        name: String,
-        #[serde(serialize_with = "as_texts")]
-        directions: Vec<SetDirection>,
-    },
-    TcpFlags {
-        #[serde(serialize_with = "as_text")]
-        mask: TcpFlagSet,
-        #[serde(serialize_with = "as_text")]
-        set: TcpFlagSet,
-    },
-    TcpOption(u8),
-    /// Matches every packet; says something to who reads the rules.
-    Comment(String),
-}
+impl<T> Match<T> {
+    /// The test must hold.
+    pub fn is(test: T) -> Self {
+        Self { test, negated: false, variables: Vec::new() }
+    }
 
-/// The fields of a spanning-tree frame that are compared with a range.
-#[allow(missing_docs)] // The names are those of the fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StpRange {
-    RootPriority,
-    RootCost,
-    SenderPriority,
-    Port,
-    MessageAge,
-    MaxAge,
-    HelloTime,
-    ForwardDelay,
-}
-
-/// Which way a packet goes in its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CtDirection {
-    /// As the connection's first packet.
-    Original,
-    /// Against it.
-    Reply,
-}
-
-fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-fn as_optional_text<T: fmt::Display, S: Serializer>(
-    value: &Option<T>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(value),
-        None => serializer.serialize_none(),
+    /// The test must fail.
+    pub fn is_not(test: T) -> Self {
+        Self { test, negated: true, variables: Vec::new() }
     }
 }
 
-fn as_texts<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(values.iter().map(ToString::to_string))
+impl EthernetSide {
+    /// A root chain with these rules.
+    pub fn of_rules(rules: impl IntoIterator<Item = EthernetRule>) -> Self {
+        Self {
+            root: rules.into_iter().map(RootEntry::Rule).collect(),
+            chains: Vec::new(),
+            end: Verdict::Accept,
+        }
+    }
+}
+
+/// A rule of either layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnyRule<'a> {
+    /// On Ethernet frames.
+    Ethernet(&'a EthernetRule),
+    /// On IP packets.
+    Ip(&'a IpRule),
+}
+
+impl<'a> AnyRule<'a> {
+    /// The rule of a filter it comes from.
+    pub fn origin(self) -> &'a Origin {
+        match self {
+            AnyRule::Ethernet(rule) => &rule.origin,
+            AnyRule::Ip(rule) => &rule.origin,
+        }
+    }
+}
+
+impl Ruleset {
+    /// The rules of an IP family.
+    pub fn ip(&self, family: Family) -> Option<&IpPart> {
+        match family {
+            Family::Ipv4 => self.ipv4.as_ref(),
+            Family::Ipv6 => self.ipv6.as_ref(),
+        }
+    }
+
+    /// Whether there are rules of any IP family.
+    pub fn has_ip_rules(&self) -> bool {
+        self.ipv4.is_some() || self.ipv6.is_some()
+    }
+
+    /// Every rule, of both layers and directions.
+    pub fn rules(&self) -> impl Iterator<Item = AnyRule<'_>> {
+        let sides = [&self.ethernet.from_guest, &self.ethernet.to_guest].into_iter().flatten();
+        let ethernet = sides.flat_map(|side| {
+            let root = side.root.iter().filter_map(|entry| match entry {
+                RootEntry::Rule(rule) => Some(rule),
+                RootEntry::Jump(_) => None,
+            });
+            root.chain(side.chains.iter().flat_map(|chain| &chain.rules))
+        });
+        let parts = Family::ALL.into_iter().filter_map(|family| self.ip(family));
+        let ip = parts.flat_map(|part| part.from_guest.iter().chain(&part.to_guest));
+        ethernet.map(AnyRule::Ethernet).chain(ip.map(AnyRule::Ip))
+    }
 }

@@ -9,10 +9,11 @@ use std::path::Path;
 
 use insta::assert_snapshot;
 use nwfilter_rules::{
-    CTRL_CT_HELPERS, EthernetSide, Match, RootEntry, Rule, RulesError, Ruleset, Test, includes_itself,
+    CTRL_CT_HELPERS, EthernetSide, IpTest, Match, RootEntry, Rule, RulesError, Ruleset, includes_itself,
     instantiate, reachable,
 };
 use nwfilter_xml::{Filter, FilterName, Params, read_binding, read_filter};
+use serde::Serialize;
 
 type Filters = BTreeMap<FilterName, Filter>;
 
@@ -47,14 +48,18 @@ fn refusal(document: &str, params: &[(&str, &str)]) -> String {
 }
 
 /// A rule's matches as JSON and its verdict.
-fn shown_rule(rule: &Rule) -> String {
-    let tests = rule.matches.iter().map(|test| serde_json::to_string(test).unwrap().replace('"', ""));
+fn shown_rule<T: Serialize>(rule: &Rule<T>) -> String {
     format!(
         "{} {}  ({})",
-        tests.collect::<Vec<_>>().join(" "),
+        shown_matches(&rule.matches),
         serde_json::to_string(&rule.verdict).unwrap(),
         rule.origin
     )
+}
+
+fn shown_matches<T: Serialize>(matches: &[Match<T>]) -> String {
+    let tests = matches.iter().map(|test| serde_json::to_string(test).unwrap().replace('"', ""));
+    tests.collect::<Vec<_>>().join(" ")
 }
 
 fn shown(ruleset: &Ruleset) -> String {
@@ -66,10 +71,10 @@ fn shown(ruleset: &Ruleset) -> String {
     for (title, side) in
         [("from guest", &ruleset.ethernet.from_guest), ("to guest", &ruleset.ethernet.to_guest)]
     {
-        let Some(EthernetSide { root, chains }) = side else { continue };
+        let Some(EthernetSide { root, chains, .. }) = side else { continue };
         let entry = |entry: &RootEntry| match entry {
             RootEntry::Rule(rule) => shown_rule(rule),
-            RootEntry::Jump(chain) => format!("→ {chain}"),
+            RootEntry::Jump(jump) => format!("{} → {}", shown_matches(&jump.matches), jump.chain),
         };
         list(&format!("frames {title}"), root.iter().map(entry).collect());
         for chain in chains {
@@ -78,11 +83,12 @@ fn shown(ruleset: &Ruleset) -> String {
     }
     for (family, part) in [("IPv4", &ruleset.ipv4), ("IPv6", &ruleset.ipv6)] {
         let Some(part) = part else { continue };
-        for (title, rules) in
-            [("from guest", &part.from_guest), ("to guest", &part.to_guest), ("to host", &part.to_host)]
-        {
+        for (title, rules) in [("from guest", &part.from_guest), ("to guest", &part.to_guest)] {
             list(&format!("{family} {title}"), rules.iter().map(shown_rule).collect());
         }
+    }
+    if !ruleset.guest_addresses.is_empty() {
+        list("guest addresses", ruleset.guest_addresses.iter().map(ToString::to_string).collect());
     }
     if !ruleset.helpers.is_empty() {
         let helpers =
@@ -124,7 +130,7 @@ fn a_ruleset_is_json_without_the_words_of_any_tool() {
 // ---- IP rules ----
 
 #[test]
-fn an_ip_rule_becomes_up_to_three_lines() {
+fn an_ip_rule_becomes_up_to_two_lines() {
     let mut out = String::new();
     for (title, rule, element) in [
         ("accept", "action='accept'", "<tcp srcipaddr='10.0.0.1' dstportstart='22'/>"),
@@ -242,14 +248,9 @@ fn what_the_outer_scope_sets_wins_over_what_an_include_passes_down() {
     ]);
     let pairs = |params: &[(&str, &str)]| -> Vec<String> {
         let part = ruleset_of(&filters, "f", params).unwrap().ipv4.unwrap();
-        let addresses = |rule: &Rule| match &rule.matches[..] {
-            [
-                _,
-                Match { test: Test::SrcIp { addr: src, .. }, .. },
-                Match { test: Test::DstIp { addr: dst, .. }, .. },
-                ..,
-            ] => {
-                format!("{src} → {dst}")
+        let addresses = |rule: &Rule<IpTest>| match &rule.matches[..] {
+            [_, Match { test: IpTest::SrcIp(src), .. }, Match { test: IpTest::DstIp(dst), .. }, ..] => {
+                format!("{} → {}", src.addr, dst.addr)
             }
             _ => panic!("{rule:?}"),
         };

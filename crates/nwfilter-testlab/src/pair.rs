@@ -217,7 +217,7 @@ impl Pair {
                 return Ok(Ours::RefusedLate(error.to_string()));
             }
             let saved = self.subject.saved()?.port(PORT);
-            let differences = self.backend.diff(&there)?;
+            let differences = self.backend.plan(&there)?.differences;
             ensure!(differences.is_empty(), "differs from itself: {differences:?}");
             let again = self.backend.apply(&there)?;
             ensure!(again.commits == 0, "applying twice changed {:?}", again.changed);

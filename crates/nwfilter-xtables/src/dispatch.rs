@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use crate::render::{FROM_GUEST, FROM_GUEST_POST, HELPERS, TO_GUEST, TO_HOST};
+use crate::names::{FROM_GUEST, FROM_GUEST_POST, HELPERS, TO_GUEST, TO_HOST, port_of_helpers, port_of_root};
 use crate::saved::SavedTable;
 use crate::tool::TableId;
 
@@ -122,6 +122,26 @@ impl Dispatcher {
         rule == self.root_rule() || self.port(rule).is_some()
     }
 
+    /// Whether a rule of others in the dispatcher's chain may let packets of one of these ports pass without their
+    /// rules. One that drops them, or goes on to the next rule, does not.
+    pub(crate) fn may_bypass(
+        &self,
+        table: TableId,
+        saved: &SavedTable,
+        rule: &str,
+        ports: &BTreeSet<&str>,
+    ) -> bool {
+        if let By::Interface(option) = self.by
+            && let Some(interface) = value_of(rule, option)
+            && interface != "!"
+            && !interface.ends_with('+')
+            && !ports.contains(interface)
+        {
+            return false;
+        }
+        ends_well(table, saved, rule, &mut BTreeSet::new())
+    }
+
     /// The port whose packets a rule leads into the port's chains.
     pub(crate) fn port<'a>(&self, rule: &'a str) -> Option<&'a str> {
         let value = |options: &[&str]| {
@@ -131,16 +151,14 @@ impl Dispatcher {
         let target = || value(&["-j", "-g"]);
         match self.by {
             // Only jumps to a chain of the port are ours: the hook is shared with everybody.
-            By::Interface(option) => value(&[option]).filter(|port| {
-                let target = target().and_then(|target| target.strip_prefix("libvirt-"));
-                let of_target = target.and_then(|target| target.split_once('-'));
-                of_target.is_some_and(|(letter, of)| ["I", "O", "J", "P"].contains(&letter) && of == *port)
-            }),
+            By::Interface(option) => {
+                value(&[option]).filter(|port| target().and_then(port_of_root) == Some(*port))
+            }
             By::Physdev(option, _) => {
                 let port = rule.split_once(option)?.1.strip_prefix(' ')?.split(' ').next()?;
                 (!port.ends_with('+')).then_some(port)
             }
-            By::Helper => target().and_then(|target| target.strip_prefix("CT-")),
+            By::Helper => target().and_then(port_of_helpers),
         }
     }
 
@@ -267,6 +285,37 @@ impl Dispatcher {
             By::Helper => format!("-j {chain}"),
         }
     }
+}
+
+/// Whether a rule may end the way of a packet through a built-in chain without dropping it. `seen` are the chains that
+/// were looked into.
+fn ends_well(table: TableId, saved: &SavedTable, rule: &str, seen: &mut BTreeSet<String>) -> bool {
+    if value_of(rule, "-g").is_some() {
+        return true;
+    }
+    let Some(target) = value_of(rule, "-j") else { return false };
+    match target {
+        // A return from a built-in chain is the chain's policy.
+        "ACCEPT" | "RETURN" | "NFQUEUE" | "QUEUE" => return true,
+        "DROP" | "REJECT" | "CONTINUE" => return false,
+        _ => (),
+    }
+    if let Some(rules) = saved.get(target) {
+        // A return from a chain of others goes on behind the jump.
+        return seen.insert(target.to_owned())
+            && rules
+                .iter()
+                .any(|rule| value_of(rule, "-j") != Some("RETURN") && ends_well(table, saved, rule, seen));
+    }
+    // Those of ebtables that change a frame accept it then, unless they are told something else.
+    table == TableId::EbtablesNat
+        && ["mark", "snat", "dnat", "redirect", "arpreply"].contains(&target)
+        && !rule.split_ascii_whitespace().any(|word| ["CONTINUE", "DROP"].contains(&word))
+}
+
+fn value_of<'a>(rule: &'a str, option: &str) -> Option<&'a str> {
+    let mut words = rule.split_ascii_whitespace();
+    words.find(|word| *word == option).and_then(|_| words.next())
 }
 
 /// What the rule of a port's own chain gives a helper to.

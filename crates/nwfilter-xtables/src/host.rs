@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nwfilter_rules::{ApplyError, Family};
+use nwfilter_rules::{ApplyError, Family, Scope};
 
 use crate::tool::run;
 
@@ -28,11 +28,8 @@ fn path_of(switch: &str) -> String {
 /// and do nothing.
 pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Result<(), ApplyError> {
     let path = path_of(bridge_switch(family));
-    let kind = match family {
-        Family::Ipv4 => "IPv4",
-        Family::Ipv6 => "IPv6",
-    };
-    let impossible = |why: String| ApplyError::Host { what: format!("{kind} rules on bridge ports"), why };
+    let what = format!("{family} rules on bridge ports");
+    let impossible = |why| ApplyError::Unavailable { scope: Scope::IpRules, what: what.clone(), why };
     if !Path::new(&path).exists() {
         load_module("br_netfilter");
     }
@@ -47,7 +44,7 @@ pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Resul
     }
     fs::write(&path, "1")
         .map_err(|error| impossible(format!("{path} is 0 and cannot be set to 1: {error}")))?;
-    log::info!("{path} was 0, set to 1: {kind} rules had no effect on bridge ports");
+    log::info!("{path} was 0, set to 1: {family} rules had no effect on bridge ports");
     Ok(())
 }
 

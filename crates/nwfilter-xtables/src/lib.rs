@@ -10,34 +10,40 @@
 //! `CT-PORT`, reached from `nwfilter-ct`.
 
 mod canonical;
+mod difference;
 mod dispatch;
 mod history;
 mod host;
 mod memory;
+mod names;
 mod nftables;
 mod plan;
 pub mod process;
 mod render;
 mod saved;
+mod script;
 mod steps;
 mod tool;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, HelperSide, Installed,
-    NoHelper, Ruleset, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, Helper, HelperSide,
+    Installed, KernelObject, NoHelper, Planned, Ruleset, Subject, Unsupported, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
 pub use crate::dispatch::Dispatch;
 use crate::memory::{Memory, Tables};
+use crate::names::SubChains;
 pub use crate::nftables::generation;
-use crate::plan::{Plan, Script, Wanted};
+use crate::plan::{Plan, Wanted};
 use crate::render::PortTable;
 use crate::saved::SavedTable;
+use crate::script::Script;
 use crate::steps::Step;
 use crate::tool::{TableId, Tool};
 
@@ -76,18 +82,12 @@ impl Xtables {
         Self { settings, memory: Mutex::default() }
     }
 
-    /// The same backend, which leaves in a file what the tables hold, and begins with what another process left there:
-    /// to bind a port then takes milliseconds beside a thousand others too. For programs that end after each change;
-    /// one that lives remembers by itself, and would write the file in vain. The file is believed only as long as the
-    /// kernel says that nobody changed anything; its directory is made by others.
-    pub fn remembering_in(self, file: PathBuf) -> Self {
-        Self { memory: Mutex::new(Memory::in_file(file)), ..self }
-    }
-
-    /// What is to be written, and in which order.
-    fn steps(&self, rendered: &Rendered<'_>, tables: &Tables) -> Vec<Step> {
-        let dispatch = self.settings.dispatch;
-        steps::steps(plans(rendered, tables, dispatch), tables, |table| wanted(rendered, table), dispatch)
+    /// The same backend, which leaves in the file `.tables` of a directory what the tables hold, and starts with what
+    /// another process left there: an attach then takes milliseconds beside a thousand ports too. For programs that
+    /// end after each change; a long-lived one remembers by itself, and would write the file in vain. The file is
+    /// used only as long as the kernel says that nobody changed anything. The directory must exist.
+    pub fn remembering_in(self, state_dir: &Path) -> Self {
+        Self { memory: Mutex::new(Memory::in_file(state_dir.join(".tables"))), ..self }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -100,27 +100,41 @@ impl Xtables {
 }
 
 impl Backend for Xtables {
-    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let mut warnings = Vec::new();
-        let rendered = self.render(batch, &mut warnings);
-        self.prepare_host(&rendered)?;
+    fn name(&self) -> &'static str {
+        "xtables"
+    }
+
+    /// Whatever the language says has a form in the three tools; lowering refuses the rest.
+    fn check(&self, _: &Ruleset) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
+        let Possible { rulesets, warnings } = self.possible(batch);
         let mut memory = self.memory();
-        let mut steps = self.steps(&rendered, memory.tables()?);
-        let mut attempts = 1..ATTEMPTS;
-        let mut applied = loop {
-            let error = match steps::commit(&steps) {
-                Ok(applied) => break applied,
-                Err(error) => error,
-            };
-            memory.forget();
-            // Others may have changed the tables at the same time. Tables that are as they were refuse the same again.
-            match memory.tables().map(|tables| self.steps(&rendered, tables)) {
-                Ok(again) if again != steps && attempts.next().is_some() => steps = again,
-                _ => return Err(error),
+        let tables = memory.tables()?;
+        let rendered = render(&rulesets, tables);
+        let plans = plans(&rendered, tables, self.settings.dispatch);
+        Ok(Planned { differences: all_differences(&plans, switched_off(&rulesets)), warnings })
+    }
+
+    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
+        let Possible { rulesets, warnings } = self.possible(batch);
+        let off: Vec<_> = switched_off(&rulesets).collect();
+        for family in families(&rulesets) {
+            host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)?;
+        }
+        let mut differences = Vec::new();
+        let mut applied = self.commit(|tables| {
+            let rendered = render(&rulesets, tables);
+            let plans = plans(&rendered, tables, self.settings.dispatch);
+            if batch.report_differences {
+                differences = all_differences(&plans, off.iter().cloned());
             }
-        };
-        memory.committed(&steps);
+            steps::in_order(plans, tables, |table| wanted(&rendered, table), self.settings.dispatch)
+        })?;
         applied.warnings = warnings;
+        applied.differences = differences;
         Ok(applied)
     }
 
@@ -128,45 +142,73 @@ impl Backend for Xtables {
         let mut memory = self.memory();
         let mut installed = Installed::default();
         for (table, saved) in memory.tables()? {
-            let ports = plan::ports(*table, saved);
+            let ports = names::ports(*table, saved);
             installed.unreached.extend(plan::unreached(*table, saved, &ports));
             installed.ports.extend(ports);
         }
         Ok(installed)
     }
 
-    fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        let rendered = self.render(batch, &mut Vec::new());
-        let plans = plans(&rendered, self.memory().tables()?, self.settings.dispatch);
-        let mut differences: Vec<_> = plans.iter().flat_map(Plan::differences).collect();
-        differences.extend(switched_off(&rendered));
-        differences.sort();
-        Ok(differences)
-    }
-
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         Ok(Some(Box::new(nftables::Watch::open(self.memory().history())?)))
     }
+
+    /// Our base chains stay where others have rules in them.
+    fn clear(&self) -> Result<Applied, ApplyError> {
+        self.commit(|tables| {
+            let plans = tables.iter().map(|(table, saved)| Plan::clear(*table, saved));
+            steps::by_tool(plans.filter(|plan| !plan.is_empty()).collect())
+        })
+    }
+}
+
+/// What the ports of a batch can have on this host; `None` where nothing of a port may be left.
+struct Possible<'a> {
+    rulesets: BTreeMap<&'a PortDev, Option<Cow<'a, Ruleset>>>,
+    warnings: Vec<Warning>,
 }
 
 /// Every port of a batch with what it must have in each table.
 type Rendered<'a> = BTreeMap<&'a PortDev, BTreeMap<TableId, PortTable>>;
 
 impl Xtables {
-    fn render<'a>(&self, batch: &'a Batch, warnings: &mut Vec<Warning>) -> Rendered<'a> {
-        let mut available = BTreeMap::new();
-        let tables = |(port, desired): (&'a PortDev, &Desired)| {
-            let tables = match desired {
-                Desired::Gone => BTreeMap::new(),
-                Desired::Filtered(ruleset) if ruleset.helpers.is_empty() => render::render(port, ruleset),
+    /// Commits steps that are made of what the tables hold, again where others changed the tables meanwhile.
+    fn commit(&self, mut steps_for: impl FnMut(&Tables) -> Vec<Step>) -> Result<Applied, ApplyError> {
+        let mut memory = self.memory();
+        let mut steps = steps_for(memory.tables()?);
+        let mut attempts = 1..ATTEMPTS;
+        let applied = loop {
+            let error = match steps::commit(&steps) {
+                Ok(applied) => break applied,
+                Err(error) => error,
+            };
+            memory.forget();
+            // Tables that are as they were refuse the same again.
+            match memory.tables().map(&mut steps_for) {
+                Ok(again) if again != steps && attempts.next().is_some() => steps = again,
+                _ => return Err(error),
+            }
+        };
+        memory.committed(&steps);
+        Ok(applied)
+    }
+
+    fn possible<'a>(&self, batch: &'a Batch) -> Possible<'a> {
+        let (mut available, mut warnings) = (BTreeMap::new(), Vec::new());
+        let ruleset = |(port, desired): (&'a PortDev, &'a Desired)| {
+            let ruleset = match desired {
+                Desired::Gone => None,
+                Desired::Filtered(ruleset) if ruleset.helpers.is_empty() => Some(Cow::Borrowed(&**ruleset)),
                 Desired::Filtered(ruleset) => {
-                    let possible = self.with_possible_helpers(port, ruleset, &mut available, warnings);
-                    render::render(port, &possible)
+                    Some(Cow::Owned(self.with_possible_helpers(port, ruleset, &mut available, &mut warnings)))
                 }
             };
-            (port, tables)
+            (port, ruleset)
         };
-        batch.ports.iter().map(tables).collect()
+        let rulesets = batch.ports.iter().map(ruleset).collect();
+        warnings.sort();
+        warnings.dedup();
+        Possible { rulesets, warnings }
     }
 
     /// The ruleset without the helpers that this host cannot give.
@@ -174,7 +216,7 @@ impl Xtables {
         &self,
         port: &PortDev,
         ruleset: &Ruleset,
-        available: &mut BTreeMap<&'static str, bool>,
+        available: &mut BTreeMap<Helper, bool>,
         warnings: &mut Vec<Warning>,
     ) -> Ruleset {
         let mut possible = ruleset.clone();
@@ -188,11 +230,12 @@ impl Xtables {
             if !self.settings.conntrack_helpers {
                 return false;
             }
-            if matches!(&rule.side, HelperSide::Guest { addresses } if addresses.is_empty()) {
+            let address_known = || render::guest_addresses(ruleset, rule.family).next().is_some();
+            if rule.side == HelperSide::Guest && !address_known() {
                 warnings.push(lost(NoHelper::AddressUnknown));
                 return false;
             }
-            let has = *available.entry(rule.helper).or_insert_with(|| host::has_helper(rule.helper));
+            let has = *available.entry(rule.helper).or_insert_with(|| host::has_helper(rule.helper.name()));
             if !has {
                 warnings.push(lost(NoHelper::Missing));
             }
@@ -200,32 +243,40 @@ impl Xtables {
         });
         possible
     }
+}
 
-    fn prepare_host(&self, rendered: &Rendered<'_>) -> Result<(), ApplyError> {
-        families(rendered).try_for_each(|family| {
-            host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)
-        })
-    }
+fn render<'a>(rulesets: &BTreeMap<&'a PortDev, Option<Cow<'_, Ruleset>>>, tables: &Tables) -> Rendered<'a> {
+    const EMPTY: &SavedTable = &SavedTable::new();
+    let mut sub_chains = SubChains::beside(tables.get(&TableId::EbtablesNat).unwrap_or(EMPTY));
+    let render = |(port, ruleset): (&&'a PortDev, &Option<Cow<'_, Ruleset>>)| {
+        let tables = ruleset.as_ref().map(|ruleset| render::render(port, ruleset, &mut sub_chains));
+        (*port, tables.unwrap_or_default())
+    };
+    rulesets.iter().map(render).collect()
 }
 
 /// The families that a port has IP rules of.
-fn families(rendered: &Rendered<'_>) -> impl Iterator<Item = Family> {
-    let filters = [(Family::Ipv4, TableId::IptablesFilter), (Family::Ipv6, TableId::Ip6tablesFilter)];
-    let has = |table: TableId| rendered.values().any(|tables| tables.contains_key(&table));
-    filters.into_iter().filter(move |(_, table)| has(*table)).map(|(family, _)| family)
+fn families(rulesets: &BTreeMap<&PortDev, Option<Cow<'_, Ruleset>>>) -> impl Iterator<Item = Family> {
+    let has = |family| rulesets.values().flatten().any(|ruleset| ruleset.ip(family).is_some());
+    Family::ALL.into_iter().filter(move |family| has(*family))
 }
 
 /// The switches of the host that must be on, and are not.
-fn switched_off(rendered: &Rendered<'_>) -> impl Iterator<Item = Difference> {
-    let off = families(rendered).filter(|family| !host::is_bridge_switch_on(*family));
+fn switched_off(rulesets: &BTreeMap<&PortDev, Option<Cow<'_, Ruleset>>>) -> impl Iterator<Item = Difference> {
+    let off = families(rulesets).filter(|family| !host::is_bridge_switch_on(*family));
     off.map(|family| Difference {
-        port: "*".to_owned(),
-        tool: "sysctl",
-        chain: host::bridge_switch(family).to_owned(),
+        subject: Subject::Host,
+        object: KernelObject::Setting { setting: host::bridge_switch(family).to_owned() },
         kind: DifferenceKind::Missing,
         rule: "= 1".to_owned(),
         origin: None,
     })
+}
+
+fn all_differences(plans: &[Plan], of_host: impl Iterator<Item = Difference>) -> Vec<Difference> {
+    let mut differences: Vec<_> = plans.iter().flat_map(difference::differences).chain(of_host).collect();
+    differences.sort();
+    differences
 }
 
 fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Plan> {
@@ -238,23 +289,16 @@ fn wanted<'a>(rendered: &'a Rendered<'_>, table: TableId) -> Wanted<'a> {
     rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect()
 }
 
-/// The restore texts that would bring rulesets to ports that have none: for each tool that has something to do its
-/// name, such as `iptables`, and the input of its `-restore --noflush`.
+/// The restore texts that would apply a batch to empty tables: for each tool that has something to do its name, such
+/// as `iptables`, and the input of its `-restore --noflush`.
 pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
-    let ports = batch.ports.iter().filter_map(|(port, desired)| match desired {
-        Desired::Filtered(ruleset) => Some((port, render::render(port, ruleset))),
-        Desired::Gone => None,
-    });
-    let rendered: Rendered<'_> = ports.collect();
+    let rulesets = batch.filtered().map(|(port, ruleset)| (port, Some(Cow::Borrowed(&**ruleset)))).collect();
+    let rendered = render(&rulesets, &Tables::new());
     let text_of = |tool: Tool| {
-        let mut script = Script::default();
-        for table in TableId::ALL.into_iter().filter(|table| table.tool() == tool) {
-            let plan = Plan::new(table, &SavedTable::new(), &wanted(&rendered, table), Dispatch::Tree);
-            if !plan.is_empty() {
-                plan.write(&mut script);
-            }
-        }
-        (tool.name(), script.text)
+        let tables = TableId::ALL.into_iter().filter(|table| table.tool() == tool);
+        let plan = |table| Plan::new(table, &SavedTable::new(), &wanted(&rendered, table), Dispatch::Tree);
+        let plans: Vec<_> = tables.map(plan).filter(|plan| !plan.is_empty()).collect();
+        (tool.name(), Script::of(&plans).text)
     };
     Tool::ALL.into_iter().map(text_of).filter(|(_, text)| !text.is_empty()).collect()
 }

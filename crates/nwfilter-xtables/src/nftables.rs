@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt, recvfrom, send,
     setsockopt, socket,
 };
-use nwfilter_rules::{ApplyError, Family, ForeignChange};
+use nwfilter_rules::{ApplyError, Family, ForeignChange, KernelObject, Process, Scope};
 
 use crate::history::{Changes, History};
 use crate::host::{bridge_switch, is_bridge_switch_on};
@@ -159,14 +159,12 @@ pub(crate) struct Watch {
     off: BTreeSet<Family>,
 }
 
-const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
-
 /// What is known of the transaction that is being told.
 struct Transaction {
     /// What it changes of the tables that we write to, other than rules of chains of others.
     changes: Changes,
-    /// The chains with rules of ours that it changes, as far as they are shown.
-    chains: BTreeSet<String>,
+    /// Where it changes rules of ours, as far as that is shown.
+    objects: BTreeSet<KernelObject>,
     /// Whether the kernel and this process have the same numbers for processes.
     same_numbers: bool,
     /// The cookie of the namespace; `None` where the kernel has none.
@@ -205,12 +203,12 @@ impl Watch {
             let me = nix::unistd::gettid().as_raw().cast_unsigned();
             let same_numbers = generation_number(GEN_PROCESS).is_ok_and(|process| process == me);
             let namespace = getsockopt(&socket, NetnsCookie).ok();
-            let (changes, chains) = (Changes::default(), BTreeSet::new());
+            let (changes, objects) = (Changes::default(), BTreeSet::new());
             let heard = Heard::End;
-            Ok((socket, Transaction { changes, chains, same_numbers, namespace, history, heard }))
+            Ok((socket, Transaction { changes, objects, same_numbers, namespace, history, heard }))
         };
         let (socket, transaction) = subscribe().map_err(cannot_follow)?;
-        let off = FAMILIES.into_iter().filter(|family| !is_bridge_switch_on(*family)).collect();
+        let off = Family::ALL.into_iter().filter(|family| !is_bridge_switch_on(*family)).collect();
         Ok(Self { socket, buffer: vec![0; DATAGRAM], transaction, legacy, asked: Instant::now(), off })
     }
 
@@ -229,7 +227,7 @@ impl Watch {
                 }
                 Err(Errno::ENOBUFS) => {
                     self.transaction.miss();
-                    found.push(ForeignChange { by: None, what: "more than could be followed".into() });
+                    found.push(ForeignChange::unknown());
                 }
                 Err(errno) => return Err(errno.into()),
             }
@@ -237,11 +235,12 @@ impl Watch {
     }
 
     fn look_at_switches(&mut self, found: &mut Vec<ForeignChange>) {
-        for family in FAMILIES {
+        for family in Family::ALL {
             if is_bridge_switch_on(family) {
                 self.off.remove(&family);
             } else if self.off.insert(family) {
-                found.push(ForeignChange { by: None, what: format!("{} to 0", bridge_switch(family)) });
+                let setting = bridge_switch(family).to_owned();
+                found.push(ForeignChange::at(KernelObject::Setting { setting }));
             }
         }
     }
@@ -252,7 +251,7 @@ impl Watch {
             let held = Saved::parse(&tool::save(*tool)?);
             if held != *known {
                 *known = held;
-                found.push(ForeignChange { by: None, what: format!("tables of {}", tool.name()) });
+                found.push(ForeignChange::at(KernelObject::Table { table: tool.name().to_owned() }));
             }
         }
         Ok(())
@@ -315,14 +314,14 @@ impl Transaction {
                     // Of a chain that gets another name, only that is told.
                     _ => self.changes.whole(table),
                 }
-                if concerns && self.chains.len() <= SHOWN {
-                    let chain = chain.map(|chain| format!(" {chain}")).unwrap_or_default();
-                    self.chains.insert(format!("{} {}{chain}", table.tool().name(), table.name()));
+                if concerns && self.objects.len() <= SHOWN {
+                    let whole = || KernelObject::Table { table: table.label().to_owned() };
+                    self.objects.insert(chain.map_or_else(whole, |chain| table.chain(chain)));
                 }
             }
             return None;
         }
-        let (changes, chains) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.chains));
+        let (changes, objects) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.objects));
         match (self.heard, self.namespace, number(attributes, GEN_ID)) {
             (Heard::All, Some(namespace), Some(number)) => {
                 self.history().tell(Generation { namespace, number }, changes);
@@ -331,16 +330,15 @@ impl Transaction {
             _ => (),
         }
         let process = number(attributes, GEN_PROCESS);
-        if chains.is_empty() || (self.same_numbers && process.is_some_and(tool::is_ours)) {
+        if objects.is_empty() || (self.same_numbers && process.is_some_and(tool::is_ours)) {
             return None;
         }
-        let by = process.map(|process| {
-            let program = text(attributes, GEN_PROGRAM).unwrap_or("a program without a name");
-            format!("{program} (process {process})")
+        let by = process.map(|id| {
+            let name = text(attributes, GEN_PROGRAM).unwrap_or_default().to_owned();
+            Process { name, id }
         });
-        let more = if chains.len() > SHOWN { ", …" } else { "" };
-        let shown: Vec<_> = chains.into_iter().take(SHOWN).collect();
-        Some(ForeignChange { by, what: shown.join(", ") + more })
+        let more = objects.len() > SHOWN;
+        Some(ForeignChange { by, objects: objects.into_iter().take(SHOWN).collect(), more })
     }
 }
 
@@ -369,7 +367,8 @@ fn table(family: u8, name: &str) -> Option<TableId> {
 }
 
 fn cannot_follow(error: io::Error) -> ApplyError {
-    ApplyError::Host {
+    ApplyError::Unavailable {
+        scope: Scope::Everything,
         what: "changes of the kernel's rules cannot be followed".into(),
         why: error.to_string(),
     }

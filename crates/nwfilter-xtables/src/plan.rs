@@ -5,29 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use nwfilter_rules::{Difference, DifferenceKind, Origin};
+use nwfilter_rules::Origin;
 use nwfilter_xml::PortDev;
 
-use crate::canonical::{canonical, same_rules};
+use crate::canonical::same_rules;
 use crate::dispatch::{Dispatch, Dispatcher, Layout, dispatchers};
-use crate::render::{Chains, FROM_GUEST, FROM_GUEST_POST, HELPERS, PortTable, TO_GUEST, TO_HOST};
+use crate::names::{self, hooks};
+use crate::render::{Chains, PortTable};
 use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
-/// The base chains of a table, and the built-in chain that must start with a jump to each.
-fn hooks(table: TableId) -> &'static [(&'static str, &'static [&'static str])] {
-    match table {
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
-            &[("FORWARD", &[FROM_GUEST, TO_GUEST, FROM_GUEST_POST]), ("INPUT", &[TO_HOST])]
-        }
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => &[("PREROUTING", &[HELPERS]), ("OUTPUT", &[HELPERS])],
-        TableId::EbtablesNat => &[],
-    }
-}
-
 /// A change to a chain that other rules live in too. Positions are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Edit {
+pub(crate) enum Edit {
     Append { chain: String, rule: String },
     Insert { chain: String, position: usize, rule: String },
     Delete { chain: String, position: usize, rule: String },
@@ -43,7 +33,7 @@ impl Edit {
         }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Edit::Append { chain, rule } => format!("-A {chain} {rule}"),
             Edit::Insert { chain, position, rule } => format!("-I {chain} {position} {rule}"),
@@ -51,7 +41,7 @@ impl Edit {
         }
     }
 
-    fn chain_and_rule(&self) -> (&str, &str) {
+    pub(crate) fn chain_and_rule(&self) -> (&str, &str) {
         match self {
             Edit::Append { chain, rule }
             | Edit::Insert { chain, rule, .. }
@@ -60,29 +50,24 @@ impl Edit {
     }
 }
 
-/// A rule with the port and the filter's rule it belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Blame {
-    pub(crate) port: PortDev,
-    pub(crate) origin: Origin,
-}
-
 /// A chain before and after; `None` where it does not exist.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct ChainChange {
-    before: Option<Vec<String>>,
-    after: Option<Vec<String>>,
-    /// For each rule of `after`.
-    blame: Vec<Blame>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChainChange {
+    pub(crate) before: Option<Vec<String>>,
+    pub(crate) after: Option<Vec<String>>,
+    /// The port that the chain belongs to; `None` for chains that ports share.
+    pub(crate) port: Option<PortDev>,
+    /// For each rule of `after` in a port's chain, the filter's rule it comes from.
+    pub(crate) origins: Vec<Origin>,
 }
 
 /// The changes to one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    table: TableId,
-    chains: BTreeMap<String, ChainChange>,
+    pub(crate) table: TableId,
+    pub(crate) chains: BTreeMap<String, ChainChange>,
     /// Deletions of a chain are in the order of their positions.
-    edits: Vec<Edit>,
+    pub(crate) edits: Vec<Edit>,
     /// The chain of the first edit as it is before, in a plan of nothing but edits.
     edited: Vec<String>,
     /// The ports that change.
@@ -95,15 +80,9 @@ pub(crate) type Wanted<'a> = BTreeMap<&'a PortDev, Option<&'a PortTable>>;
 impl Plan {
     /// The changes that bring `saved` to what is wanted.
     pub(crate) fn new(table: TableId, saved: &SavedTable, wanted: &Wanted<'_>, dispatch: Dispatch) -> Self {
-        let mut plan = Self {
-            table,
-            chains: BTreeMap::new(),
-            edits: Vec::new(),
-            edited: Vec::new(),
-            changed: BTreeSet::new(),
-        };
-        for (port, wanted) in wanted {
-            plan.port(saved, port, *wanted);
+        let mut plan = Self::nothing(table);
+        for (port, table) in wanted {
+            plan.port(saved, port, *table, wanted);
         }
         for dispatcher in dispatchers(table) {
             plan.dispatch(saved, &dispatcher, wanted, dispatch);
@@ -111,10 +90,68 @@ impl Plan {
         if wanted.values().any(|wanted| wanted.is_some_and(|wanted| !wanted.dispatch.is_empty())) {
             plan.base_chains(saved);
         }
-        if let Some(edit) = plan.edits.first().filter(|_| plan.chains.is_empty()) {
-            plan.edited = saved.get(edit.chain_and_rule().0).cloned().unwrap_or_default();
+        plan.finished(saved)
+    }
+
+    fn nothing(table: TableId) -> Self {
+        Self {
+            table,
+            chains: BTreeMap::new(),
+            edits: Vec::new(),
+            edited: Vec::new(),
+            changed: BTreeSet::new(),
         }
-        plan
+    }
+
+    fn finished(mut self, saved: &SavedTable) -> Self {
+        if let Some(edit) = self.edits.first().filter(|_| self.chains.is_empty()) {
+            self.edited = saved.get(edit.chain_and_rule().0).cloned().unwrap_or_default();
+        }
+        self
+    }
+
+    /// The changes that remove every port, and what leads to ports. Rules of others stay where they are; our base
+    /// chains stay where others have rules in them.
+    pub(crate) fn clear(table: TableId, saved: &SavedTable) -> Self {
+        let mut plan = Self::nothing(table);
+        let ports = names::ports(table, saved);
+        let wanted: Wanted<'_> = ports.iter().map(|port| (port, None)).collect();
+        for port in &ports {
+            plan.port(saved, port, None, &wanted);
+        }
+        for dispatcher in dispatchers(table) {
+            for (name, _) in dispatcher.tree_chains(saved) {
+                plan.remove_chain(saved, name.clone(), None);
+            }
+            plan.edit(saved, &dispatcher, Vec::new(), &BTreeSet::new());
+        }
+        for (hook, bases) in hooks(table) {
+            let held = saved.get(*hook).map_or(&[][..], Vec::as_slice);
+            for base in *bases {
+                let jump = format!("-j {base}");
+                let of_others = |rule: &String| {
+                    !dispatchers(table).iter().any(|d| d.chain == *base && d.is_dispatching(rule))
+                };
+                let Some(rules) = saved.get(*base).filter(|rules| !rules.iter().any(of_others)) else {
+                    continue;
+                };
+                // Emptied by its removal.
+                plan.edits.retain(|edit| edit.chain_and_rule().0 != *base);
+                let before = Some(rules.clone());
+                plan.chains.insert((*base).to_owned(), ChainChange { before, ..ChainChange::default() });
+                let jumps = held.iter().enumerate().filter(|(_, rule)| **rule == jump);
+                plan.edits.extend(jumps.map(|(index, rule)| Edit::Delete {
+                    chain: (*hook).to_owned(),
+                    position: index + 1,
+                    rule: rule.clone(),
+                }));
+            }
+        }
+        plan.edits.sort_by_key(|edit| match edit {
+            Edit::Delete { chain, position, .. } => (chain.clone(), *position),
+            Edit::Append { chain, .. } | Edit::Insert { chain, .. } => (chain.clone(), 0),
+        });
+        plan.finished(saved)
     }
 
     /// The tool that commits it.
@@ -133,23 +170,31 @@ impl Plan {
     }
 
     /// Brings the chains of a port to what is wanted.
-    fn port(&mut self, saved: &SavedTable, port: &PortDev, wanted: Option<&PortTable>) {
+    fn port(&mut self, saved: &SavedTable, port: &PortDev, table: Option<&PortTable>, of_batch: &Wanted<'_>) {
         const NONE: &Chains = &Chains::new();
-        let wanted = wanted.map_or(NONE, |wanted| &wanted.chains);
+        let wanted = table.map_or(NONE, |table| &table.chains);
         let before = self.chains.len();
         for (name, lines) in wanted {
             let held = saved.get(name);
             if !held.is_some_and(|held| self.holds(held, lines.iter().map(|line| line.text.as_str()))) {
-                let after = Some(lines.iter().map(|line| line.text.clone()).collect());
-                let blame =
-                    lines.iter().map(|line| Blame { port: port.clone(), origin: line.origin.clone() });
-                let change = ChainChange { before: held.cloned(), after, blame: blame.collect() };
+                let change = ChainChange {
+                    before: held.cloned(),
+                    after: Some(lines.iter().map(|line| line.text.clone()).collect()),
+                    port: Some(port.clone()),
+                    origins: lines.iter().map(|line| line.origin.clone()).collect(),
+                };
                 self.chains.insert(name.clone(), change);
             }
         }
-        for name in owned_chains(self.table, saved, port) {
-            if !wanted.contains_key(&name) {
-                self.remove_chain(saved, name);
+        let is_wanted = |name: &String, table: Option<&PortTable>| {
+            table.is_some_and(|table| table.chains.contains_key(name))
+        };
+        // What two ports shared goes when the batch leaves it to neither.
+        let goes_too =
+            |other: &str| other.parse::<PortDev>().is_ok_and(|other| of_batch.contains_key(&other));
+        for name in names::owned_chains(self.table, saved, port, goes_too) {
+            if !of_batch.values().any(|table| is_wanted(&name, *table)) {
+                self.remove_chain(saved, name, Some(port));
             }
         }
         if self.chains.len() != before {
@@ -162,9 +207,9 @@ impl Plan {
         same_rules(self.table.tool(), held.iter().map(String::as_str), rules)
     }
 
-    fn remove_chain(&mut self, saved: &SavedTable, name: String) {
+    fn remove_chain(&mut self, saved: &SavedTable, name: String, port: Option<&PortDev>) {
         let before = saved.get(&name).cloned();
-        self.chains.insert(name, ChainChange { before, after: None, blame: Vec::new() });
+        self.chains.insert(name, ChainChange { before, port: port.cloned(), ..ChainChange::default() });
     }
 
     /// Makes a dispatcher lead to the ports of the batch as they want it, and to the others as it does.
@@ -194,7 +239,7 @@ impl Plan {
             };
         }
         let rules_of = |port: &str| {
-            let chain = format!("CT-{port}");
+            let chain = names::helpers(port);
             let port = port.parse::<PortDev>().ok();
             let wanted = port.and_then(|port| wanted.get(&port).copied().flatten());
             match wanted.and_then(|table| table.chains.get(&chain)) {
@@ -204,7 +249,7 @@ impl Plan {
         };
         let Layout { rules, tree } = dispatcher.layout(&entries, (saved, dispatch), rules_of);
         for (name, _) in dispatcher.tree_chains(saved).filter(|(name, _)| !tree.contains_key(*name)) {
-            self.remove_chain(saved, name.clone());
+            self.remove_chain(saved, name.clone(), None);
         }
         for (name, rules) in tree {
             let before = saved.get(&name);
@@ -215,37 +260,64 @@ impl Plan {
             match before.and_then(|held| insertions(&name, held, &rules)) {
                 Some(insertions) => self.edits.extend(insertions),
                 None => {
-                    let before = before.cloned();
-                    self.chains.insert(name, ChainChange { before, after: Some(rules), blame: Vec::new() });
+                    let (before, after) = (before.cloned(), Some(rules));
+                    self.chains.insert(name, ChainChange { before, after, ..ChainChange::default() });
                 }
             }
         }
-        self.edit(saved, dispatcher, rules);
+        let ports: BTreeSet<_> = entries.keys().copied().collect();
+        self.edit(saved, dispatcher, rules, &ports);
     }
 
-    /// Makes each of these rules stand once in a dispatcher's chain, and takes away its others. Of a repeated rule the
-    /// last stays: a deletion by text takes the first.
-    fn edit(&mut self, saved: &SavedTable, dispatcher: &Dispatcher, rules: Vec<String>) {
+    /// Makes each of these rules stand once in a dispatcher's chain, before the first rule of others that would let
+    /// packets of ports pass it by, and takes away its others. Of a repeated rule the last stays: a deletion by text
+    /// takes the first.
+    fn edit(
+        &mut self,
+        saved: &SavedTable,
+        dispatcher: &Dispatcher,
+        rules: Vec<String>,
+        ports: &BTreeSet<&str>,
+    ) {
         let chain = || dispatcher.chain.to_owned();
         let mut missing: HashMap<&str, usize> = HashMap::new();
         rules.iter().for_each(|rule| *missing.entry(rule).or_default() += 1);
         let held = saved.get(dispatcher.chain).map_or(&[][..], Vec::as_slice);
+        let bypass = held.iter().position(|rule| {
+            !dispatcher.is_dispatching(rule) && dispatcher.may_bypass(self.table, saved, rule, ports)
+        });
+        let bypass = bypass.filter(|_| !rules.is_empty());
+        // A deletion by text takes the first of a repeated rule, so one that is out of place takes all of them along.
+        let misplaced: BTreeSet<_> = bypass.map(|bypass| held[bypass..].iter().collect()).unwrap_or_default();
         let mut deletions = Vec::new();
         for (index, rule) in held.iter().enumerate().rev().filter(|(_, rule)| dispatcher.is_dispatching(rule))
         {
-            match missing.get_mut(rule.as_str()).filter(|count| **count > 0) {
+            let in_place = !misplaced.contains(rule);
+            match missing.get_mut(rule.as_str()).filter(|count| in_place && **count > 0) {
                 Some(count) => *count -= 1,
                 None => {
                     deletions.push(Edit::Delete { chain: chain(), position: index + 1, rule: rule.clone() })
                 }
             }
         }
-        self.edits.extend(deletions.into_iter().rev());
+        deletions.reverse();
+        let deleted_before = |end: usize| {
+            let before = |edit: &&Edit| matches!(edit, Edit::Delete { position, .. } if *position <= end);
+            deletions.iter().filter(before).count()
+        };
+        let mut position = bypass.map(|bypass| bypass + 1 - deleted_before(bypass));
+        self.edits.extend(deletions);
         for rule in &rules {
-            if let Some(count) = missing.get_mut(rule.as_str()).filter(|count| **count > 0) {
-                *count -= 1;
-                self.edits.push(Edit::Append { chain: chain(), rule: rule.clone() });
-            }
+            let Some(count) = missing.get_mut(rule.as_str()).filter(|count| **count > 0) else { continue };
+            *count -= 1;
+            let (chain, rule) = (chain(), rule.clone());
+            self.edits.push(match &mut position {
+                Some(position) => {
+                    *position += 1;
+                    Edit::Insert { chain, position: *position - 1, rule }
+                }
+                None => Edit::Append { chain, rule },
+            });
         }
     }
 
@@ -256,7 +328,7 @@ impl Plan {
             let jumps: Vec<_> = bases.iter().map(|base| format!("-j {base}")).collect();
             for base in *bases {
                 if !saved.contains_key(*base) {
-                    let change = ChainChange { before: None, after: Some(Vec::new()), blame: Vec::new() };
+                    let change = ChainChange { after: Some(Vec::new()), ..ChainChange::default() };
                     self.chains.insert((*base).to_owned(), change);
                 }
             }
@@ -314,7 +386,7 @@ impl Plan {
     }
 
     /// The edits as they are written: what goes, what is inserted, what comes to the end.
-    fn edits_in_order(&self) -> impl Iterator<Item = &Edit> {
+    pub(crate) fn edits_in_order(&self) -> impl Iterator<Item = &Edit> {
         // A chain declared above is empty already.
         let deletes = self.edits.iter().filter(|edit| match edit {
             Edit::Delete { chain, .. } => !self.chains.contains_key(chain),
@@ -334,8 +406,8 @@ impl Plan {
     /// The plan that takes everything back.
     pub(crate) fn inverse(&self) -> Plan {
         let chains = self.chains.iter().map(|(name, change)| {
-            let ChainChange { before, after, .. } = change.clone();
-            (name.clone(), ChainChange { before: after, after: before, blame: Vec::new() })
+            let ChainChange { before, after, port, .. } = change.clone();
+            (name.clone(), ChainChange { before: after, after: before, port, origins: Vec::new() })
         });
         // Rules come back in the order of their positions, so that each finds its place.
         let mut edits: Vec<_> = self.edits.iter().map(Edit::inverse).collect();
@@ -346,191 +418,22 @@ impl Plan {
         let (edited, changed) = (Vec::new(), self.changed.clone());
         Plan { table: self.table, chains: chains.collect(), edits, edited, changed }
     }
-
-    /// Adds the table's part of a restore text to `script`.
-    pub(crate) fn write(&self, script: &mut Script) {
-        let tool = self.table.tool();
-        script.line(format!("*{}", self.table.name()));
-        let dispatchers = dispatchers(self.table);
-        for name in self.chains.keys() {
-            let policy = match tool {
-                // What libvirt's chains decide nothing about is accepted, also in the chain that jumped there.
-                Tool::Ebtables if !dispatchers.iter().any(|d| d.has_in_tree(name)) => "ACCEPT",
-                Tool::Ebtables => "RETURN",
-                Tool::Iptables | Tool::Ip6tables => "- [0:0]",
-            };
-            script.line(format!(":{name} {policy}"));
-        }
-        let (deletes, others): (Vec<_>, Vec<_>) =
-            self.edits_in_order().partition(|edit| matches!(edit, Edit::Delete { .. }));
-        deletes.into_iter().for_each(|edit| script.line(edit.text()));
-        for (name, change) in &self.chains {
-            for (index, rule) in change.after.iter().flatten().enumerate() {
-                script.blamed(format!("-A {name} {rule}"), change.blame.get(index));
-            }
-        }
-        others.into_iter().for_each(|edit| script.line(edit.text()));
-        for name in self.chains.iter().filter(|(_, change)| change.after.is_none()).map(|(name, _)| name) {
-            script.line(format!("-X {name}"));
-        }
-        if tool.commits() {
-            script.line("COMMIT".to_owned());
-        }
-    }
-
-    /// The plan as differences between the table and what is wanted.
-    pub(crate) fn differences(&self) -> Vec<Difference> {
-        let tool = self.table.tool();
-        let mut found = Vec::new();
-        for (name, change) in &self.chains {
-            let (before, after) = (change.before.iter().flatten(), change.after.iter().flatten());
-            let held: Vec<_> = before.map(|rule| canonical(tool, rule)).collect();
-            let wanted: Vec<_> = after.map(|rule| canonical(tool, rule)).collect();
-            let mut add = |kind, rule: &str, blame: Option<&Blame>| {
-                found.push(Difference {
-                    port: blame.map_or_else(|| self.port_of(name, rule), |blame| blame.port.to_string()),
-                    tool: tool.name(),
-                    chain: name.clone(),
-                    kind,
-                    rule: rule.to_owned(),
-                    origin: blame.map(|blame| blame.origin.to_string()),
-                });
-            };
-            let (only_held, only_wanted) = uncommon(&held, &wanted);
-            only_held.into_iter().for_each(|index| add(DifferenceKind::Foreign, &held[index], None));
-            for index in only_wanted {
-                add(DifferenceKind::Missing, &wanted[index], change.blame.get(index));
-            }
-        }
-        for edit in &self.edits {
-            let (kind, chain, rule) = match edit {
-                Edit::Delete { chain, rule, .. } => (DifferenceKind::Foreign, chain, rule),
-                Edit::Append { chain, rule } | Edit::Insert { chain, rule, .. } => {
-                    (DifferenceKind::Missing, chain, rule)
-                }
-            };
-            let port = self.port_of(chain, rule);
-            let (chain, rule) = (chain.clone(), rule.clone());
-            found.push(Difference { port, tool: tool.name(), chain, kind, rule, origin: None });
-        }
-        found
-    }
-
-    /// The port that a rule in a chain of ours is about; `*` if it is about none in particular.
-    fn port_of(&self, chain: &str, rule: &str) -> String {
-        let dispatchers = dispatchers(self.table);
-        let dispatcher = dispatchers.iter().find(|d| d.chain == chain || d.has_in_tree(chain));
-        let port = match dispatcher {
-            Some(dispatcher) => dispatcher.port(rule),
-            None => {
-                let named = self.changed.iter().map(PortDev::as_str).filter(|port| chain.contains(port));
-                named.max_by_key(|port| port.len())
-            }
-        };
-        port.unwrap_or("*").to_owned()
-    }
-}
-
-/// A restore text, and for each of its lines whose rule it is.
-#[derive(Default)]
-pub(crate) struct Script {
-    pub(crate) text: String,
-    blame: Vec<Option<Blame>>,
-}
-
-impl Script {
-    fn line(&mut self, line: String) {
-        self.blamed(line, None);
-    }
-
-    fn blamed(&mut self, line: String, blame: Option<&Blame>) {
-        self.text.push_str(&line);
-        self.text.push('\n');
-        self.blame.push(blame.cloned());
-    }
-
-    /// The rule on a line, counted from 1, and whose it is.
-    pub(crate) fn rule_at(&self, line: usize) -> Option<(&str, &Blame)> {
-        let blame = self.blame.get(line.checked_sub(1)?)?.as_ref()?;
-        Some((self.text.lines().nth(line - 1)?, blame))
-    }
 }
 
 /// Whether rules of ports are in a chain, or lead to them from it.
 pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
-    let prefixes: &[&str] = match table {
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "HI-", "FJ-", "FP-", "HJ-"],
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => &["CT-"],
-        TableId::EbtablesNat => &["libvirt-", "I-", "O-", "J-", "P-"],
-    };
-    hooks(table).iter().any(|(hook, _)| *hook == chain)
-        || dispatchers(table)
-            .iter()
-            .any(|dispatcher| dispatcher.chain == chain || dispatcher.has_in_tree(chain))
-        || prefixes.iter().any(|prefix| chain.starts_with(prefix))
-}
-
-/// The chains of a table that belong to a port, also those that libvirt uses while it changes one.
-fn owned_chains(table: TableId, saved: &SavedTable, port: &PortDev) -> BTreeSet<String> {
-    let names: Vec<String> = match table {
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => {
-            ["FI", "FO", "HI", "FJ", "FP", "HJ"].iter().map(|prefix| format!("{prefix}-{port}")).collect()
-        }
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => vec![format!("CT-{port}")],
-        TableId::EbtablesNat => {
-            ["I", "O", "J", "P"].iter().map(|letter| format!("libvirt-{letter}-{port}")).collect()
-        }
-    };
-    let mut owned: BTreeSet<_> = names.into_iter().filter(|name| saved.contains_key(name)).collect();
-    // Names of sub-chains are ambiguous (port a-b, chain c; port a, chain b-c), the jumps to them are not.
-    let mut waiting: Vec<_> = owned.iter().cloned().collect();
-    while let Some(chain) = waiting.pop() {
-        for rule in saved.get(&chain).into_iter().flatten() {
-            let target = rule.rsplit_once("-j ").map(|(_, target)| target.trim());
-            let sub_chain = |target: &&str| {
-                ["I", "O", "J", "P"].iter().any(|letter| {
-                    target.strip_prefix(letter).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| {
-                        rest.strip_prefix(port.as_str()).is_some_and(|rest| rest.starts_with('-'))
-                    })
-                })
-            };
-            if let Some(target) = target.filter(sub_chain)
-                && saved.contains_key(target)
-                && owned.insert(target.to_owned())
-            {
-                waiting.push(target.to_owned());
-            }
-        }
-    }
-    owned
-}
-
-/// The ports that have chains or dispatch rules in a table.
-pub(crate) fn ports(table: TableId, saved: &SavedTable) -> BTreeSet<PortDev> {
-    let prefixes: &[&str] = match table {
-        TableId::EbtablesNat => &["libvirt-I-", "libvirt-O-"],
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "HI-"],
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => &["CT-"],
-    };
-    let names =
-        saved.keys().filter_map(|chain| prefixes.iter().find_map(|prefix| chain.strip_prefix(prefix)));
-    names.filter_map(|name| name.parse().ok()).collect()
+    let dispatches = |dispatcher: &Dispatcher| dispatcher.chain == chain || dispatcher.has_in_tree(chain);
+    names::concerns(table, chain) || dispatchers(table).iter().any(dispatches)
 }
 
 /// Those of a table's ports that have a chain which drops, but to which none of their packets gets.
 pub(crate) fn unreached(table: TableId, saved: &SavedTable, ports: &BTreeSet<PortDev>) -> BTreeSet<PortDev> {
-    let chains: &[&str] = match table {
-        TableId::EbtablesNat => &["libvirt-I-", "libvirt-O-"],
-        TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "FI-", "HI-"],
-        // Nothing is dropped there.
-        TableId::IptablesRaw | TableId::Ip6tablesRaw => return BTreeSet::new(),
-    };
     let hooked = hooks(table).iter().all(|(hook, bases)| {
         let held = saved.get(*hook).map_or(&[][..], Vec::as_slice);
         bases.iter().all(|base| held.contains(&format!("-j {base}")))
     });
     let mut unreached = BTreeSet::new();
-    for (dispatcher, chain) in dispatchers(table).iter().zip(chains) {
+    for (dispatcher, chain) in dispatchers(table).iter().zip(names::dispatched(table)) {
         let reached = if hooked { dispatcher.reached(saved) } else { BTreeSet::new() };
         let is_open = |port: &&PortDev| {
             saved.contains_key(&format!("{chain}{port}")) && !reached.contains(port.as_str())
@@ -553,46 +456,16 @@ fn insertions(chain: &str, held: &[String], rules: &[String]) -> Option<Vec<Edit
     held.next().is_none().then_some(insertions)
 }
 
-/// The indexes of what stands in only one of two lists, both in order, by a longest common subsequence of their
-/// middles.
-fn uncommon(a: &[String], b: &[String]) -> (Vec<usize>, Vec<usize>) {
-    let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let (a_mid, b_mid) = (&a[start..], &b[start..]);
-    let end = a_mid.iter().rev().zip(b_mid.iter().rev()).take_while(|(a, b)| a == b).count();
-    let (a_mid, b_mid) = (&a_mid[..a_mid.len() - end], &b_mid[..b_mid.len() - end]);
-    let mut lengths = vec![vec![0usize; b_mid.len() + 1]; a_mid.len() + 1];
-    for i in (0..a_mid.len()).rev() {
-        for j in (0..b_mid.len()).rev() {
-            lengths[i][j] = match a_mid[i] == b_mid[j] {
-                true => lengths[i + 1][j + 1] + 1,
-                false => lengths[i + 1][j].max(lengths[i][j + 1]),
-            };
-        }
-    }
-    let (mut i, mut j) = (0, 0);
-    let (mut only_a, mut only_b) = (Vec::new(), Vec::new());
-    while i < a_mid.len() || j < b_mid.len() {
-        if i < a_mid.len() && j < b_mid.len() && a_mid[i] == b_mid[j] {
-            (i, j) = (i + 1, j + 1);
-        } else if j == b_mid.len() || (i < a_mid.len() && lengths[i + 1][j] >= lengths[i][j + 1]) {
-            only_a.push(start + i);
-            i += 1;
-        } else {
-            only_b.push(start + j);
-            j += 1;
-        }
-    }
-    (only_a, only_b)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::difference::differences;
+    use crate::names::{FROM_GUEST, FROM_GUEST_POST, HELPERS};
     use crate::render::{Chains, Line};
-    use crate::saved::Saved;
+    use crate::script::Script;
 
     const TABLES: [TableId; 3] = [TableId::EbtablesNat, TableId::IptablesFilter, TableId::IptablesRaw];
 
@@ -639,8 +512,7 @@ mod tests {
     }
 
     fn committed(plan: &Plan, before: &SavedTable) -> SavedTable {
-        let mut script = Script::default();
-        plan.write(&mut script);
+        let script = Script::of([plan]);
         restored(before, &script).unwrap_or_else(|error| panic!("{error}\n{}\n{before:#?}", script.text))
     }
 
@@ -743,7 +615,7 @@ mod tests {
             let there = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
             let gone = wanted.keys().map(|port| (*port, None)).collect();
             let after = committed(&plan(table, &there, &gone), &there);
-            prop_assert!(ports(table, &after).is_empty());
+            prop_assert!(names::ports(table, &after).is_empty());
             prop_assert!(!after.values().flatten().any(|rule| rule.contains("vnet") && !rule.starts_with("-i vnet0 -j A")));
         }
     }
@@ -763,8 +635,7 @@ mod tests {
         for table in TABLES {
             let many: Wishes = (0..40).map(|port| (port, Some(vec![1]))).collect();
             let held = committed(&plan(table, &foreign(table), &many), &foreign(table));
-            let mut script = Script::default();
-            plan(table, &held, &Wishes::from([(40, Some(vec![1]))])).write(&mut script);
+            let script = Script::of([&plan(table, &held, &Wishes::from([(40, Some(vec![1]))]))]);
             let declared: Vec<_> = script.text.lines().filter_map(|line| line.strip_prefix(':')).collect();
             assert!(declared.iter().all(|chain| chain.contains("vnet40")), "{}", script.text);
             assert!(!script.text.contains("\n-D"), "{}", script.text);
@@ -776,21 +647,51 @@ mod tests {
         for table in TABLES {
             let wanted = Wishes::from([(0, Some(vec![1, 2]))]);
             let plan = plan(table, &foreign(table), &wanted);
-            let mut script = Script::default();
-            plan.write(&mut script);
+            let script = Script::of([&plan]);
             assert!(!script.text.contains("theirs"), "{}", script.text);
         }
     }
 
     #[test]
-    fn a_sub_chain_is_found_by_the_jump_to_it_not_by_its_name() {
-        let saved = Saved::parse(
-            "*nat\n:libvirt-I-a ACCEPT\n:libvirt-I-a-b ACCEPT\n:I-a-b-arp ACCEPT\n:I-a-b-c ACCEPT\n\
-             -A libvirt-I-a -j I-a-b-c\n-A libvirt-I-a-b -j I-a-b-arp\n",
-        );
-        let port: PortDev = "a".parse().unwrap();
-        let owned = owned_chains(TableId::EbtablesNat, saved.table("nat"), &port);
-        assert_eq!(owned, BTreeSet::from(["I-a-b-c".to_owned(), "libvirt-I-a".to_owned()]));
+    fn clearing_leaves_the_table_of_others_as_it_was() {
+        for table in TABLES {
+            for count in [0, 3, 40] {
+                let wanted: Wishes = (0..count).map(|port| (port, Some(vec![1, 2]))).collect();
+                let there = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+                let clear = Plan::clear(table, &there);
+                assert_eq!(committed(&clear, &there), foreign(table));
+                assert_eq!(committed(&clear.inverse(), &foreign(table)), there);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_of_others_that_accepts_before_ours_is_found_and_ours_are_put_before_it() {
+        let wanted = Wishes::from([(0, Some(vec![1])), (1, Some(vec![1]))]);
+        for (table, chain, rule, is_found) in [
+            (TableId::EbtablesNat, "PREROUTING", "-j ACCEPT", true),
+            (TableId::EbtablesNat, "PREROUTING", "-p ARP -j ACCEPT", true),
+            (TableId::EbtablesNat, "PREROUTING", "-i vnet1 -j RETURN", true),
+            (TableId::EbtablesNat, "PREROUTING", "-j opens", true),
+            (TableId::EbtablesNat, "PREROUTING", "-j mark --mark-set 0x1 --mark-target ACCEPT", true),
+            (TableId::EbtablesNat, "PREROUTING", "-j mark --mark-set 0x1 --mark-target CONTINUE", false),
+            (TableId::EbtablesNat, "PREROUTING", "-i eth0 -j ACCEPT", false),
+            (TableId::EbtablesNat, "PREROUTING", "-p ARP -j DROP", false),
+            (TableId::EbtablesNat, "PREROUTING", "-j CONTINUE", false),
+            (TableId::EbtablesNat, "PREROUTING", "-j theirs", true),
+            (TableId::IptablesFilter, FROM_GUEST, "-j ACCEPT", true),
+            (TableId::IptablesFilter, FROM_GUEST, "-p tcp -g opens", true),
+            (TableId::IptablesFilter, FROM_GUEST, "-j LOG --log-prefix x", false),
+        ] {
+            let mut before = committed(&plan(table, &foreign(table), &wanted), &foreign(table));
+            before.insert("opens".to_owned(), vec!["-j theirs".to_owned(), "-p IPv4 -j ACCEPT".to_owned()]);
+            before.get_mut(chain).unwrap().insert(0, rule.to_owned());
+            let repair = plan(table, &before, &wanted);
+            assert_eq!(!repair.is_empty(), is_found, "{chain} {rule}");
+            let after = committed(&repair, &before);
+            assert!(plan(table, &after, &wanted).is_empty(), "{after:#?}");
+            assert_eq!(committed(&repair.inverse(), &after), before);
+        }
     }
 
     #[test]
@@ -806,7 +707,7 @@ mod tests {
         saved.get_mut("FI-vnet0").unwrap()[1] = "-j ACCEPT".to_owned();
         saved.get_mut(FROM_GUEST_POST).unwrap().clear();
         let plan = plan(TableId::IptablesFilter, &saved, &Wishes::from([(0, Some(vec![1, 2, 3]))]));
-        let shown: Vec<_> = plan.differences().iter().map(ToString::to_string).collect();
+        let shown: Vec<_> = differences(&plan).iter().map(ToString::to_string).collect();
         assert_eq!(
             shown,
             [

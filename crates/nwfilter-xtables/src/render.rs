@@ -8,12 +8,13 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use nwfilter_rules::{
-    EthernetSide, Family, HelperRule, HelperSide, IpPart, Match, Origin, RootEntry, Rule, Ruleset, StpRange,
-    Test, Transport, Verdict,
+    CtDirection, EthernetRule, EthernetSide, EthernetTest, Family, HelperRule, HelperSide, IpPart, IpRule,
+    IpTest, MaskedMac, Match, Network, Origin, PortRange, RootEntry, Ruleset, StpRange, Transport, Verdict,
 };
-use nwfilter_xml::value::TcpFlagSet;
-use nwfilter_xml::{ChainKind, MacAddr, PortDev};
+use nwfilter_xml::value::{States, TcpFlagSet};
+use nwfilter_xml::{ChainName, MacAddr, PortDev};
 
+use crate::names::{self, FROM_GUEST, FROM_GUEST_POST, HELPERS, IpChain, SubChains, TO_GUEST, TO_HOST, Way};
 use crate::tool::TableId;
 
 /// A rule without the chain it is in, and where it comes from.
@@ -21,6 +22,13 @@ use crate::tool::TableId;
 pub(crate) struct Line {
     pub(crate) text: String,
     pub(crate) origin: Origin,
+}
+
+impl Line {
+    /// A rule that no filter asks for.
+    pub(crate) fn built_in(text: String) -> Self {
+        Self { text, origin: Origin::BUILT_IN }
+    }
 }
 
 /// Chains by name.
@@ -36,103 +44,134 @@ pub(crate) struct PortTable {
 }
 
 /// What a port has in every table.
-pub(crate) fn render(port: &PortDev, ruleset: &Ruleset) -> BTreeMap<TableId, PortTable> {
+pub(crate) fn render(
+    port: &PortDev,
+    ruleset: &Ruleset,
+    sub_chains: &mut SubChains<'_>,
+) -> BTreeMap<TableId, PortTable> {
     let mut tables = BTreeMap::new();
-    tables.insert(TableId::EbtablesNat, ethernet(port, ruleset));
-    tables.insert(TableId::IptablesFilter, ip(port, ruleset.ipv4.as_ref(), Family::Ipv4));
-    tables.insert(TableId::Ip6tablesFilter, ip(port, ruleset.ipv6.as_ref(), Family::Ipv6));
-    tables.insert(TableId::IptablesRaw, helpers(port, &ruleset.helpers, Family::Ipv4));
-    tables.insert(TableId::Ip6tablesRaw, helpers(port, &ruleset.helpers, Family::Ipv6));
+    tables.insert(TableId::EbtablesNat, ethernet(port, ruleset, sub_chains));
+    for (family, filter, raw) in [
+        (Family::Ipv4, TableId::IptablesFilter, TableId::IptablesRaw),
+        (Family::Ipv6, TableId::Ip6tablesFilter, TableId::Ip6tablesRaw),
+    ] {
+        tables.insert(filter, ip(port, ruleset.ip(family), family));
+        tables.insert(raw, helpers(port, ruleset, family));
+    }
     tables.retain(|_, table| !table.chains.is_empty());
     tables
 }
 
 // ---- ebtables ----
 
-fn ethernet(port: &PortDev, ruleset: &Ruleset) -> PortTable {
+fn ethernet(port: &PortDev, ruleset: &Ruleset, sub_chains: &mut SubChains<'_>) -> PortTable {
     let mut table = PortTable::default();
     let sides = [
-        (&ruleset.ethernet.from_guest, 'I', ("PREROUTING", "-i")),
-        (&ruleset.ethernet.to_guest, 'O', ("POSTROUTING", "-o")),
+        (&ruleset.ethernet.from_guest, Way::FromGuest, ("PREROUTING", "-i")),
+        (&ruleset.ethernet.to_guest, Way::ToGuest, ("POSTROUTING", "-o")),
     ];
-    for (side, letter, (hook, interface)) in sides {
+    for (side, way, (hook, interface)) in sides {
         let Some(side) = side else { continue };
-        let root = format!("libvirt-{letter}-{port}");
+        let root = way.root(port);
         table.dispatch.push((hook, format!("{interface} {port} -j {root}")));
-        ethernet_side(port, side, letter, root, &mut table.chains);
+        let names = side.chains.iter().map(|chain| (&chain.name, sub_chains.name(way, port, &chain.name)));
+        ethernet_side(side, root, &names.collect(), &mut table.chains);
     }
     table
 }
 
-fn ethernet_side(port: &PortDev, side: &EthernetSide, letter: char, root: String, chains: &mut Chains) {
-    let sub_chain = |name: &dyn std::fmt::Display| format!("{letter}-{port}-{name}");
-    let entries = side.root.iter().map(|entry| match entry {
-        RootEntry::Rule(rule) => ethernet_line(rule),
-        RootEntry::Jump(chain) => {
-            let condition = match chain.kind() {
-                ChainKind::Root | ChainKind::Mac => "",
-                ChainKind::Stp => "-d 01:80:c2:00:00:00 ",
-                ChainKind::Vlan => "-p 0x8100 ",
-                ChainKind::Arp => "-p 0x0806 ",
-                ChainKind::Rarp => "-p 0x8035 ",
-                ChainKind::Ipv4 => "-p 0x0800 ",
-                ChainKind::Ipv6 => "-p 0x86dd ",
-            };
-            let text = format!("{condition}-j {}", sub_chain(chain));
-            Line { text, origin: Origin { filter: None, line: 0 } }
+fn ethernet_side(
+    side: &EthernetSide,
+    root: String,
+    names: &BTreeMap<&ChainName, String>,
+    chains: &mut Chains,
+) {
+    let entries = side.root.iter().filter_map(|entry| match entry {
+        RootEntry::Rule(rule) => Some(ethernet_line(rule)),
+        RootEntry::Jump(jump) => {
+            let name = names.get(&jump.chain)?;
+            Some(Line::built_in(format!("{}-j {name}", ethernet_matches(&jump.matches))))
         }
     });
-    chains.insert(root, entries.collect());
+    chains.insert(root, entries.chain(ethernet_end(side.end)).collect());
     for chain in &side.chains {
-        chains.insert(sub_chain(&chain.name), chain.rules.iter().map(ethernet_line).collect());
+        let lines = chain.rules.iter().map(ethernet_line).chain(ethernet_end(chain.end));
+        chains.extend(names.get(&chain.name).map(|name| (name.clone(), lines.collect())));
     }
 }
 
-fn ethernet_line(rule: &Rule) -> Line {
-    let ipv6 = rule.matches.iter().any(|m| m.test == Test::EtherType(0x86dd));
-    let mut matches: Vec<&Match> = rule.matches.iter().collect();
+/// The rule at the end of a chain. ebtables accepts by itself what no rule of a chain stops.
+fn ethernet_end(end: Verdict) -> Option<Line> {
+    match end {
+        Verdict::Accept | Verdict::Pass | Verdict::Continue => None,
+        Verdict::Drop | Verdict::Reject | Verdict::Return => {
+            Some(Line::built_in(format!("-j {}", ethernet_target(end))))
+        }
+    }
+}
+
+fn ethernet_line(rule: &EthernetRule) -> Line {
+    let text = format!("{}-j {}", ethernet_matches(&rule.matches), ethernet_target(rule.verdict));
+    Line { text, origin: rule.origin.clone() }
+}
+
+/// ebtables cannot reject, so the frame is dropped, as in libvirt.
+fn ethernet_target(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Accept | Verdict::Pass => "ACCEPT",
+        Verdict::Drop | Verdict::Reject => "DROP",
+        Verdict::Return => "RETURN",
+        Verdict::Continue => "CONTINUE",
+    }
+}
+
+fn ethernet_matches(matches: &[Match<EthernetTest>]) -> String {
+    let ipv6 = matches.iter().any(|m| m.test == EthernetTest::EtherType(0x86dd));
+    let mut matches: Vec<_> = matches.iter().collect();
     matches.sort_by_key(|m| ethernet_rank(&m.test));
     let mut text = String::new();
     for m in matches {
         ethernet_match(&mut text, m, ipv6);
     }
-    let target = match rule.verdict {
-        Verdict::Accept => "ACCEPT",
-        Verdict::Drop | Verdict::Reject => "DROP",
-        Verdict::Return => "RETURN",
-        Verdict::Continue => "CONTINUE",
-    };
-    let _ = write!(text, "-j {target}");
-    Line { text, origin: rule.origin.clone() }
+    text
 }
 
 /// The order in which `ebtables-save` writes matches; what has no place of its own keeps the order it has.
-fn ethernet_rank(test: &Test) -> u8 {
+fn ethernet_rank(test: &EthernetTest) -> u8 {
+    use EthernetTest as Test;
     match test {
         Test::EtherType(_) => 0,
-        Test::SrcMac { .. } => 1,
-        Test::DstMac { .. } => 2,
+        Test::SrcMac(_) => 1,
+        Test::DstMac(_) => 2,
         Test::ArpOpcode(_) => 3,
         Test::ArpHardwareType(_) => 4,
         Test::ArpProtocolType(_) => 5,
-        Test::ArpSrcIp { .. } | Test::SrcIp { .. } => 6,
-        Test::ArpDstIp { .. } | Test::DstIp { .. } => 7,
+        Test::ArpSrcIp(_) | Test::SrcIp(_) => 6,
+        Test::ArpDstIp(_) | Test::DstIp(_) => 7,
         Test::ArpSrcMac(_) | Test::Dscp(_) => 8,
         Test::ArpDstMac(_) | Test::IpProtocol(_) => 9,
-        Test::ArpGratuitous | Test::SrcPort { .. } => 10,
-        Test::DstPort { .. } => 11,
-        _ => 12,
+        Test::ArpGratuitous | Test::SrcPort(_) => 10,
+        Test::DstPort(_) => 11,
+        Test::VlanId(_)
+        | Test::VlanEncap(_)
+        | Test::StpType(_)
+        | Test::StpFlags(_)
+        | Test::StpRange { .. }
+        | Test::StpRootAddress(_)
+        | Test::StpSenderAddress(_)
+        | Test::IcmpRange { .. } => 12,
     }
 }
 
-fn ethernet_match(out: &mut String, m: &Match, ipv6: bool) {
+fn ethernet_match(out: &mut String, m: &Match<EthernetTest>, ipv6: bool) {
+    use EthernetTest as Test;
     let not = if m.negated { "! " } else { "" };
     let ip = if ipv6 { "ip6" } else { "ip" };
     // Writing to a String cannot fail.
     let _ = match &m.test {
         Test::EtherType(number) => write!(out, "-p {not}0x{number:04x} "),
-        Test::SrcMac { addr, mask } => write!(out, "-s {not}{} ", masked(addr, mask.as_ref())),
-        Test::DstMac { addr, mask } => write!(out, "-d {not}{} ", masked(addr, mask.as_ref())),
+        Test::SrcMac(mac) => write!(out, "-s {not}{} ", masked(mac)),
+        Test::DstMac(mac) => write!(out, "-d {not}{} ", masked(mac)),
         Test::VlanId(id) => write!(out, "--vlan-id {not}{id} "),
         // Read as hexadecimal, whether it starts with 0x or not.
         Test::VlanEncap(number) => write!(out, "--vlan-encap {not}0x{number:04x} "),
@@ -151,36 +190,26 @@ fn ethernet_match(out: &mut String, m: &Match, ipv6: bool) {
             };
             write!(out, "{option} {not}{} ", range(from, to.as_ref()))
         }
-        Test::StpRootAddress { addr, mask } => {
-            write!(out, "--stp-root-addr {not}{} ", masked(addr, mask.as_ref()))
-        }
-        Test::StpSenderAddress { addr, mask } => {
-            write!(out, "--stp-sender-addr {not}{} ", masked(addr, mask.as_ref()))
-        }
+        Test::StpRootAddress(mac) => write!(out, "--stp-root-addr {not}{} ", masked(mac)),
+        Test::StpSenderAddress(mac) => write!(out, "--stp-sender-addr {not}{} ", masked(mac)),
         Test::ArpHardwareType(number) => write!(out, "--arp-htype {not}{number} "),
         Test::ArpProtocolType(number) => write!(out, "--arp-ptype {not}0x{number:x} "),
         Test::ArpOpcode(number) => write!(out, "--arp-op {not}{number} "),
         Test::ArpSrcMac(addr) => write!(out, "--arp-mac-src {not}{addr} "),
         Test::ArpDstMac(addr) => write!(out, "--arp-mac-dst {not}{addr} "),
-        Test::ArpSrcIp { addr, prefix } => {
-            write!(out, "--arp-ip-src {not}{} ", network((*addr).into(), Some(*prefix)))
-        }
-        Test::ArpDstIp { addr, prefix } => {
-            write!(out, "--arp-ip-dst {not}{} ", network((*addr).into(), Some(*prefix)))
-        }
+        Test::ArpSrcIp(network) => write!(out, "--arp-ip-src {not}{} ", shown(network)),
+        Test::ArpDstIp(network) => write!(out, "--arp-ip-dst {not}{} ", shown(network)),
         Test::ArpGratuitous => write!(out, "{not}--arp-gratuitous "),
-        Test::SrcIp { addr, prefix } => write!(out, "--{ip}-src {not}{} ", network(*addr, *prefix)),
-        Test::DstIp { addr, prefix } => write!(out, "--{ip}-dst {not}{} ", network(*addr, *prefix)),
+        Test::SrcIp(network) => write!(out, "--{ip}-src {not}{} ", shown(network)),
+        Test::DstIp(network) => write!(out, "--{ip}-dst {not}{} ", shown(network)),
         Test::IpProtocol(number) => write!(out, "--{ip}-proto {not}{number} "),
-        Test::SrcPort { from, to } => write!(out, "--{ip}-sport {not}{} ", range(from, to.as_ref())),
-        Test::DstPort { from, to } => write!(out, "--{ip}-dport {not}{} ", range(from, to.as_ref())),
+        Test::SrcPort(ports) => write!(out, "--{ip}-sport {not}{} ", port_range(ports)),
+        Test::DstPort(ports) => write!(out, "--{ip}-dport {not}{} ", port_range(ports)),
         Test::Dscp(number) => write!(out, "--{ip}-tos {not}0x{number:02x} "),
         Test::IcmpRange { kinds, codes } => {
             let (kinds, codes) = (range(&kinds.0, Some(&kinds.1)), range(&codes.0, Some(&codes.1)));
             write!(out, "--ip6-icmp-type {not}{kinds}/{codes} ")
         }
-        // The Ethernet layer has no such matches; nwfilter-rules makes none.
-        _ => Ok(()),
     };
 }
 
@@ -192,7 +221,11 @@ fn range<T: std::fmt::Display + PartialEq>(from: &T, to: Option<&T>) -> String {
     }
 }
 
-fn masked(addr: &MacAddr, mask: Option<&MacAddr>) -> String {
+fn port_range(PortRange { from, to }: &PortRange) -> String {
+    range(from, to.as_ref())
+}
+
+fn masked(MaskedMac { addr, mask }: &MaskedMac) -> String {
     const ALL_ONES: MacAddr = MacAddr([0xff; 6]);
     match mask {
         Some(mask) if *mask != ALL_ONES => {
@@ -204,7 +237,7 @@ fn masked(addr: &MacAddr, mask: Option<&MacAddr>) -> String {
 }
 
 /// An address, or the network of a prefix shorter than it.
-fn network(addr: IpAddr, prefix: Option<u8>) -> String {
+fn shown(&Network { addr, prefix }: &Network) -> String {
     let (bits, width) = match addr {
         IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
         IpAddr::V6(v6) => (v6.to_bits(), 128),
@@ -224,36 +257,37 @@ fn network(addr: IpAddr, prefix: Option<u8>) -> String {
 
 // ---- iptables and ip6tables, filter ----
 
-/// The base chains of the filter table.
-pub(crate) const FROM_GUEST: &str = "libvirt-in";
-pub(crate) const TO_GUEST: &str = "libvirt-out";
-pub(crate) const FROM_GUEST_POST: &str = "libvirt-in-post";
-pub(crate) const TO_HOST: &str = "libvirt-host-in";
-
 fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
     let Some(part) = part else { return PortTable::default() };
-    let chains = [
-        (format!("FI-{port}"), &part.from_guest),
-        (format!("FO-{port}"), &part.to_guest),
-        (format!("HI-{port}"), &part.to_host),
-    ];
-    let lines = |rules: &Vec<Rule>| rules.iter().map(|rule| ip_line(rule, family)).collect();
+    let lines = |rules: &[IpRule]| rules.iter().map(|rule| ip_line(rule, family)).collect::<Vec<_>>();
+    let from_guest = lines(&part.from_guest);
     PortTable {
-        chains: chains.into_iter().map(|(name, rules)| (name, lines(rules))).collect(),
+        chains: Chains::from([
+            // What the guest sends to the host itself comes by INPUT instead of FORWARD.
+            (IpChain::ToHost.of(port), from_guest.clone()),
+            (IpChain::FromGuest.of(port), from_guest),
+            (IpChain::ToGuest.of(port), lines(&part.to_guest)),
+        ]),
         dispatch: vec![
-            (FROM_GUEST, format!("-m physdev --physdev-in {port} -g FI-{port}")),
-            (TO_GUEST, format!("-m physdev --physdev-out {port} --physdev-is-bridged -g FO-{port}")),
+            (FROM_GUEST, format!("-m physdev --physdev-in {port} -g {}", IpChain::FromGuest.of(port))),
+            (
+                TO_GUEST,
+                format!(
+                    "-m physdev --physdev-out {port} --physdev-is-bridged -g {}",
+                    IpChain::ToGuest.of(port)
+                ),
+            ),
             (FROM_GUEST_POST, format!("-m physdev --physdev-in {port} -j ACCEPT")),
-            (TO_HOST, format!("-m physdev --physdev-in {port} -g HI-{port}")),
+            (TO_HOST, format!("-m physdev --physdev-in {port} -g {}", IpChain::ToHost.of(port))),
         ],
     }
 }
 
-fn ip_line(rule: &Rule, family: Family) -> Line {
-    let mut matches: Vec<&Match> = rule.matches.iter().collect();
+fn ip_line(rule: &IpRule, family: Family) -> Line {
+    let mut matches: Vec<_> = rule.matches.iter().collect();
     matches.sort_by_key(|m| ip_rank(&m.test));
     let protocol = rule.matches.iter().find_map(|m| match m.test {
-        Test::IpProtocol(number) => Some(number),
+        IpTest::IpProtocol(number) => Some(number),
         _ => None,
     });
     let mut writer = IpWriter { text: String::new(), family, protocol, transport_named: false };
@@ -264,7 +298,8 @@ fn ip_line(rule: &Rule, family: Family) -> Line {
     text.push_str(match (rule.verdict, family) {
         (Verdict::Accept, _) => "-j ACCEPT",
         (Verdict::Drop, _) => "-j DROP",
-        (Verdict::Return, _) => "-j RETURN",
+        // Behind the port's chain stand the dispatch to the receiving port and the end of the host's own.
+        (Verdict::Pass | Verdict::Return, _) => "-j RETURN",
         (Verdict::Reject, Family::Ipv4) => "-j REJECT --reject-with icmp-port-unreachable",
         (Verdict::Reject, Family::Ipv6) => "-j REJECT --reject-with icmp6-port-unreachable",
         // A rule without a target is counted; the next one decides.
@@ -274,17 +309,23 @@ fn ip_line(rule: &Rule, family: Family) -> Line {
 }
 
 /// The order in which `iptables-save` writes matches; what has no place of its own keeps the order it has.
-fn ip_rank(test: &Test) -> u8 {
+fn ip_rank(test: &IpTest) -> u8 {
+    use IpTest as Test;
     match test {
-        Test::SrcIp { .. } => 0,
-        Test::DstIp { .. } => 1,
+        Test::SrcIp(_) => 0,
+        Test::DstIp(_) => 1,
         Test::IpProtocol(_) => 2,
-        Test::SrcMac { .. } | Test::SrcIpRange { .. } | Test::DstIpRange { .. } | Test::Dscp(_) => 3,
-        Test::SrcPort { .. } => 4,
-        Test::DstPort { .. } => 5,
+        Test::SrcMac(_) | Test::SrcIpRange { .. } | Test::DstIpRange { .. } | Test::Dscp(_) => 3,
+        Test::SrcPort(_) => 4,
+        Test::DstPort(_) => 5,
         Test::TcpOption(_) => 6,
         Test::TcpFlags { .. } => 7,
-        _ => 8,
+        Test::Icmp { .. }
+        | Test::ConnlimitAbove(_)
+        | Test::States(_)
+        | Test::CtDirection(_)
+        | Test::IpSet { .. }
+        | Test::Comment(_) => 8,
     }
 }
 
@@ -297,30 +338,29 @@ struct IpWriter {
 }
 
 impl IpWriter {
-    fn write(&mut self, m: &Match) {
+    fn write(&mut self, m: &Match<IpTest>) {
+        use IpTest as Test;
         let not = if m.negated { "! " } else { "" };
-        if matches!(
-            m.test,
-            Test::SrcPort { .. } | Test::DstPort { .. } | Test::TcpFlags { .. } | Test::TcpOption(_)
-        ) {
+        if matches!(m.test, Test::SrcPort(_) | Test::DstPort(_) | Test::TcpFlags { .. } | Test::TcpOption(_))
+        {
             self.name_transport();
         }
         let family = self.family;
         let out = &mut self.text;
         // Writing to a String cannot fail.
         let _ = match &m.test {
-            Test::SrcIp { addr, prefix } => write!(out, "{not}-s {} ", with_prefix(*addr, *prefix)),
-            Test::DstIp { addr, prefix } => write!(out, "{not}-d {} ", with_prefix(*addr, *prefix)),
+            Test::SrcIp(network) => write!(out, "{not}-s {} ", with_prefix(network)),
+            Test::DstIp(network) => write!(out, "{not}-d {} ", with_prefix(network)),
             Test::IpProtocol(number) => write!(out, "{not}-p {} ", protocol_name(*number)),
-            Test::SrcMac { addr, .. } => write!(out, "-m mac {not}--mac-source {addr} "),
+            Test::SrcMac(addr) => write!(out, "-m mac {not}--mac-source {addr} "),
             Test::SrcIpRange { from, to } => write!(out, "-m iprange {not}--src-range {from}-{to} "),
             Test::DstIpRange { from, to } => write!(out, "-m iprange {not}--dst-range {from}-{to} "),
             Test::Dscp(number) => write!(out, "-m dscp {not}--dscp 0x{number:02x} "),
             Test::TcpFlags { mask, set } => {
                 write!(out, "{not}--tcp-flags {} {} ", tcp_flags(*mask), tcp_flags(*set))
             }
-            Test::SrcPort { from, to } => write!(out, "{not}--sport {} ", range(from, to.as_ref())),
-            Test::DstPort { from, to } => write!(out, "{not}--dport {} ", range(from, to.as_ref())),
+            Test::SrcPort(ports) => write!(out, "{not}--sport {} ", port_range(ports)),
+            Test::DstPort(ports) => write!(out, "{not}--dport {} ", port_range(ports)),
             Test::TcpOption(number) => write!(out, "{not}--tcp-option {number} "),
             Test::Icmp { kind, code } => {
                 let (module, option) = match family {
@@ -333,10 +373,10 @@ impl IpWriter {
             Test::States(states) => write!(out, "-m conntrack {not}--ctstate {} ", ct_states(*states)),
             Test::CtDirection(direction) => {
                 let direction = match direction {
-                    nwfilter_rules::CtDirection::Original => "ORIGINAL",
-                    nwfilter_rules::CtDirection::Reply => "REPLY",
+                    CtDirection::Original => "ORIGINAL",
+                    CtDirection::Reply => "REPLY",
                 };
-                write!(out, "-m conntrack --ctdir {direction} ")
+                write!(out, "-m conntrack {not}--ctdir {direction} ")
             }
             Test::IpSet { name, directions } => {
                 let directions: Vec<_> = directions.iter().map(ToString::to_string).collect();
@@ -347,9 +387,8 @@ impl IpWriter {
                 let width = if family == Family::Ipv4 { 32 } else { 128 };
                 write!(out, "-m connlimit {option} {limit} --connlimit-mask {width} --connlimit-saddr ")
             }
+            // A comment matches every packet, so there is nothing to negate.
             Test::Comment(text) => write!(out, "-m comment --comment {} ", quoted(comment(text))),
-            // The IP layer has no such matches; nwfilter-rules makes none.
-            _ => Ok(()),
         };
     }
 
@@ -363,8 +402,7 @@ impl IpWriter {
 }
 
 /// The states in the order in which iptables-save writes them.
-fn ct_states(states: nwfilter_xml::value::States) -> String {
-    use nwfilter_xml::value::States;
+fn ct_states(states: States) -> String {
     const ORDER: [States; 4] = [States::INVALID, States::NEW, States::RELATED, States::ESTABLISHED];
     let named: Vec<_> = ORDER.iter().filter(|s| states.contains(**s)).map(ToString::to_string).collect();
     named.join(",")
@@ -393,9 +431,9 @@ fn protocol_name(number: u8) -> String {
 }
 
 /// iptables writes the prefix of single addresses too.
-fn with_prefix(addr: IpAddr, prefix: Option<u8>) -> String {
-    let text = network(addr, prefix);
-    match (text.contains('/'), addr) {
+fn with_prefix(network: &Network) -> String {
+    let text = shown(network);
+    match (text.contains('/'), network.addr) {
         (true, _) => text,
         (false, IpAddr::V4(_)) => text + "/32",
         (false, IpAddr::V6(_)) => text + "/128",
@@ -429,32 +467,34 @@ fn quoted(text: &str) -> String {
 
 // ---- iptables and ip6tables, raw: conntrack helpers ----
 
-/// The base chain of the raw table. libvirt has none.
-pub(crate) const HELPERS: &str = "nwfilter-ct";
-
-fn helpers(port: &PortDev, rules: &[HelperRule], family: Family) -> PortTable {
-    let lines: Vec<_> =
-        rules.iter().filter(|rule| rule.family == family).flat_map(|r| helper_lines(port, r)).collect();
+fn helpers(port: &PortDev, ruleset: &Ruleset, family: Family) -> PortTable {
+    let rules = ruleset.helpers.iter().filter(|rule| rule.family == family);
+    let lines: Vec<_> = rules.flat_map(|rule| helper_lines(port, rule, ruleset)).collect();
     if lines.is_empty() {
         return PortTable::default();
     }
-    let chain = format!("CT-{port}");
+    let chain = names::helpers(port.as_str());
     PortTable { dispatch: vec![(HELPERS, format!("-j {chain}"))], chains: Chains::from([(chain, lines)]) }
 }
 
-fn helper_lines(port: &PortDev, rule: &HelperRule) -> Vec<Line> {
+/// The raw table does not know to which port a packet will go: connections to the guest are told by its addresses.
+fn helper_lines(port: &PortDev, rule: &HelperRule, ruleset: &Ruleset) -> Vec<Line> {
     let transport = match rule.transport {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     };
     let (number, helper) = (rule.port, rule.helper);
     let to_control = format!("-m {transport} --dport {number} -j CT --helper {helper}");
-    let texts = match &rule.side {
-        HelperSide::Guest { addresses } => addresses
-            .iter()
-            .map(|addr| format!("-d {} -p {transport} {to_control}", with_prefix(*addr, None)))
+    let texts: Vec<_> = match rule.side {
+        HelperSide::Guest => guest_addresses(ruleset, rule.family)
+            .map(|addr| format!("-d {} -p {transport} {to_control}", with_prefix(&addr.into())))
             .collect(),
         HelperSide::Elsewhere => vec![format!("-p {transport} -m physdev --physdev-in {port} {to_control}")],
     };
-    texts.into_iter().map(|text| Line { text, origin: Origin { filter: None, line: 0 } }).collect()
+    texts.into_iter().map(Line::built_in).collect()
+}
+
+/// The guest's addresses of a family.
+pub(crate) fn guest_addresses(ruleset: &Ruleset, family: Family) -> impl Iterator<Item = IpAddr> {
+    ruleset.guest_addresses.iter().copied().filter(move |addr| Family::of(*addr) == family)
 }

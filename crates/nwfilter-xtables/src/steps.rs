@@ -17,26 +17,25 @@
 
 use std::collections::BTreeMap;
 
-use nwfilter_rules::{Applied, ApplyError, Origin};
+use nwfilter_rules::{Applied, ApplyError, Refused};
 use nwfilter_xml::PortDev;
 
 use crate::canonical::same_rules;
 use crate::dispatch::Dispatch;
 use crate::memory::Tables;
-use crate::plan::{Plan, Script, Wanted};
+use crate::names::IpChain;
+use crate::nftables::Generation;
+use crate::plan::{Plan, Wanted};
 use crate::render::{Line, PortTable};
 use crate::saved::{Saved, SavedTable};
+use crate::script::Script;
 use crate::tool::{self, TableId, Tool};
 
 /// What is written by one run of a restore tool: a transaction for each plan.
 pub(crate) type Step = Vec<Plan>;
 
-/// The chains of a port in a filter table, and where its old rules are while the new ones are joined to them. libvirt
-/// uses these names while it changes a port; nothing of them is left in the end.
-const CHAINS: [(&str, &str); 3] = [("FI", "FJ"), ("FO", "FP"), ("HI", "HJ")];
-
 /// The steps that bring tables to what ports want, given the plans that would do it at once.
-pub(crate) fn steps<'a>(
+pub(crate) fn in_order<'a>(
     plans: Vec<Plan>,
     tables: &Tables,
     wanted: impl Fn(TableId) -> Wanted<'a>,
@@ -79,7 +78,7 @@ fn is_filter(table: TableId) -> bool {
     matches!(table, TableId::IptablesFilter | TableId::Ip6tablesFilter)
 }
 
-fn by_tool(mut plans: Step) -> Vec<Step> {
+pub(crate) fn by_tool(mut plans: Step) -> Vec<Step> {
     plans.sort_by_key(Plan::table);
     plans.chunk_by(|a, b| a.tool() == b.tool()).map(<[Plan]>::to_vec).collect()
 }
@@ -94,7 +93,7 @@ fn joined<'a>(
     let mut any = false;
     let mut joined = BTreeMap::new();
     for (port, table) in wanted {
-        let held = CHAINS.iter().any(|(name, _)| saved.contains_key(&format!("{name}-{port}")));
+        let held = IpChain::ALL.iter().any(|chain| saved.contains_key(&chain.of(port)));
         match table {
             None if held => any = true,
             None => drop(joined.insert(*port, None)),
@@ -112,10 +111,9 @@ fn joined<'a>(
 /// What a port wants, with a jump to its old rules before the new ones in each chain that changes, and whether one
 /// does.
 fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (PortTable, bool) {
-    let ours = |text: String| Line { text, origin: Origin { filter: None, line: 0 } };
     let (mut table, mut changes) = (wanted.clone(), false);
-    for (name, old) in CHAINS {
-        let (name, old) = (format!("{name}-{port}"), format!("{old}-{port}"));
+    for chain in IpChain::ALL {
+        let (name, old) = (chain.of(port), chain.old(port));
         let (Some(held), Some(lines)) = (saved.get(&name), table.chains.get_mut(&name)) else { continue };
         let wanted = lines.iter().map(|line| line.text.as_str());
         if same_rules(tool, held.iter().map(String::as_str), wanted) {
@@ -123,7 +121,7 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
         }
         changes = true;
         let to_old = format!("-j {old}");
-        lines.insert(0, ours(to_old.clone()));
+        lines.insert(0, Line::built_in(to_old.clone()));
         // Whoever was killed between two steps left old rules there already.
         let held = held.iter().flat_map(|rule| match saved.get(&old).filter(|_| *rule == to_old) {
             Some(older) => older.as_slice(),
@@ -134,7 +132,7 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
             Some(matches) => format!("{matches}-j RETURN"),
             None => rule.clone(),
         };
-        let held = held.map(|rule| ours(accepted_goes_on(rule))).collect();
+        let held = held.map(|rule| Line::built_in(accepted_goes_on(rule))).collect();
         table.chains.insert(old, held);
     }
     (table, changes)
@@ -147,10 +145,12 @@ pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     for (done, step) in steps.iter().enumerate() {
         let Some(tool) = step.first().map(Plan::tool) else { continue };
-        let mut script = Script::default();
-        step.iter().for_each(|plan| plan.write(&mut script));
-        if let Err(error) = commit_script(tool, &script) {
-            take_back(&steps[..=done]);
+        let before = Generation::now().ok();
+        if let Err(error) = commit_script(tool, &Script::of(step)) {
+            // The legacy variants do not count their changes.
+            let counted = tool::is_legacy(tool).is_ok_and(|legacy| !legacy);
+            let unchanged = counted && before.is_some() && before == Generation::now().ok();
+            take_back(if unchanged { &steps[..done] } else { &steps[..=done] });
             return Err(error);
         }
         applied.commits += step.len();
@@ -163,14 +163,14 @@ fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
     log::trace!("{}-restore --noflush\n{}", tool.name(), script.text);
     let Err(refusal) = tool::restore(tool, &script.text)? else { return Ok(()) };
     match refusal.line.and_then(|line| script.rule_at(line)) {
-        Some((rule, blame)) => Err(ApplyError::Refused {
-            origin: blame.origin.clone(),
-            port: blame.port.clone(),
-            tool: tool.name(),
+        Some((rule, of_port)) => Err(ApplyError::Refused(Box::new(Refused {
+            port: of_port.port.clone(),
+            origin: of_port.origin.clone(),
+            object: of_port.object.clone(),
             rule: rule.to_owned(),
             why: refusal.message,
-        }),
-        None => Err(ApplyError::Tool { tool: format!("{}-restore", tool.name()), why: refusal.message }),
+        }))),
+        None => Err(tool::unavailable(format!("{}-restore", tool.name()), refusal.message)),
     }
 }
 
@@ -184,16 +184,10 @@ fn take_back(steps: &[Step]) {
             if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
                 return Ok(());
             }
-            let mut script = Script::default();
-            plan.inverse().write(&mut script);
-            commit_script(tool, &script)
+            commit_script(tool, &Script::of([&plan.inverse()]))
         });
         if let Err(error) = result {
-            log::error!(
-                "taking back the change of table {} of {}: {error}",
-                plan.table().name(),
-                tool.name()
-            );
+            log::error!("the change of {} could not be taken back: {error}", plan.table().label());
         }
     }
 }

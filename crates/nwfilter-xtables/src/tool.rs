@@ -6,7 +6,7 @@ use std::process::Output;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use nwfilter_rules::ApplyError;
+use nwfilter_rules::{ApplyError, KernelObject, Scope};
 
 use crate::process::{self, Failure};
 
@@ -66,6 +66,22 @@ impl TableId {
             TableId::Ip6tablesRaw | TableId::Ip6tablesFilter => Tool::Ip6tables,
             TableId::EbtablesNat => Tool::Ebtables,
         }
+    }
+
+    /// What users call it.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            TableId::IptablesRaw => "iptables raw",
+            TableId::IptablesFilter => "iptables",
+            TableId::Ip6tablesRaw => "ip6tables raw",
+            TableId::Ip6tablesFilter => "ip6tables",
+            TableId::EbtablesNat => "ebtables",
+        }
+    }
+
+    /// A chain of it.
+    pub(crate) fn chain(self, chain: &str) -> KernelObject {
+        KernelObject::Chain { table: self.label().to_owned(), chain: chain.to_owned() }
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -140,7 +156,7 @@ pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<O
             Failure::NotFound => format!("{failure}: install it (packages iptables and ebtables)"),
             _ => failure.to_string(),
         };
-        ApplyError::Tool { tool: program.to_owned(), why }
+        unavailable(program.to_owned(), why)
     })
 }
 
@@ -162,7 +178,12 @@ pub(crate) fn is_ours(process: u32) -> bool {
 }
 
 fn failure(program: String, output: &Output) -> ApplyError {
-    ApplyError::Tool { tool: program, why: essence(&String::from_utf8_lossy(&output.stderr)) }
+    unavailable(program, essence(&String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A tool that is missing, cannot be run, or refuses everything.
+pub(crate) fn unavailable(what: String, why: String) -> ApplyError {
+    ApplyError::Unavailable { scope: Scope::Everything, what, why }
 }
 
 /// The line a tool's message is about: "Error occurred at line: 3", "line 3 failed", "line 3: RULE_APPEND failed". Of
@@ -249,7 +270,7 @@ fn require(tool: Tool) -> Result<Version, ApplyError> {
 }
 
 fn check_version(tool: Tool, said: &str) -> Result<Version, ApplyError> {
-    let refused = |why: String| Err(ApplyError::Tool { tool: tool.name().to_owned(), why });
+    let refused = |why: String| Err(unavailable(tool.name().to_owned(), why));
     let Some(version) = Version::parse(said) else {
         return refused(format!("its version cannot be told from '{}'", said.trim()));
     };

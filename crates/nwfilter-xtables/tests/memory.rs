@@ -28,17 +28,17 @@ impl Lab {
     }
 
     fn file(&self) -> PathBuf {
-        self.dir.path().join("tables")
+        self.dir.path().join(".tables")
     }
 
     /// What a process does that starts, filters ports, and ends.
     fn filter(&self, ports: &[&str]) -> Result<Applied> {
-        Ok(self.host.enter(|| process(&self.file()).apply(&batch(ports)))?)
+        Ok(self.host.enter(|| process(self.dir.path()).apply(&batch(ports)))?)
     }
 
     /// What a process that starts now takes for installed.
     fn believed(&self) -> Result<Installed> {
-        Ok(self.host.enter(|| process(&self.file()).installed())?)
+        Ok(self.host.enter(|| process(self.dir.path()).installed())?)
     }
 
     fn real(&self) -> Result<Installed> {
@@ -46,8 +46,8 @@ impl Lab {
     }
 }
 
-fn process(file: &Path) -> Xtables {
-    Xtables::default().remembering_in(file.to_owned())
+fn process(directory: &Path) -> Xtables {
+    Xtables::default().remembering_in(directory)
 }
 
 fn batch(ports: &[&str]) -> Batch {
@@ -132,7 +132,7 @@ fn a_file_that_led_to_a_refusal_is_not_believed_again() -> Result<()> {
     fs::write(lab.file(), told)?;
     let mut gone = batch(&["vnet1"]);
     gone.remove("vnet9".parse()?);
-    lab.host.enter(|| process(&lab.file()).apply(&gone))?;
+    lab.host.enter(|| process(lab.dir.path()).apply(&gone))?;
     assert_eq!(lab.believed()?, lab.real()?);
     assert_eq!(lab.real()?.ports, ports(&["vnet0", "vnet1"]));
     Ok(())

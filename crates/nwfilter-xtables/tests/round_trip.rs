@@ -67,7 +67,7 @@ fn applied_reads_back(rounds: u64) -> Result<()> {
         host.enter(|| -> Result<()> {
             let applied = backend.apply(&batch).with_context(|| format!("seed {seed}"))?;
             assert_eq!(applied.changed.len(), batch.ports.len());
-            let differences = backend.diff(&batch)?;
+            let differences = backend.plan(&batch)?.differences;
             assert!(differences.is_empty(), "seed {seed}: {}", differences[0]);
             assert_eq!(backend.apply(&batch)?.commits, 0);
             let installed = backend.installed()?;
@@ -149,7 +149,7 @@ fn a_comment_may_look_like_an_option_and_hold_any_character() -> Result<()> {
         let mut batch = Batch::default();
         batch.filter(binding.port, Arc::new(ruleset));
         host.enter(|| backend.apply(&batch))?;
-        assert_eq!(host.enter(|| backend.diff(&batch))?, [], "{comment:?}");
+        assert_eq!(host.enter(|| backend.plan(&batch))?.differences, [], "{comment:?}");
     }
     Ok(())
 }

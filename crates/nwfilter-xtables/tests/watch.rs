@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nwfilter_rules::{Backend, Batch, ForeignChange, Ruleset, Watch, instantiate};
+use nwfilter_rules::{Backend, Batch, ForeignChange, KernelObject, Ruleset, Watch, instantiate};
 use nwfilter_testlab::{Host, Need, Tap, Tools, skip_unless};
 use nwfilter_xml::{read_binding, read_filter};
 use nwfilter_xtables::Xtables;
@@ -73,24 +73,25 @@ fn what_others_change_is_told_with_the_place_and_who_did_it() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
     let mut lab = Lab::new()?;
     for (command, program, what) in [
-        ("iptables -I FORWARD 1 -j ACCEPT", "iptables", "iptables filter FORWARD"),
-        ("iptables -D FORWARD 1", "iptables", "iptables filter FORWARD"),
-        ("iptables -A FI-tap0 -j ACCEPT", "iptables", "iptables filter FI-tap0"),
-        ("iptables -F libvirt-in", "iptables", "iptables filter libvirt-in"),
-        ("iptables -P INPUT DROP", "iptables", "iptables filter INPUT"),
-        ("ip6tables -F FO-tap0", "ip6tables", "ip6tables filter FO-tap0"),
-        ("iptables -t raw -I PREROUTING 1 -j ACCEPT", "iptables", "iptables raw, iptables raw PREROUTING"),
-        ("ebtables -t nat -F PREROUTING", "ebtables", "ebtables nat PREROUTING"),
-        ("nft flush chain bridge nat libvirt-I-tap0", "nft", "ebtables nat libvirt-I-tap0"),
+        ("iptables -I FORWARD 1 -j ACCEPT", "iptables", "iptables: FORWARD"),
+        ("iptables -D FORWARD 1", "iptables", "iptables: FORWARD"),
+        ("iptables -A FI-tap0 -j ACCEPT", "iptables", "iptables: FI-tap0"),
+        ("iptables -F libvirt-in", "iptables", "iptables: libvirt-in"),
+        ("iptables -P INPUT DROP", "iptables", "iptables: INPUT"),
+        ("ip6tables -F FO-tap0", "ip6tables", "ip6tables: FO-tap0"),
+        ("iptables -t raw -I PREROUTING 1 -j ACCEPT", "iptables", "iptables raw, iptables raw: PREROUTING"),
+        ("ebtables -t nat -F PREROUTING", "ebtables", "ebtables: PREROUTING"),
+        ("nft flush chain bridge nat libvirt-I-tap0", "nft", "ebtables: libvirt-I-tap0"),
         ("nft delete table ip raw", "nft", "iptables raw,"),
     ] {
         let told = lab.told(command)?;
-        let [ForeignChange { by: Some(by), what: place }] = &told[..] else { panic!("{command}: {told:?}") };
-        assert!(by.starts_with(&format!("{program} (process ")), "{command}: {by}");
-        assert!(place.starts_with(what), "{command}: {place}");
+        let [change] = &told[..] else { panic!("{command}: {told:?}") };
+        let shown = change.to_string();
+        assert!(shown.starts_with(&format!("{program} (process ")), "{command}: {shown}");
+        assert!(shown.contains(&format!(") changed {what}")), "{command}: {shown}");
     }
     let told = lab.told("nft flush ruleset")?;
-    assert!(matches!(&told[..], [change] if change.what.ends_with('…')), "{told:?}");
+    assert!(matches!(&told[..], [change] if change.more), "{told:?}");
     Ok(())
 }
 
@@ -144,7 +145,7 @@ fn more_than_can_be_followed_is_told_as_a_change() -> Result<()> {
         lab.host.run_with_stdin(&["iptables-restore", "--noflush"], &text)?;
     }
     let told = lab.watch.changes()?;
-    assert!(told.iter().any(|change| change.by.is_none() && change.what.contains("more than")), "{told:?}");
+    assert!(told.iter().any(|change| *change == ForeignChange::unknown()), "{told:?}");
     assert_eq!(lab.told("iptables -F FI-tap0")?.len(), 1);
     Ok(())
 }
@@ -170,7 +171,7 @@ fn with_the_legacy_tools_of_the_search_path() -> Result<()> {
     let mut expected = Vec::new();
     for tool in ["iptables", "ip6tables"] {
         host.run(&[tool, "-A", "FORWARD", "-j", "ACCEPT"])?;
-        expected.push(ForeignChange { by: None, what: format!("tables of {tool}") });
+        expected.push(ForeignChange::at(KernelObject::Table { table: tool.to_owned() }));
     }
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut told = Vec::new();

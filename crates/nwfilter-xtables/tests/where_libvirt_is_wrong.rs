@@ -33,7 +33,7 @@ impl Lab {
     fn apply(&self, backend: &Xtables, filter: &str, params: &[(&str, &str)]) -> Result<()> {
         let batch = batch(filter, params)?;
         self.host.enter(|| backend.apply(&batch))?;
-        assert_eq!(self.host.enter(|| backend.diff(&batch))?, []);
+        assert_eq!(self.host.enter(|| backend.plan(&batch))?.differences, []);
         Ok(())
     }
 
@@ -287,7 +287,7 @@ fn what_cannot_be_enforced_is_refused_and_the_kernel_stays_as_it_was() -> Result
     let error = lab.apply(&Xtables::default(), late, &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "late:3: refused on port tap0 by ip6tables: Set nosuchset doesn't exist.\n  \
+        "late:3: refused on port tap0 in ip6tables: FI-tap0: Set nosuchset doesn't exist.\n  \
          rule: -A FI-tap0 -m set --match-set nosuchset src -j DROP"
     );
     assert_eq!(unchanged(lab.host.saved()?), None, "iptables had committed when ip6tables refused");

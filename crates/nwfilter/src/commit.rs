@@ -135,13 +135,15 @@ fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
         changed: applied.changed.intersection(ports).cloned().collect(),
         commits: applied.commits,
         warnings: applied.warnings.iter().filter(is_about).cloned().collect(),
+        differences: Vec::new(),
     }
 }
 
 /// Parts transactions into those that have nothing to do with an error, and those that may have.
 fn part(accepted: Vec<(Waiting, Outcome)>, error: &Error) -> (Vec<Waiting>, Vec<Waiting>) {
     let is_guiltless = |outcome: &Outcome| match error {
-        Error::Apply(ApplyError::Refused { port, .. }) => !outcome.ports.contains(port),
+        Error::Apply(ApplyError::Refused(refused)) => !outcome.ports.contains(&refused.port),
+        Error::Apply(ApplyError::Unsupported { port, .. }) => !outcome.ports.contains(port),
         _ => false,
     };
     let (mut guiltless, mut suspects) = (Vec::new(), Vec::new());

@@ -26,13 +26,6 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
-impl Config {
-    /// The file in the binding store for [`Xtables::remembering_in`](crate::Xtables::remembering_in).
-    pub fn tables_file(&self) -> PathBuf {
-        self.state_dir.join(".tables")
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self { config_dir: "/etc/nwfilter".into(), state_dir: "/run/nwfilter".into() }
@@ -47,7 +40,8 @@ impl Default for Config {
 /// directory, and each operation sees what others wrote before it.
 ///
 /// ```no_run
-/// use nwfilter::{Config, Driver, Xtables};
+/// use nwfilter::{Config, Driver};
+/// use nwfilter_xtables::Xtables;
 ///
 /// let driver = Driver::open(Config::default(), Xtables::default())?;
 /// driver.define_filter("ssh.xml", "<filter name='ssh'>

@@ -126,7 +126,8 @@ impl Error {
     pub fn origin(&self) -> Option<&Origin> {
         match self {
             Self::Rules { source, .. } => source.origin(),
-            Self::Apply(ApplyError::Refused { origin, .. }) => Some(origin),
+            Self::Apply(ApplyError::Refused(refused)) => Some(&refused.origin),
+            Self::Apply(ApplyError::Unsupported { source, .. }) => Some(&source.origin),
             _ => None,
         }
     }

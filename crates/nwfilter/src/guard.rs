@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nwfilter_rules::{Difference, Watch};
+use nwfilter_rules::{Difference, Process, Watch};
 
 use crate::error::with_causes;
 use crate::learn::engine::Waker;
@@ -69,7 +69,9 @@ impl Driver {
     pub fn keep(&self) -> Result<Keeper, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Keeper { source };
         let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
-        let watch = watch.ok_or_else(|| failed("the backend gives no word of them".into()))?;
+        let watch = watch.ok_or_else(|| {
+            failed(format!("backend '{}' cannot watch for changes", self.backend().name()).into())
+        })?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
         let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.over_same_stores()?);
         let guard = Guard::new(driver, watch, waker.clone(), repairs.clone());
@@ -99,7 +101,7 @@ struct Pending {
     first: Instant,
     last: Instant,
     /// Who made them, as far as it is shown.
-    by: BTreeSet<String>,
+    by: BTreeSet<Process>,
 }
 
 impl Guard {
@@ -170,7 +172,7 @@ impl Guard {
             Ok(changes) if changes.is_empty() => (),
             Ok(changes) => {
                 for change in &changes {
-                    log::debug!("{} changed {}", change.by.as_deref().unwrap_or(SOMEBODY), change.what);
+                    log::debug!("{change}");
                 }
                 self.hear_of(changes.into_iter().filter_map(|change| change.by));
             }
@@ -183,7 +185,7 @@ impl Guard {
         }
     }
 
-    fn hear_of(&mut self, by: impl IntoIterator<Item = String>) {
+    fn hear_of(&mut self, by: impl IntoIterator<Item = Process>) {
         let now = Instant::now();
         let pending = self.pending.get_or_insert(Pending { first: now, last: now, by: BTreeSet::new() });
         pending.last = now;
@@ -223,7 +225,7 @@ impl Guard {
         // Something was perhaps told while it was repaired.
         self.listen();
         let later = self.pending.iter().flat_map(|pending| &pending.by);
-        let by: BTreeSet<_> = pending.by.iter().chain(later).map(String::as_str).collect();
+        let by: BTreeSet<_> = pending.by.iter().chain(later).map(ToString::to_string).collect();
         let by = match by.is_empty() {
             true => SOMEBODY.to_owned(),
             false => by.into_iter().collect::<Vec<_>>().join(", "),

@@ -3,8 +3,8 @@
 //! [`Driver`] holds libvirt's nwfilter documents (filters and the bindings of ports to them) on disk in libvirt's
 //! formats, and brings the kernel to what they ask for: for one port or a thousand, in one transaction a table.
 //!
-//! What a rule means is decided in [`nwfilter_rules`]; how a kernel is told, in a [`Backend`]: [`Xtables`] writes
-//! iptables, ip6tables and ebtables.
+//! What a rule means is decided in [`nwfilter_rules`]; a [`Backend`] applies it to a kernel. The crate nwfilter-xtables
+//! has the one that writes iptables, ip6tables and ebtables.
 
 mod atomic;
 mod commit;
@@ -36,9 +36,11 @@ pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source
 pub use links::Attachment;
 pub use metrics::Metrics;
 pub use nwfilter_rules as rules;
-pub use nwfilter_rules::{Applied, Backend, Difference, ForeignChange, NoHelper, Warning, Watch};
+pub use nwfilter_rules::{
+    Applied, ApplyError, Backend, Difference, Fake, ForeignChange, KernelObject, NoHelper, Subject, Warning,
+    Watch,
+};
 pub use nwfilter_xml as xml;
-pub use nwfilter_xtables::{Dispatch, Settings, Xtables, restore_text};
 pub use progress::{Phase, Progress};
 pub use reload::{Drift, FailedPort, Instead, OddPorts, Reloaded};
 pub use stock::{STOCK, stock_filters};

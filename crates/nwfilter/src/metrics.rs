@@ -9,7 +9,6 @@ use nwfilter_xml::PortDev;
 use serde::Serialize;
 
 use crate::Driver;
-use crate::salvage::rules;
 use crate::stores::Stores;
 
 /// Numbers about a driver. Counters count from its opening, in this process.
@@ -85,7 +84,7 @@ impl Meter {
         for (port, desired) in &batch.ports {
             match desired {
                 Desired::Filtered(ruleset) => {
-                    counters.rules.insert(port.clone(), rules(ruleset).count() as u64)
+                    counters.rules.insert(port.clone(), ruleset.rules().count() as u64)
                 }
                 Desired::Gone => counters.rules.remove(port),
             };

@@ -96,7 +96,7 @@ impl Driver {
     pub fn diff(&self) -> Result<Drift, Error> {
         let stores = self.look()?;
         let wish = Wish::of(self, &stores)?;
-        let differences = self.backend().diff(&wish.batch)?;
+        let differences = self.backend().plan(&wish.batch)?.differences;
         Ok(Drift { differences, failed: wish.failed, odd: wish.odd })
     }
 
@@ -113,15 +113,12 @@ impl Driver {
         })
     }
 
-    /// The same where the kernel differs, and how it did.
+    /// The same, and how the kernel differed.
     pub(crate) fn repair(&self) -> Result<Vec<Difference>, Error> {
         self.change(|stores| {
-            let wish = Wish::of(self, stores)?;
-            let differences = self.backend().diff(&wish.batch)?;
-            if !differences.is_empty() {
-                self.bring(stores, wish)?;
-            }
-            Ok(differences)
+            let mut wish = Wish::of(self, stores)?;
+            wish.batch.report_differences = true;
+            Ok(self.bring(stores, wish)?.applied.differences)
         })
     }
 

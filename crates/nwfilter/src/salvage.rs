@@ -1,9 +1,9 @@
 //! Applying what can be applied of a batch, when the kernel or its tools refuse some of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, ApplyError, Batch, Desired, Origin, RootEntry, Rule, Ruleset};
+use nwfilter_rules::{Applied, ApplyError, Batch, Origin, Ruleset, Scope};
 use nwfilter_xml::PortDev;
 
 use crate::{Driver, Error};
@@ -27,7 +27,7 @@ pub(crate) fn apply(
     mut batch: Batch,
     filtered: &BTreeSet<PortDev>,
 ) -> Result<Salvaged, Error> {
-    let (mut refused, mut later) = (Vec::new(), Batch::default());
+    let (mut refused, mut later) = (Vec::new(), Batch { ports: BTreeMap::new(), ..batch });
     let mut set_aside = BTreeSet::new();
     let applied = loop {
         let error = match driver.apply(&batch) {
@@ -89,42 +89,25 @@ enum Suspicion {
 
 /// The ports of a batch that a refusal may be about; none where it is about the tools themselves.
 fn suspects(batch: &Batch, error: &Error) -> Vec<(PortDev, Suspicion)> {
-    let rulesets = batch.ports.iter().filter_map(|(port, desired)| match desired {
-        Desired::Filtered(ruleset) => Some((port, ruleset)),
-        Desired::Gone => None,
-    });
-    let suspicion = |port: &PortDev, ruleset: &Ruleset| match error {
-        Error::Apply(ApplyError::Refused { port: named, .. }) if named == port => Some(Suspicion::Named),
-        Error::Apply(ApplyError::Refused { origin, .. }) => {
-            rules(ruleset).any(|rule| is_same(&rule.origin, origin)).then_some(Suspicion::Similar)
-        }
-        // What the host lacks is needed by IP rules only.
-        Error::Apply(ApplyError::Host { .. }) => {
-            (ruleset.ipv4.is_some() || ruleset.ipv6.is_some()).then_some(Suspicion::Named)
-        }
-        _ => None,
+    let is_similar = |ruleset: &Ruleset, origin: &Origin| {
+        // A built-in rule is not in a filter that ports could share.
+        *origin != Origin::BUILT_IN && ruleset.rules().any(|rule| rule.origin() == origin)
     };
-    rulesets.filter_map(|(port, ruleset)| Some((port.clone(), suspicion(port, ruleset)?))).collect()
-}
-
-/// Whether two rules come from one rule of a filter; rules of our own never do.
-fn is_same(a: &Origin, b: &Origin) -> bool {
-    a.filter.is_some() && a.filter == b.filter && a.line == b.line
-}
-
-/// Every rule of a ruleset.
-pub(crate) fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
-    let sides = [&ruleset.ethernet.from_guest, &ruleset.ethernet.to_guest].into_iter().flatten();
-    let ethernet = sides.flat_map(|side| {
-        let root = side.root.iter().filter_map(|entry| match entry {
-            RootEntry::Rule(rule) => Some(rule),
-            RootEntry::Jump(_) => None,
-        });
-        root.chain(side.chains.iter().flat_map(|chain| &chain.rules))
-    });
-    let parts = [&ruleset.ipv4, &ruleset.ipv6].into_iter().flatten();
-    let ip = parts.flat_map(|part| part.from_guest.iter().chain(&part.to_guest).chain(&part.to_host));
-    ethernet.chain(ip)
+    let suspicion = |port: &PortDev, ruleset: &Ruleset| {
+        let (named, origin) = match error {
+            Error::Apply(ApplyError::Refused(refused)) => (&refused.port, &refused.origin),
+            Error::Apply(ApplyError::Unsupported { port, source }) => (port, &source.origin),
+            Error::Apply(ApplyError::Unavailable { scope: Scope::IpRules, .. }) => {
+                return ruleset.has_ip_rules().then_some(Suspicion::Named);
+            }
+            _ => return None,
+        };
+        match named == port {
+            true => Some(Suspicion::Named),
+            false => is_similar(ruleset, origin).then_some(Suspicion::Similar),
+        }
+    };
+    batch.filtered().filter_map(|(port, ruleset)| Some((port.clone(), suspicion(port, ruleset)?))).collect()
 }
 
 fn merge(applied: &mut Applied, more: Applied) {
@@ -133,4 +116,6 @@ fn merge(applied: &mut Applied, more: Applied) {
     applied.warnings.extend(more.warnings);
     applied.warnings.sort();
     applied.warnings.dedup();
+    applied.differences.extend(more.differences);
+    applied.differences.sort();
 }

@@ -31,7 +31,7 @@ fn threads_a_redefinition_and_foreign_flushes_end_in_the_desired_state() {
         for _ in 0..TRIES {
             match call() {
                 Ok(()) => return,
-                Err(Error::Apply(ApplyError::Tool { .. } | ApplyError::Refused { .. })) => {
+                Err(Error::Apply(ApplyError::Unavailable { .. } | ApplyError::Refused(_))) => {
                     disturbed.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => panic!("{error:?}"),

@@ -7,8 +7,8 @@ mod driver_support;
 use std::fs;
 use std::path::Path;
 
-use driver_support::{Fake, Lab, accepting, binding, binding_xml, define, names};
-use nwfilter::{Error, ProblemKind};
+use driver_support::{Lab, accepting, binding, binding_xml, define, names};
+use nwfilter::{Error, Fake, ProblemKind};
 use nwfilter_testlab::{Need, skip_unless};
 
 fn files(directory: &Path) -> Vec<String> {
@@ -22,7 +22,7 @@ fn files(directory: &Path) -> Vec<String> {
 #[test]
 fn a_damaged_file_is_told_of_and_moved_aside_by_the_first_operation_that_writes() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(2), Fake::default());
+    let (lab, fake) = (Lab::new(2), Fake::new());
     fs::create_dir(lab.filters()).unwrap();
     let write = |name: &str, text: &[u8]| fs::write(lab.filters().join(name), text).unwrap();
     write("broken.xml", b"<filter name='broken'><rule");
@@ -34,7 +34,7 @@ fn a_damaged_file_is_told_of_and_moved_aside_by_the_first_operation_that_writes(
     std::os::unix::fs::symlink("/proc/self/mem", lab.filters().join("unreadable.xml")).unwrap();
     let before = files(&lab.filters());
 
-    let driver = fake.driver(&lab);
+    let driver = lab.fake_driver(&fake);
     let kinds = |driver: &nwfilter::Driver| {
         let told = driver.problems().unwrap().into_iter();
         told.map(|p| (p.path.file_name().unwrap().to_str().unwrap().to_owned(), p.kind)).collect::<Vec<_>>()
@@ -87,7 +87,7 @@ fn what_a_killed_process_left_is_removed_by_the_first_operation_that_writes() {
         leftover
     });
     fs::write(lab.filters().join(".mine.new"), "").unwrap();
-    let driver = fake.driver(&lab);
+    let driver = lab.fake_driver(&fake);
     driver.filters().unwrap();
     assert!(leftovers.iter().all(|leftover| leftover.exists()), "looking removes nothing");
     define(&driver, &[accepting("f", 22)]).unwrap();
@@ -99,8 +99,8 @@ fn what_a_killed_process_left_is_removed_by_the_first_operation_that_writes() {
 fn a_filter_whose_name_begins_with_a_dot_is_kept() {
     skip_unless!(Need::Root);
     let (lab, fake) = (Lab::new(0), Fake::default());
-    define(&fake.driver(&lab), &[accepting(".hidden", 22), accepting("...", 22)]).unwrap();
-    let driver = fake.driver(&lab);
+    define(&lab.fake_driver(&fake), &[accepting(".hidden", 22), accepting("...", 22)]).unwrap();
+    let driver = lab.fake_driver(&fake);
     assert_eq!(driver.stored_filters().unwrap().len(), 2);
     driver.undefine_filter(".hidden").unwrap();
     driver.undefine_filter("...").unwrap();
@@ -110,10 +110,10 @@ fn a_filter_whose_name_begins_with_a_dot_is_kept() {
 #[test]
 fn a_damaged_filter_is_not_replaced_by_the_stock_filter_of_its_name() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(1), Fake::default());
+    let (lab, fake) = (Lab::new(1), Fake::new());
     fs::create_dir(lab.filters()).unwrap();
     fs::write(lab.filters().join("allow-arp.xml"), "<filter name='allow-arp'>").unwrap();
-    let driver = fake.driver(&lab);
+    let driver = lab.fake_driver(&fake);
     assert!(matches!(driver.filter("allow-arp"), Err(Error::NoSuchFilter(_))));
     assert!(lab.host.enter(|| driver.create_binding(binding("p0", "allow-arp"))).is_err());
     let aside = lab.filters().join("allow-arp.xml.damaged");

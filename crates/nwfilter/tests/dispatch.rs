@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use nwfilter::xml::read_binding;
-use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, frames, skip_unless};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
 

@@ -5,8 +5,9 @@
 use std::fs;
 
 use nwfilter::xml::read_binding;
-use nwfilter::{Config, Driver, Error, Xtables};
+use nwfilter::{Config, Driver, Error};
 use nwfilter_testlab::{Host, Need, Tap, skip_unless};
+use nwfilter_xtables::Xtables;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
 
@@ -255,7 +256,7 @@ fn bridge_filtering_is_switched_on_before_ip_rules_count_or_they_are_refused() {
     let switch =
         || lab.host.enter(|| fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap());
     lab.define(&accepting(22)).unwrap();
-    let forbidding = nwfilter::Settings { enable_bridge_filtering: false, ..Default::default() };
+    let forbidding = nwfilter_xtables::Settings { enable_bridge_filtering: false, ..Default::default() };
     let config =
         Config { config_dir: lab.dir.path().join("filters"), state_dir: lab.dir.path().join("other") };
     let strict = Driver::open(config, Xtables::new(forbidding)).unwrap();

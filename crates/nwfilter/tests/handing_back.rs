@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_testlab::{Host, Libvirtd, Need, Saved, skip_unless};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const PORTS: usize = 9;
 

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder};
 use learn_support::*;
-use nwfilter::{BindingState, Config, Driver, Xtables};
+use nwfilter::{BindingState, Config, Driver};
 use nwfilter_testlab::{Ends, Guest, Mac, Need, Process, Tap, frames, skip_unless};
+use nwfilter_xtables::Xtables;
 
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
 const ROGUE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);

@@ -12,7 +12,8 @@ use anyhow::Result;
 use learn_support::*;
 use nix::sys::stat::Mode;
 use nwfilter::xml::{read_binding, write_binding_status};
-use nwfilter::{Config, Driver, Xtables, with_causes};
+use nwfilter::{Config, Driver, with_causes};
+use nwfilter_xtables::Xtables;
 
 const DHCP: (&str, &str) = ("CTRL_IP_LEARNING", "dhcp");
 

@@ -4,11 +4,9 @@
 
 mod learn_support;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,45 +15,23 @@ use learn_support::*;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, send, socket,
 };
-use nwfilter::rules::{Applied, ApplyError, Batch, Desired, Installed};
-use nwfilter::xml::read_binding;
-use nwfilter::{Backend, Difference, Driver};
+use nwfilter::xml::{PortDev, read_binding};
+use nwfilter::{Backend, Driver, Fake};
 use nwfilter_testlab::{Mac, Need, skip_unless};
 
 const PORTS: usize = 1000;
 
-/// A kernel that only remembers: what is measured is the learning.
-#[derive(Default)]
-struct Recorder {
-    /// Each port whose rules name its guest's address.
-    filtered: Mutex<BTreeSet<String>>,
+/// Whether a port's rules name its guest's address.
+fn is_filtered(fake: &Fake, port: &PortDev) -> bool {
+    let ruleset = fake.ruleset(port.as_str());
+    let from_guest = ruleset.as_ref().and_then(|ruleset| ruleset.ethernet.from_guest.as_ref());
+    from_guest.is_some_and(|side| !side.chains.is_empty())
 }
 
-impl Backend for &'static Recorder {
-    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let mut filtered = self.filtered.lock().unwrap();
-        for (port, desired) in &batch.ports {
-            match desired {
-                Desired::Filtered(ruleset)
-                    if !ruleset.ethernet.from_guest.as_ref().unwrap().chains.is_empty() =>
-                {
-                    filtered.insert(port.to_string());
-                }
-                _ => {
-                    filtered.remove(port.as_str());
-                }
-            }
-        }
-        Ok(Applied { changed: batch.ports.keys().cloned().collect(), ..Applied::default() })
-    }
-
-    fn installed(&self) -> Result<Installed, ApplyError> {
-        Ok(Installed::default())
-    }
-
-    fn diff(&self, _: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        Ok(Vec::new())
-    }
+/// How many ports' rules do.
+fn filtered(fake: &Fake) -> usize {
+    let installed = fake.installed().unwrap().ports;
+    installed.iter().filter(|port| is_filtered(fake, port)).count()
 }
 
 /// A field of this process's status.
@@ -112,8 +88,8 @@ fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 1 << 13, 1 << 13)?;
     let lab = Lab::new()?;
     make_ports(&lab)?;
-    let recorder: &'static Recorder = Box::leak(Box::default());
-    let driver = Driver::open(lab.config(), recorder)?;
+    let fake = Fake::new();
+    let driver = Driver::open(lab.config(), fake.clone())?;
 
     // All bindings are there before the learner is: a restart.
     fs::create_dir_all(lab.config().state_dir)?;
@@ -154,12 +130,12 @@ fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
             sender.send(&packet(mac(number), address(number)))?;
         }
         let sent = start.elapsed();
-        let complete = || recorder.filtered.lock().unwrap().len() == PORTS - 1;
+        let complete = || filtered(&fake) == PORTS - 1;
         let finished = patiently("all have learned", || Ok(complete()));
         let learned = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         let flooded = flooder.join().unwrap();
-        finished.context(format!("{} of {PORTS}", recorder.filtered.lock().unwrap().len()))?;
+        finished.context(format!("{} of {PORTS}", filtered(&fake)))?;
         Ok(((sent, learned), flooded))
     })?;
     let worked = learner_time()?.saturating_sub(worked);
@@ -178,7 +154,7 @@ fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
     // The flooded port learns too, once it says something of worth.
     eventually("the flooded port has learned", || {
         flood.send(&packet(mac(PORTS - 1), address(PORTS - 1)))?;
-        Ok(recorder.filtered.lock().unwrap().len() == PORTS)
+        Ok(filtered(&fake) == PORTS)
     })
 }
 

@@ -4,19 +4,19 @@
 
 mod driver_support;
 
-use driver_support::{Fake, Lab};
-use nwfilter::Attachment;
+use driver_support::Lab;
+use nwfilter::{Attachment, Fake};
 use nwfilter_testlab::{Need, skip_unless};
 
 #[test]
 fn the_status_of_a_port_says_whether_packets_get_to_its_rules() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(1), Fake::default());
+    let (lab, fake) = (Lab::new(1), Fake::new());
     lab.host.ip(&["tuntap add dev p1 mode tap"]).unwrap();
     for port in ["p0", "p1", "p2"] {
         lab.write_binding(port, "allow-arp");
     }
-    let driver = fake.driver(&lab);
+    let driver = lab.fake_driver(&fake);
     let attachments = || {
         let statuses = lab.host.enter(|| driver.port_statuses()).unwrap();
         statuses.into_iter().map(|status| status.attachment).collect::<Vec<_>>()

@@ -9,8 +9,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use driver_support::{Fake, Lab, accepting, binding, define};
-use nwfilter::Transaction;
+use driver_support::{Lab, accepting, binding, define};
+use nwfilter::{Fake, Transaction};
 use nwfilter_testlab::{Need, skip_unless};
 
 /// How long a lookup may take that does not wait for anybody.
@@ -19,13 +19,17 @@ const HANG: Duration = Duration::from_secs(20);
 #[test]
 fn lookups_answer_while_the_kernel_is_being_changed() {
     skip_unless!(Need::Root, Need::Tool("ip"));
-    let (lab, fake) = (Lab::new(2), Fake::default());
-    let driver = Arc::new(fake.driver(&lab));
+    let (lab, fake) = (Lab::new(2), Fake::new());
+    let driver = Arc::new(lab.fake_driver(&fake));
     define(&driver, &[accepting("f", 1)]).unwrap();
     lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
 
     let gate = Arc::new(Barrier::new(2));
-    fake.kernel().gate = Some(gate.clone());
+    let waits = gate.clone();
+    fake.before_apply(move |_| {
+        waits.wait();
+        waits.wait();
+    });
     thread::scope(|scope| {
         let committer = scope.spawn(|| {
             let mut transaction = Transaction::new();

@@ -7,10 +7,11 @@ mod stream_support;
 use std::time::Duration;
 
 use nwfilter::xml::read_binding;
-use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
-use nwfilter_rules::{Applied, ApplyError, Backend, Batch, Difference, Installed, Ruleset};
+use nwfilter::{Config, Driver};
+use nwfilter_rules::{Applied, ApplyError, Backend, Batch, Installed, Planned, Ruleset, Unsupported};
 use nwfilter_testlab::stream::{Stream, Tally, while_streaming};
 use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use stream_support::{Ports, assert_exact, binding, port, variant};
 
@@ -80,6 +81,18 @@ struct Detour {
 }
 
 impl Backend for Detour {
+    fn name(&self) -> &'static str {
+        "detour"
+    }
+
+    fn check(&self, ruleset: &Ruleset) -> Result<(), Unsupported> {
+        Xtables::default().check(ruleset)
+    }
+
+    fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
+        Xtables::default().plan(batch)
+    }
+
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let mut detour = Batch::default();
         for port in batch.ports.keys() {
@@ -96,8 +109,8 @@ impl Backend for Detour {
         Xtables::default().installed()
     }
 
-    fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        Xtables::default().diff(batch)
+    fn clear(&self) -> Result<Applied, ApplyError> {
+        Xtables::default().clear()
     }
 }
 

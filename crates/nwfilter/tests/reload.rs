@@ -4,10 +4,11 @@
 
 mod driver_support;
 
-use driver_support::{Fake, Lab, accepting, binding, define, explained, names, refused};
+use driver_support::{Lab, accepting, binding, define, explained, names, record, refused};
 use nwfilter::rules::Ruleset;
-use nwfilter::{Driver, Error, Instead, Settings, Xtables};
+use nwfilter::{Driver, Error, Fake, Instead};
 use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_xtables::{Settings, Xtables};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
 
@@ -32,7 +33,7 @@ fn a_port_without_rules_keeps_what_it_has_or_is_closed_and_the_others_are_brough
     lab.write_binding("p3", "v");
     let drift = lab.host.enter(|| driver.diff()).unwrap();
     assert_eq!(names(drift.failed.iter().map(|failed| &failed.port)), ["p1", "p3"]);
-    assert!(drift.differences.iter().any(|difference| difference.port == "p0"), "{drift:?}");
+    assert!(drift.differences.iter().any(|difference| difference.subject.to_string() == "p0"), "{drift:?}");
 
     let done = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(names(&done.applied.changed), ["p0", "p3"]);
@@ -78,7 +79,7 @@ fn a_port_whose_rule_the_tools_refuse_is_left_out_and_the_others_are_brought_in(
     assert_eq!(names(done.failed.iter().map(|failed| &failed.port)), ["p0", "p2", "p3"]);
     for failed in &done.failed {
         let told = explained(failed);
-        assert!(told.contains(&format!("refused on port {} by iptables", failed.port)), "{told}");
+        assert!(told.contains(&format!("refused on port {} in iptables: ", failed.port)), "{told}");
         assert!(told.contains(&format!("{}:", failed.filter)), "{told}");
         assert_eq!(failed.instead, Instead::DropAll);
         assert!(lab.port(failed.port.as_str()).contains("DROP"));
@@ -111,31 +112,34 @@ fn what_the_host_lacks_keeps_only_the_ports_that_need_it() {
 #[test]
 fn of_ports_with_one_rule_only_those_fail_whose_rule_is_refused() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(50), Fake::default());
-    let driver = fake.driver(&lab);
+    let (lab, fake) = (Lab::new(50), Fake::new());
+    let driver = lab.fake_driver(&fake);
     define(&driver, &[accepting("shared", 22), accepting("other", 80)]).unwrap();
     for index in 0..50 {
         lab.write_binding(&format!("p{index}"), if index < 40 { "shared" } else { "other" });
     }
-    fake.kernel().refuses = ["p1", "p7", "p39"].map(str::to_owned).into();
+    let asked = record(&fake);
+    let refuse = |port: &str| fake.refuse(&port.parse().unwrap(), true);
+    ["p1", "p7", "p39"].into_iter().for_each(refuse);
     let done = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(names(done.failed.iter().map(|failed| &failed.port)), ["p1", "p39", "p7"]);
     assert_eq!(
-        fake.kernel().asked.len(),
+        asked.lock().unwrap().len(),
         5,
         "all, those with another rule, and those that are alike, twice more"
     );
-    assert_eq!(fake.kernel().asked[1].len(), 50, "until they are tried, ports without rules are closed");
-    let closed = |port: &str| *fake.kernel().held[port] == Ruleset::drop_all();
+    assert_eq!(asked.lock().unwrap()[1].len(), 50, "until they are tried, ports without rules are closed");
+    let closed = |port: &str| *fake.ruleset(port).unwrap() == Ruleset::drop_all();
     assert!(closed("p1") && closed("p7") && !closed("p2") && !closed("p45"));
 
     // Of many refusals not each is asked for.
-    fake.kernel().refuses = (0..40).map(|index| format!("p{index}")).collect();
-    fake.kernel().asked.clear();
+    (0..40).for_each(|index| refuse(&format!("p{index}")));
+    asked.lock().unwrap().clear();
     let done = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(done.failed.len(), 40);
     assert!(done.failed.iter().all(|failed| failed.instead == Instead::OldRules));
-    assert!(fake.kernel().asked.len() < 40, "{}", fake.kernel().asked.len());
+    let asked = asked.lock().unwrap().len();
+    assert!(asked < 40, "{asked}");
 }
 
 #[test]
@@ -156,7 +160,8 @@ fn rules_without_binding_go_when_their_interface_is_gone_and_stay_when_it_exists
     let drift = lab.host.enter(|| driver.diff()).unwrap();
     assert_eq!(names(&drift.odd.unbound), ["p1"]);
     assert!(
-        !drift.is_empty() && drift.differences.iter().all(|difference| difference.port == "p2"),
+        !drift.is_empty()
+            && drift.differences.iter().all(|difference| difference.subject.to_string() == "p2"),
         "{drift:?}"
     );
     let done = lab.host.enter(|| driver.reload()).unwrap();

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
-use nwfilter::rules::{ApplyError, Batch, Installed};
+use nwfilter::rules::{ApplyError, Batch, Installed, Planned, Ruleset, Scope, Unsupported};
 use nwfilter::xml::read_binding;
-use nwfilter::{Applied, Backend, Config, Difference, Driver, ForeignChange, Keeper, Watch, Xtables};
+use nwfilter::{Applied, Backend, Config, Difference, Driver, Fake, ForeignChange, Keeper, Watch};
 use nwfilter_testlab::{Host, Need, Saved, Tap, skip_unless};
+use nwfilter_xtables::Xtables;
 use nwfilter_xtables::generation;
 
 const NEEDS: [Need; 4] =
@@ -150,14 +151,14 @@ fn whatever_is_lost_or_put_in_comes_back_and_the_log_says_who_did_what() {
     assert!(before.iptables.contains("CT-any0") && before.ip6tables.contains("FI-any1"), "{before:?}");
     let mut keeper = lab.keep();
     for (damage, said) in [
-        ("iptables -F", "- * iptables: FORWARD -j libvirt-in"),
-        ("iptables -F FORWARD", "- * iptables: FORWARD -j libvirt-in"),
-        ("iptables -D FORWARD 1", "- * iptables: FORWARD -j libvirt-in"),
+        ("iptables -F", "- host iptables: FORWARD -j libvirt-in"),
+        ("iptables -F FORWARD", "- host iptables: FORWARD -j libvirt-in"),
+        ("iptables -D FORWARD 1", "- host iptables: FORWARD -j libvirt-in"),
         ("iptables -F libvirt-out", "- any0 iptables: libvirt-out"),
         ("iptables -I FI-any0 1 -j ACCEPT", "+ any0 iptables: FI-any0 -j ACCEPT"),
         ("iptables -D FO-any1 1", "- any1 iptables: FO-any1"),
-        ("ip6tables -F INPUT", "- * ip6tables: INPUT -j libvirt-host-in"),
-        ("iptables -t raw -F", "- * iptables: PREROUTING -j nwfilter-ct"),
+        ("ip6tables -F INPUT", "- host ip6tables: INPUT -j libvirt-host-in"),
+        ("iptables -t raw -F", "- host iptables raw: PREROUTING -j nwfilter-ct"),
         ("ebtables -t nat -F", "ebtables: PREROUTING -i any0 -j libvirt-I-any0"),
         ("nft flush chain bridge nat libvirt-I-any1", "- any1 ebtables: libvirt-I-any1"),
         ("nft delete table ip6 filter", "- any0 ip6tables: FI-any0"),
@@ -187,8 +188,8 @@ fn bridged_packets_that_iptables_does_not_see_any_more_are_shown_to_it_again() {
     let lab = Lab::new("off");
     let off = |differences: &[Difference]| differences.iter().map(ToString::to_string).collect::<Vec<_>>();
     let expected = [
-        "- * sysctl: net.bridge.bridge-nf-call-ip6tables = 1",
-        "- * sysctl: net.bridge.bridge-nf-call-iptables = 1",
+        "- host sysctl: net.bridge.bridge-nf-call-ip6tables = 1",
+        "- host sysctl: net.bridge.bridge-nf-call-iptables = 1",
     ];
     lab.host.set_bridge_nf(false).unwrap();
     assert_eq!(off(&lab.host.enter(|| lab.driver.diff()).unwrap().differences), expected);
@@ -334,11 +335,11 @@ fn somebody_who_changes_it_back_again_and_again_is_not_fought() {
     assert!(!lab.is_kept());
 }
 
-/// A backend that fails once to tell how the kernel differs, or what others change, when it is told to.
+/// A backend that fails once to apply, or to report what others change, when it is told to.
 #[derive(Clone, Default)]
 struct Failing {
     backend: Arc<Xtables>,
-    diff: Arc<AtomicBool>,
+    apply: Arc<AtomicBool>,
     changes: Arc<AtomicBool>,
 }
 
@@ -346,13 +347,30 @@ struct FailingWatch(Box<dyn Watch>, Arc<AtomicBool>);
 
 fn fail_once(flag: &AtomicBool) -> Result<(), ApplyError> {
     match flag.swap(false, Ordering::Relaxed) {
-        true => Err(ApplyError::Host { what: "the test".into(), why: "fails once".into() }),
+        true => Err(ApplyError::Unavailable {
+            scope: Scope::Everything,
+            what: "the test".into(),
+            why: "fails once".into(),
+        }),
         false => Ok(()),
     }
 }
 
 impl Backend for Failing {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn check(&self, ruleset: &Ruleset) -> Result<(), Unsupported> {
+        self.backend.check(ruleset)
+    }
+
+    fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
+        self.backend.plan(batch)
+    }
+
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
+        fail_once(&self.apply)?;
         self.backend.apply(batch)
     }
 
@@ -360,14 +378,13 @@ impl Backend for Failing {
         self.backend.installed()
     }
 
-    fn diff(&self, batch: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        fail_once(&self.diff)?;
-        self.backend.diff(batch)
-    }
-
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         let watch = self.backend.watch()?;
         Ok(watch.map(|watch| Box::new(FailingWatch(watch, self.changes.clone())) as _))
+    }
+
+    fn clear(&self) -> Result<Applied, ApplyError> {
+        self.backend.clear()
     }
 }
 
@@ -397,7 +414,7 @@ fn what_could_not_be_repaired_is_tried_again() {
     let keeper = lab.keep();
     let failures = [
         (
-            &backend.diff,
+            &backend.apply,
             "what others changed is not repaired yet: the rules were not applied: the test: fails once",
         ),
         (&backend.changes, "the test: fails once"),
@@ -414,27 +431,14 @@ fn what_could_not_be_repaired_is_tried_again() {
     eventually(|| keeper.repairs(), |repairs| *repairs == 3);
 }
 
-/// A backend that gives no word of changes.
-struct Silent;
-
-impl Backend for Silent {
-    fn apply(&self, _: &Batch) -> Result<Applied, ApplyError> {
-        Ok(Applied::default())
-    }
-
-    fn installed(&self) -> Result<Installed, ApplyError> {
-        Ok(Installed::default())
-    }
-
-    fn diff(&self, _: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        Ok(Vec::new())
-    }
-}
-
 #[test]
-fn a_backend_that_gives_no_word_of_changes_is_not_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let driver = Driver::open(config(dir.path().into()), Silent).unwrap();
+fn keep_refuses_a_backend_that_cannot_watch_and_names_it() {
+    let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+    fake.stop_watching();
+    let driver = Driver::open(config(dir.path().into()), fake).unwrap();
     let error = driver.keep().unwrap_err();
-    assert_eq!(error.to_string(), "changes of others cannot be repaired");
+    assert_eq!(
+        nwfilter::with_causes(&error),
+        "changes of others cannot be repaired: backend 'fake' cannot watch for changes"
+    );
 }

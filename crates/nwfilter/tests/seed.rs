@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use nwfilter::xml::read_binding;
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_testlab::seed::SeedLab;
 use nwfilter_testlab::{Host, Libvirtd, Need, skip_unless};
+use nwfilter_xtables::Xtables;
 
 const BY_PORT: (&str, &str) = ("ftp-by-port", include_str!("../../../xml-fixtures/seed/ftp-by-port.xml"));
 const BY_STATE: (&str, &str) = ("ftp-by-state", include_str!("../../../xml-fixtures/seed/ftp-by-state.xml"));

@@ -7,9 +7,10 @@ mod stream_support;
 
 use std::time::Duration;
 
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_testlab::stream::{Tally, while_streaming};
 use nwfilter_testlab::{Libvirtd, Need, skip_unless};
+use nwfilter_xtables::Xtables;
 
 use stream_support::{Ports, assert_exact, binding, small_variant};
 

@@ -5,13 +5,14 @@
 mod driver_support;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use driver_support::{Fake, Lab, accepting, binding, define, explained, names, refused};
+use driver_support::{Lab, accepting, binding, define, explained, names, record, refused};
 use nix::fcntl::{Flock, FlockArg};
 use nwfilter::xml::{Filter, read_filter};
-use nwfilter::{Driver, Error, Transaction};
+use nwfilter::{Driver, Error, Fake, Transaction};
 use nwfilter_testlab::{Need, skip_unless};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -39,11 +40,11 @@ fn hold(lab: &Lab) -> Flock<fs::File> {
 #[test]
 fn a_transaction_is_judged_by_what_all_of_it_leaves_and_is_one_batch() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(3), Fake::default());
-    let driver = fake.driver(&lab);
+    let (lab, fake) = (Lab::new(3), Fake::new());
+    let driver = lab.fake_driver(&fake);
     define(&driver, &[accepting("old", 22)]).unwrap();
     lab.host.enter(|| driver.create_binding(binding("p0", "old"))).unwrap();
-    fake.kernel().asked.clear();
+    let asked = record(&fake);
     let done = commit(&lab, &driver, |transaction| {
         transaction.define_filter(filter(&accepting("new", 80)));
         transaction.create_binding(binding("p1", "outer")).create_binding(binding("p2", "new"));
@@ -52,7 +53,7 @@ fn a_transaction_is_judged_by_what_all_of_it_leaves_and_is_one_batch() {
         transaction.delete_binding("p2");
     })
     .unwrap();
-    assert_eq!(fake.kernel().asked, [["p0", "p1", "p2"]]);
+    assert_eq!(*asked.lock().unwrap(), [["p0", "p1", "p2"]]);
     assert_eq!(names(&done.applied.changed), ["p0", "p1"]);
     let defined: Vec<_> = done.filters.iter().map(|filter| filter.name.as_str()).collect();
     assert_eq!(defined, ["new", "outer"]);
@@ -124,10 +125,10 @@ fn a_document_that_cannot_be_stored_takes_the_whole_transaction_back() {
 #[test]
 fn threads_that_bind_at_the_same_time_share_commits() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(40), Fake::default());
-    let driver = fake.driver(&lab);
+    let (lab, fake) = (Lab::new(40), Fake::new());
+    let driver = lab.fake_driver(&fake);
     define(&driver, &[accepting("f", 22)]).unwrap();
-    fake.kernel().takes = Duration::from_millis(300);
+    let asked = record(&fake);
     let commits = lab.host.enter(|| {
         thread::scope(|scope| {
             let held = hold(&lab);
@@ -138,7 +139,7 @@ fn threads_that_bind_at_the_same_time_share_commits() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         })
     });
-    let asked = fake.kernel().asked.clone();
+    let asked = asked.lock().unwrap().clone();
     assert!(asked.len() <= 5, "{asked:?}");
     assert_eq!(asked.iter().map(Vec::len).sum::<usize>(), 40);
     for (index, applied) in commits.iter().enumerate() {
@@ -192,8 +193,8 @@ fn of_transactions_in_one_commit_only_the_guilty_is_refused() {
 #[test]
 fn transactions_of_other_network_namespaces_are_not_carried_out_here() {
     skip_unless!(Need::Root);
-    let (here, there, fake) = (Lab::new(1), Lab::new(3), Fake::default());
-    let driver = fake.driver(&here);
+    let (here, there, fake) = (Lab::new(1), Lab::new(3), Fake::new());
+    let driver = here.fake_driver(&fake);
     define(&driver, &[accepting("f", 22)]).unwrap();
     let bind = |lab: &Lab, port: &str| lab.host.enter(|| driver.create_binding(binding(port, "f")));
     thread::scope(|scope| {
@@ -211,10 +212,11 @@ fn transactions_of_other_network_namespaces_are_not_carried_out_here() {
 #[test]
 fn a_panic_of_the_backend_ends_no_other_thread_and_holds_nothing_up() {
     skip_unless!(Need::Root);
-    let (lab, fake) = (Lab::new(8), Fake::default());
-    let driver = fake.driver(&lab);
+    let (lab, fake) = (Lab::new(8), Fake::new());
+    let driver = lab.fake_driver(&fake);
     define(&driver, &[accepting("f", 22)]).unwrap();
-    fake.kernel().panics = true;
+    let first = AtomicBool::new(true);
+    fake.before_apply(move |_| assert!(!first.swap(false, Ordering::Relaxed), "the backend has a bug"));
     let results: Vec<_> = lab.host.enter(|| {
         thread::scope(|scope| {
             let held = hold(&lab);

@@ -7,9 +7,9 @@ mod driver_support;
 use std::sync::Barrier;
 use std::thread;
 
-use driver_support::{Fake, Lab, accepting, binding, define};
+use driver_support::{Lab, accepting, binding, define};
 use nwfilter::rules::RulesError;
-use nwfilter::{Driver, Error};
+use nwfilter::{Driver, Error, Fake};
 use nwfilter_testlab::{Need, skip_unless};
 
 /// How many filters each include the next twice: to follow these includes one by one would take days.
@@ -26,7 +26,7 @@ fn define_doubled(driver: &Driver, last: &str) {
 fn a_tree_without_end_is_refused_and_the_bindings_of_other_ports_go_on_meanwhile() {
     skip_unless!(Need::Root);
     let lab = Lab::new(2);
-    let driver = Fake::default().driver(&lab);
+    let driver = lab.fake_driver(&Fake::new());
     define_doubled(&driver, "<rule action='drop' direction='in'/>");
     define(&driver, &[accepting("web", 80)]).unwrap();
     let both_begin = Barrier::new(2);
@@ -50,7 +50,7 @@ fn a_tree_without_end_is_refused_and_the_bindings_of_other_ports_go_on_meanwhile
 fn a_port_is_bound_to_a_tree_without_rules_however_often_its_filters_are_included() {
     skip_unless!(Need::Root);
     let lab = Lab::new(1);
-    let driver = Fake::default().driver(&lab);
+    let driver = lab.fake_driver(&Fake::new());
     define_doubled(&driver, "");
     lab.host.enter(|| driver.create_binding(binding("p0", "f0"))).unwrap();
     let used = driver.undefine_filter("f40").unwrap_err();

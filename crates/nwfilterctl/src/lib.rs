@@ -16,7 +16,8 @@ use clap::{Args, ValueEnum};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
-use nwfilter::{Config, Dispatch, Driver, Settings, Xtables};
+use nwfilter::{Backend, Config, Driver};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const CANNOT_OPEN: &str = "cannot open the stores";
 
@@ -72,18 +73,18 @@ pub struct ListenOptions {
 impl Options {
     /// Opens the driver that the options describe. What the tables hold it asks of the kernel.
     pub fn open(&self) -> Result<Driver> {
-        self.open_with(self.config(), self.backend())
+        self.open_with(self.config(), self.backend(None))
     }
 
     /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
     /// if nobody changed them since.
     pub fn open_for_a_change(&self) -> Result<Driver> {
         let config = self.config();
-        let backend = self.backend().remembering_in(config.tables_file());
+        let backend = self.backend(Some(&config.state_dir));
         self.open_with(config, backend)
     }
 
-    fn open_with(&self, config: Config, backend: Xtables) -> Result<Driver> {
+    fn open_with(&self, config: Config, backend: Box<dyn Backend>) -> Result<Driver> {
         // One message, instead of one for each file.
         [&config.config_dir, &config.state_dir].into_iter().try_for_each(|dir| check_readable(dir))?;
         let driver = Driver::open(config, backend).context(CANNOT_OPEN)?;
@@ -102,13 +103,21 @@ impl Options {
         Config { config_dir: self.config_dir.clone(), state_dir: self.state_dir.clone() }
     }
 
-    fn backend(&self) -> Xtables {
-        let BackendName::Xtables = self.backend;
-        Xtables::new(Settings {
-            enable_bridge_filtering: !self.keep_bridge_nf,
-            conntrack_helpers: !self.no_helpers,
-            dispatch: self.dispatch(),
-        })
+    /// The backend; one that leaves what it knows of the kernel in a directory, where that is given.
+    fn backend(&self, remembering_in: Option<&Path>) -> Box<dyn Backend> {
+        match self.backend {
+            BackendName::Xtables => {
+                let xtables = Xtables::new(Settings {
+                    enable_bridge_filtering: !self.keep_bridge_nf,
+                    conntrack_helpers: !self.no_helpers,
+                    dispatch: self.dispatch(),
+                });
+                Box::new(match remembering_in {
+                    Some(directory) => xtables.remembering_in(directory),
+                    None => xtables,
+                })
+            }
+        }
     }
 
     /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a

@@ -9,9 +9,8 @@ use nwfilter::xml::{
     DocumentKind, Filter, PortDev, Strictness, Uuid, read_binding, read_filter, read_filter_with,
     write_binding, write_filter,
 };
-use nwfilter::{
-    Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction, restore_text,
-};
+use nwfilter::{Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction};
+use nwfilter_xtables::restore_text;
 use nwfilterctl_shared::{say, with_causes};
 use serde_json::json;
 

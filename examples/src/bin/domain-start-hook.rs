@@ -12,8 +12,9 @@ use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nwfilter::{Config, Driver, Xtables};
+use nwfilter::{Config, Driver};
 use nwfilter_libvirt::HookCall;
+use nwfilter_xtables::Xtables;
 
 fn main() -> ExitCode {
     match run() {
@@ -42,7 +43,7 @@ fn run() -> Result<()> {
     }
     // This process ends at once: it leaves what it knows of the tables to the next one, so that not every guest that
     // starts has to wait until they are read, and learning addresses to `nwfilterctl learn`.
-    let backend = Xtables::default().remembering_in(config.tables_file());
+    let backend = Xtables::default().remembering_in(&config.state_dir);
     let driver = Driver::open(config, backend)?;
     let driver = driver.without_learner();
     call.run(&driver, &xml).with_context(|| format!("guest '{}'", call.guest))

@@ -13,7 +13,8 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use nwfilter::xml::{Binding, Owner, Params, Uuid, read_filter};
-use nwfilter::{Config, Driver, Transaction, Xtables};
+use nwfilter::{Config, Driver, Transaction};
+use nwfilter_xtables::Xtables;
 
 const WEB_SERVER: &str = "<filter name='web-server'>
   <filterref filter='clean-traffic'/>

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use nwfilter::stock_filters;
 use nwfilter::xml::{Filter, FilterName, read_filter};
-use nwfilter::{Dispatch, Settings, Xtables, stock_filters};
 use nwfilter_testlab::rate::{Between, RateLab};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const FILTER: &str = include_str!("../../../xml-fixtures/seed/ftp-by-state.xml");
 

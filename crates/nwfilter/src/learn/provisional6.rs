@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use nwfilter_rules::{Ethernet, EthernetSide, Match, Origin, RootEntry, Rule, Ruleset, Test, Verdict};
+use nwfilter_rules::{Ethernet, EthernetSide, EthernetTest as Test, Match, Rule, Ruleset, Verdict};
 use nwfilter_xml::MacAddr;
 
 use super::packets::{DHCP6_CLIENT, DHCP6_SERVER};
@@ -17,12 +17,12 @@ const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
 /// IPv6 passes from the guest's own MAC address, everything passes to it.
 pub(crate) fn learning(mac: MacAddr) -> Ruleset {
     let from_guest = [
-        rule([not(source(mac))], Verdict::Drop),
-        rule([is(Test::EtherType(ETHERTYPE_IPV6))], Verdict::Accept),
-        rule([], Verdict::Drop),
+        Rule::built_in([Match::is_not(source(mac))], Verdict::Drop),
+        Rule::built_in([Match::is(Test::EtherType(ETHERTYPE_IPV6))], Verdict::Accept),
+        Rule::built_in([], Verdict::Drop),
     ];
     Ruleset {
-        ethernet: Ethernet { from_guest: Some(side(from_guest)), to_guest: None },
+        ethernet: Ethernet { from_guest: Some(EthernetSide::of_rules(from_guest)), to_guest: None },
         ..Ruleset::default()
     }
 }
@@ -31,57 +31,42 @@ pub(crate) fn learning(mac: MacAddr) -> Ruleset {
 /// empty.
 pub(crate) fn dhcp_only(mac: MacAddr, servers: &[IpAddr]) -> Ruleset {
     let from_guest = [
-        rule([not(source(mac))], Verdict::Drop),
-        rule(discovery(), Verdict::Accept),
-        rule(dhcp(DHCP6_CLIENT, DHCP6_SERVER, None), Verdict::Accept),
-        rule([], Verdict::Drop),
+        Rule::built_in([Match::is_not(source(mac))], Verdict::Drop),
+        Rule::built_in(discovery(), Verdict::Accept),
+        Rule::built_in(dhcp(DHCP6_CLIENT, DHCP6_SERVER, None), Verdict::Accept),
+        Rule::built_in([], Verdict::Drop),
     ];
     let senders: Vec<_> =
         if servers.is_empty() { vec![None] } else { servers.iter().copied().map(Some).collect() };
     let answers = senders.into_iter().map(|server| dhcp(DHCP6_SERVER, DHCP6_CLIENT, server));
-    let to_guest = [discovery()].into_iter().chain(answers).map(|matches| rule(matches, Verdict::Accept));
-    let to_guest = side(to_guest.chain([rule([], Verdict::Drop)]));
+    let to_guest =
+        [discovery()].into_iter().chain(answers).map(|matches| Rule::built_in(matches, Verdict::Accept));
+    let to_guest = EthernetSide::of_rules(to_guest.chain([Rule::built_in([], Verdict::Drop)]));
     Ruleset {
-        ethernet: Ethernet { from_guest: Some(side(from_guest)), to_guest: Some(to_guest) },
+        ethernet: Ethernet { from_guest: Some(EthernetSide::of_rules(from_guest)), to_guest: Some(to_guest) },
         ..Ruleset::default()
     }
 }
 
 fn source(mac: MacAddr) -> Test {
-    Test::SrcMac { addr: mac, mask: None }
+    Test::SrcMac(mac.into())
 }
 
-fn discovery() -> Vec<Match> {
+fn discovery() -> Vec<Match<Test>> {
     vec![
-        is(Test::EtherType(ETHERTYPE_IPV6)),
-        is(Test::IpProtocol(ICMPV6)),
-        is(Test::IcmpRange { kinds: NEIGHBOUR_DISCOVERY, codes: (0, 0) }),
+        Match::is(Test::EtherType(ETHERTYPE_IPV6)),
+        Match::is(Test::IpProtocol(ICMPV6)),
+        Match::is(Test::IcmpRange { kinds: NEIGHBOUR_DISCOVERY, codes: (0, 0) }),
     ]
 }
 
-fn dhcp(from: u16, to: u16, server: Option<IpAddr>) -> Vec<Match> {
+fn dhcp(from: u16, to: u16, server: Option<IpAddr>) -> Vec<Match<Test>> {
     let mut matches = vec![
-        is(Test::EtherType(ETHERTYPE_IPV6)),
-        is(Test::IpProtocol(UDP)),
-        is(Test::SrcPort { from, to: None }),
-        is(Test::DstPort { from: to, to: None }),
+        Match::is(Test::EtherType(ETHERTYPE_IPV6)),
+        Match::is(Test::IpProtocol(UDP)),
+        Match::is(Test::SrcPort(from.into())),
+        Match::is(Test::DstPort(to.into())),
     ];
-    matches.extend(server.map(|addr| is(Test::SrcIp { addr, prefix: None })));
+    matches.extend(server.map(|addr| Match::is(Test::SrcIp(addr.into()))));
     matches
-}
-
-fn is(test: Test) -> Match {
-    Match { test, negated: false }
-}
-
-fn not(test: Test) -> Match {
-    Match { test, negated: true }
-}
-
-fn rule(matches: impl IntoIterator<Item = Match>, verdict: Verdict) -> Rule {
-    Rule { matches: matches.into_iter().collect(), verdict, origin: Origin { filter: None, line: 0 } }
-}
-
-fn side(rules: impl IntoIterator<Item = Rule>) -> EthernetSide {
-    EthernetSide { root: rules.into_iter().map(RootEntry::Rule).collect(), chains: Vec::new() }
 }

@@ -1,19 +1,15 @@
-//! A host whose ports the tests of the driver filter, and a backend that only remembers.
+//! A host whose ports the tests of the driver filter.
 
 #![allow(dead_code)] // Not every test needs all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
-use nwfilter::rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, Installed, Origin, RootEntry, Ruleset,
-};
 use nwfilter::xml::{Binding, PortDev, read_binding};
-use nwfilter::{Config, Driver, Error, Xtables};
+use nwfilter::{Config, Driver, Error, Fake};
 use nwfilter_testlab::Host;
+use nwfilter_xtables::Xtables;
 
 /// A host with interfaces, and stores of its own.
 pub(crate) struct Lab {
@@ -46,6 +42,10 @@ impl Lab {
 
     pub(crate) fn driver(&self) -> Driver {
         Driver::open(self.config(), Xtables::default()).unwrap().without_learner()
+    }
+
+    pub(crate) fn fake_driver(&self, fake: &Fake) -> Driver {
+        Driver::open(self.config(), fake.clone()).unwrap().without_learner()
     }
 
     /// Puts a binding into the store behind the driver's back.
@@ -112,89 +112,14 @@ pub(crate) fn names<'a>(ports: impl IntoIterator<Item = &'a PortDev>) -> Vec<&'a
     ports.into_iter().map(PortDev::as_str).collect()
 }
 
-/// A kernel of which only the promise of [`Backend`] is kept.
-#[derive(Clone, Default)]
-pub(crate) struct Fake(Arc<Mutex<FakeKernel>>);
-
-#[derive(Default)]
-pub(crate) struct FakeKernel {
-    pub(crate) held: BTreeMap<PortDev, Arc<Ruleset>>,
-    /// The ports whose rules from filters are refused.
-    pub(crate) refuses: BTreeSet<String>,
-    /// The ports of each batch that was to be applied, in order.
-    pub(crate) asked: Vec<Vec<String>>,
-    /// Whether the next batch ends in a panic.
-    pub(crate) panics: bool,
-    /// What the next batch waits at twice: when it has begun, and before it goes on.
-    pub(crate) gate: Option<Arc<Barrier>>,
-    /// How long a batch takes.
-    pub(crate) takes: Duration,
-}
-
-impl Fake {
-    pub(crate) fn kernel(&self) -> std::sync::MutexGuard<'_, FakeKernel> {
-        self.0.lock().unwrap()
-    }
-
-    pub(crate) fn driver(&self, lab: &Lab) -> Driver {
-        Driver::open(lab.config(), self.clone()).unwrap().without_learner()
-    }
-}
-
-impl Backend for Fake {
-    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
-        let takes = self.kernel().takes;
-        std::thread::sleep(takes);
-        let gate = self.kernel().gate.take();
-        for gate in gate.iter().flat_map(|gate| [gate; 2]) {
-            gate.wait();
-        }
-        let mut kernel = self.kernel();
-        if std::mem::take(&mut kernel.panics) {
-            drop(kernel);
-            panic!("the backend has a bug");
-        }
-        kernel.asked.push(batch.ports.keys().map(ToString::to_string).collect());
-        for (port, desired) in &batch.ports {
-            let Desired::Filtered(ruleset) = desired else { continue };
-            if let Some(origin) = origin(ruleset).filter(|_| kernel.refuses.contains(port.as_str())) {
-                let (rule, why) = ("a rule".to_owned(), "refused".to_owned());
-                return Err(ApplyError::Refused { origin, port: port.clone(), tool: "fake", rule, why });
-            }
-        }
-        let mut applied = Applied { commits: 1, ..Applied::default() };
-        for (port, desired) in &batch.ports {
-            let changed = match desired {
-                Desired::Filtered(ruleset) => {
-                    kernel.held.insert(port.clone(), ruleset.clone()).as_ref() != Some(ruleset)
-                }
-                Desired::Gone => kernel.held.remove(port).is_some(),
-            };
-            if changed {
-                applied.changed.insert(port.clone());
-            }
-        }
-        Ok(applied)
-    }
-
-    fn installed(&self) -> Result<Installed, ApplyError> {
-        Ok(Installed { ports: self.kernel().held.keys().cloned().collect(), ..Installed::default() })
-    }
-
-    fn diff(&self, _: &Batch) -> Result<Vec<Difference>, ApplyError> {
-        Ok(Vec::new())
-    }
-}
-
-/// The rule of a filter that a ruleset has first, on the IPv4 or the Ethernet layer.
-fn origin(ruleset: &Ruleset) -> Option<Origin> {
-    let ip = ruleset.ipv4.iter().flat_map(|part| &part.to_guest);
-    let ethernet = ruleset.ethernet.from_guest.iter().flat_map(|side| &side.root);
-    let ethernet = ethernet.filter_map(|entry| match entry {
-        RootEntry::Rule(rule) => Some(rule),
-        RootEntry::Jump(_) => None,
+/// The ports of each batch that a fake is asked to apply, in order.
+pub(crate) fn record(fake: &Fake) -> Arc<Mutex<Vec<Vec<String>>>> {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let record = asked.clone();
+    fake.before_apply(move |batch| {
+        record.lock().unwrap().push(batch.ports.keys().map(ToString::to_string).collect());
     });
-    ip.chain(ethernet).map(|rule| rule.origin.clone()).find(|origin| origin.filter.is_some())
+    asked
 }
 
 /// Defines filters; each is a document.

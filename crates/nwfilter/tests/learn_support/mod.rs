@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode};
 use dhcproto::{Encodable, Encoder};
 use nwfilter::xml::read_binding;
-use nwfilter::{BindingState, Config, Driver, Xtables};
+use nwfilter::{BindingState, Config, Driver};
 use nwfilter_testlab::{Ends, Host, Mac, Saved, Tap, frames};
+use nwfilter_xtables::Xtables;
 use tempfile::TempDir;
 
 pub(crate) const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);

@@ -1,0 +1,294 @@
+//! A backend without a kernel, for tests of programs that use one: no root, no tools, no namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nwfilter_xml::PortDev;
+
+use crate::backend::{
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
+    KernelObject, Planned, Process, Refused, Subject, Unsupported, Watch,
+};
+use crate::packet::IpTest;
+use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
+
+/// A backend that keeps rulesets in memory, and otherwise keeps every promise of [`Backend`]: all or nothing,
+/// differences rule by rule, refusals with port and origin, changes of others. Clones share what they hold.
+///
+/// ```
+/// use nwfilter_rules::{Backend, Batch, Fake, Ruleset};
+///
+/// let fake = Fake::new();
+/// let mut batch = Batch::default();
+/// batch.filter("vnet0".parse()?, Ruleset::drop_all().into());
+/// assert_eq!(fake.apply(&batch)?.changed.len(), 1);
+/// assert_eq!(fake.ruleset("vnet0").as_deref(), Some(&Ruleset::drop_all()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<State>>);
+
+type Hook = Arc<dyn Fn(&Batch) + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    held: BTreeMap<PortDev, Arc<Ruleset>>,
+    refused: BTreeSet<PortDev>,
+    ip_sets: BTreeSet<String>,
+    before_apply: Option<Hook>,
+    cannot_watch: bool,
+    watches: Vec<(PipeWriter, Changes)>,
+}
+
+type Changes = Arc<Mutex<Vec<ForeignChange>>>;
+
+impl Fake {
+    /// A kernel without any rule.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The ruleset that a port has.
+    pub fn ruleset(&self, port: &str) -> Option<Arc<Ruleset>> {
+        self.state().held.get(port).cloned()
+    }
+
+    /// Refuses every rule that comes from a filter on a port, from now on or no longer.
+    pub fn refuse(&self, port: &PortDev, refuse: bool) {
+        let refused = &mut self.state().refused;
+        if refuse {
+            refused.insert(port.clone())
+        } else {
+            refused.remove(port)
+        };
+    }
+
+    /// Makes an ipset. Rules that name one that does not exist are refused.
+    pub fn add_ip_set(&self, name: &str) {
+        self.state().ip_sets.insert(name.to_owned());
+    }
+
+    /// Calls this at the beginning of each [`Backend::apply`], in the thread that applies: to record, wait or panic.
+    pub fn before_apply(&self, hook: impl Fn(&Batch) + Send + Sync + 'static) {
+        self.state().before_apply = Some(Arc::new(hook));
+    }
+
+    /// Is a backend that cannot watch for changes, from now on.
+    pub fn stop_watching(&self) {
+        self.state().cannot_watch = true;
+    }
+
+    /// Removes the rules of a port as another program would, and reports it to every watch.
+    pub fn lose(&self, port: &PortDev, by: &Process) {
+        let mut state = self.state();
+        state.held.remove(port);
+        let change = ForeignChange {
+            by: Some(by.clone()),
+            objects: vec![KernelObject::Table { table: TABLE.to_owned() }],
+            more: false,
+        };
+        // A watch that was dropped does not read any more.
+        state.watches.retain_mut(|(wake, changes)| {
+            changes.lock().unwrap_or_else(PoisonError::into_inner).push(change.clone());
+            wake.write_all(&[0]).is_ok()
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic of a hook happens outside of the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Fake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Fake").field(&self.state().held).finish()
+    }
+}
+
+/// What objects call the only table.
+const TABLE: &str = "fake";
+
+impl Backend for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn check(&self, _: &Ruleset) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
+        Ok(Planned { differences: self.state().differences(batch), warnings: Vec::new() })
+    }
+
+    fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
+        let hook = self.state().before_apply.clone();
+        if let Some(hook) = hook {
+            hook(batch);
+        }
+        let mut state = self.state();
+        batch.filtered().try_for_each(|(port, ruleset)| state.accept(port, ruleset))?;
+        let differences = state.differences(batch);
+        let mut changed: BTreeSet<_> =
+            differences.iter().filter_map(|difference| difference.subject.port().cloned()).collect();
+        for (port, desired) in &batch.ports {
+            let before = match desired {
+                Desired::Filtered(ruleset) => state.held.insert(port.clone(), ruleset.clone()),
+                Desired::Gone => state.held.remove(port),
+            };
+            // Also a port whose ruleset has no rule at all.
+            if before.is_some() != state.held.contains_key(port) {
+                changed.insert(port.clone());
+            }
+        }
+        let commits = usize::from(!changed.is_empty());
+        let differences = if batch.report_differences { differences } else { Vec::new() };
+        Ok(Applied { changed, commits, warnings: Vec::new(), differences })
+    }
+
+    fn installed(&self) -> Result<Installed, ApplyError> {
+        Ok(Installed { ports: self.state().held.keys().cloned().collect(), unreached: BTreeSet::new() })
+    }
+
+    fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
+        let mut state = self.state();
+        if state.cannot_watch {
+            return Ok(None);
+        }
+        let (reader, writer) = pipe().map_err(|source| ApplyError::Io { path: "pipe".to_owned(), source })?;
+        let changes = Changes::default();
+        state.watches.push((writer, changes.clone()));
+        Ok(Some(Box::new(FakeWatch { reader, changes })))
+    }
+
+    fn clear(&self) -> Result<Applied, ApplyError> {
+        let mut batch = Batch::default();
+        self.state().held.keys().for_each(|port| batch.remove(port.clone()));
+        self.apply(&batch)
+    }
+}
+
+struct FakeWatch {
+    reader: PipeReader,
+    changes: Changes,
+}
+
+impl Watch for FakeWatch {
+    fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
+        let changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
+        // A byte was written for each, so this does not wait.
+        let mut woken = vec![0; changes.len()];
+        let failed = |source| ApplyError::Io { path: "pipe".to_owned(), source };
+        self.reader.read_exact(&mut woken).map_err(failed)?;
+        Ok(changes)
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl AsFd for FakeWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+impl State {
+    fn accept(&self, port: &PortDev, ruleset: &Ruleset) -> Result<(), ApplyError> {
+        let is_refused = self.refused.contains(port);
+        for rule in ruleset.rules() {
+            let missing = match rule {
+                AnyRule::Ip(rule) => rule.matches.iter().find_map(|m| match &m.test {
+                    IpTest::IpSet { name, .. } if !self.ip_sets.contains(name) => Some(name),
+                    _ => None,
+                }),
+                AnyRule::Ethernet(_) => None,
+            };
+            let why = match missing {
+                Some(name) => format!("there is no ipset '{name}'"),
+                None if is_refused && *rule.origin() != Origin::BUILT_IN => "refused".to_owned(),
+                None => continue,
+            };
+            return Err(ApplyError::Refused(Box::new(Refused {
+                port: port.clone(),
+                origin: rule.origin().clone(),
+                object: KernelObject::Table { table: TABLE.to_owned() },
+                rule: match rule {
+                    AnyRule::Ethernet(rule) => shown(rule),
+                    AnyRule::Ip(rule) => shown(rule),
+                },
+                why,
+            })));
+        }
+        Ok(())
+    }
+
+    fn differences(&self, batch: &Batch) -> Vec<Difference> {
+        let mut found = Vec::new();
+        for (port, desired) in &batch.ports {
+            let wanted = match desired {
+                Desired::Filtered(ruleset) => chains(ruleset),
+                Desired::Gone => BTreeMap::new(),
+            };
+            let held = self.held.get(port).map(|ruleset| chains(ruleset)).unwrap_or_default();
+            for chain in held.keys().chain(wanted.keys()).collect::<BTreeSet<_>>() {
+                let none = Vec::new();
+                let (held, wanted) = (held.get(chain).unwrap_or(&none), wanted.get(chain).unwrap_or(&none));
+                let texts = |rules: &[(String, Origin)]| rules.iter().map(|(text, _)| text.clone()).collect();
+                let (old, new): (Vec<_>, Vec<_>) = (texts(held), texts(wanted));
+                if old == new {
+                    continue;
+                }
+                let difference = |kind, (rule, origin): &(String, Origin)| Difference {
+                    subject: Subject::Port(port.clone()),
+                    object: KernelObject::Chain { table: TABLE.to_owned(), chain: chain.clone() },
+                    kind,
+                    rule: rule.clone(),
+                    origin: (kind == DifferenceKind::Missing).then(|| origin.clone()),
+                };
+                found.extend(held.iter().map(|rule| difference(DifferenceKind::Foreign, rule)));
+                found.extend(wanted.iter().map(|rule| difference(DifferenceKind::Missing, rule)));
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// The rules of a ruleset by the chain they are in.
+fn chains(ruleset: &Ruleset) -> BTreeMap<String, Vec<(String, Origin)>> {
+    fn listed<T: fmt::Debug>(rules: &[Rule<T>]) -> Vec<(String, Origin)> {
+        rules.iter().map(|rule| (shown(rule), rule.origin.clone())).collect()
+    }
+    let mut chains = BTreeMap::new();
+    let sides = [("from guest", &ruleset.ethernet.from_guest), ("to guest", &ruleset.ethernet.to_guest)];
+    for (way, side) in sides {
+        let Some(side) = side else { continue };
+        let root = side.root.iter().map(|entry| match entry {
+            RootEntry::Rule(rule) => (shown(rule), rule.origin.clone()),
+            RootEntry::Jump(jump) => (format!("jump {}", jump.chain), Origin::BUILT_IN),
+        });
+        chains.insert(format!("frames {way}"), root.collect());
+        for chain in &side.chains {
+            chains.insert(format!("frames {way}, {}", chain.name), listed(&chain.rules));
+        }
+    }
+    for family in Family::ALL {
+        let Some(part) = ruleset.ip(family) else { continue };
+        chains.insert(format!("{family} from guest"), listed(&part.from_guest));
+        chains.insert(format!("{family} to guest"), listed(&part.to_guest));
+    }
+    chains
+}
+
+fn shown<T: fmt::Debug>(rule: &Rule<T>) -> String {
+    let matches =
+        rule.matches.iter().map(|m| format!("{}{:?} ", if m.negated { "not " } else { "" }, m.test));
+    format!("{}{:?}", matches.collect::<String>(), rule.verdict)
+}

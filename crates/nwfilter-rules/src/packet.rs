@@ -1,0 +1,169 @@
+//! What a rule compares of a packet: one type of test for each layer, so that no backend can forget one.
+
+use std::net::IpAddr;
+
+use nwfilter_xml::MacAddr;
+use nwfilter_xml::value::{SetDirection, States, TcpFlagSet};
+use serde::Serialize;
+
+use crate::text;
+
+/// A comparison with a field of an Ethernet frame, or of the ARP, STP or IP packet in it. The frame's type is always
+/// compared before what lies behind it.
+#[allow(missing_docs)] // Fields are named after those of the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EthernetTest {
+    SrcMac(MaskedMac),
+    DstMac(MaskedMac),
+    EtherType(u16),
+    VlanId(u16),
+    VlanEncap(u16),
+    StpType(u8),
+    StpFlags(u8),
+    /// A field of a spanning-tree frame within `from..=to`; `from` alone where `to` is not given.
+    StpRange {
+        field: StpRange,
+        from: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<u32>,
+    },
+    StpRootAddress(MaskedMac),
+    StpSenderAddress(MaskedMac),
+    ArpHardwareType(u16),
+    ArpProtocolType(u16),
+    ArpOpcode(u16),
+    ArpSrcMac(#[serde(serialize_with = "text::one")] MacAddr),
+    ArpDstMac(#[serde(serialize_with = "text::one")] MacAddr),
+    ArpSrcIp(Network),
+    ArpDstIp(Network),
+    ArpGratuitous,
+    SrcIp(Network),
+    DstIp(Network),
+    IpProtocol(u8),
+    SrcPort(PortRange),
+    DstPort(PortRange),
+    Dscp(u8),
+    /// Inclusive ranges of ICMPv6 types and codes.
+    IcmpRange {
+        kinds: (u8, u8),
+        codes: (u8, u8),
+    },
+}
+
+/// A comparison with a field of an IP packet, or with what the kernel knows of its connection.
+#[allow(missing_docs)] // Fields are named after those of the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IpTest {
+    SrcMac(#[serde(serialize_with = "text::one")] MacAddr),
+    SrcIp(Network),
+    DstIp(Network),
+    SrcIpRange {
+        from: IpAddr,
+        to: IpAddr,
+    },
+    DstIpRange {
+        from: IpAddr,
+        to: IpAddr,
+    },
+    IpProtocol(u8),
+    SrcPort(PortRange),
+    DstPort(PortRange),
+    Dscp(u8),
+    /// An ICMP or ICMPv6 type, and a code where one is asked for.
+    Icmp {
+        kind: u8,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        code: Option<u8>,
+    },
+    /// More connections than that from the packet's source address.
+    ConnlimitAbove(u16),
+    States(#[serde(serialize_with = "text::one")] States),
+    CtDirection(CtDirection),
+    IpSet {
+        name: String,
+        #[serde(serialize_with = "text::many")]
+        directions: Vec<SetDirection>,
+    },
+    TcpFlags {
+        #[serde(serialize_with = "text::one")]
+        mask: TcpFlagSet,
+        #[serde(serialize_with = "text::one")]
+        set: TcpFlagSet,
+    },
+    TcpOption(u8),
+    /// Matches every packet; for people who read the rules.
+    Comment(String),
+}
+
+/// A MAC address, of which only the bits of a mask are compared where there is one.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct MaskedMac {
+    #[serde(serialize_with = "text::one")]
+    pub addr: MacAddr,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "text::optional")]
+    pub mask: Option<MacAddr>,
+}
+
+impl From<MacAddr> for MaskedMac {
+    fn from(addr: MacAddr) -> Self {
+        Self { addr, mask: None }
+    }
+}
+
+/// An address, or the network that it is in where a prefix length is given.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Network {
+    pub addr: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<u8>,
+}
+
+impl From<IpAddr> for Network {
+    fn from(addr: IpAddr) -> Self {
+        Self { addr, prefix: None }
+    }
+}
+
+/// A transport port, or the ports `from..=to`; none where `to` is below `from`.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct PortRange {
+    pub from: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<u16>,
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self { from: port, to: None }
+    }
+}
+
+/// The fields of a spanning-tree frame that are compared with a range.
+#[allow(missing_docs)] // The names are those of the fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StpRange {
+    RootPriority,
+    RootCost,
+    SenderPriority,
+    Port,
+    MessageAge,
+    MaxAge,
+    HelloTime,
+    ForwardDelay,
+}
+
+/// Which way a packet goes in its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CtDirection {
+    /// As the connection's first packet.
+    Original,
+    /// Against it.
+    Reply,
+}
