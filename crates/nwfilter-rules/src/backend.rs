@@ -217,6 +217,11 @@ pub enum Warning {
         /// Why.
         why: NoHelper,
     },
+    /// The port is in no bridge, so its rules see none of its packets.
+    Unbridged {
+        /// The port.
+        port: PortDev,
+    },
 }
 
 /// Why connections get no conntrack helper.
@@ -233,22 +238,31 @@ impl Warning {
     /// The port that it is about.
     pub fn port(&self) -> &PortDev {
         match self {
-            Self::NoHelper { port, .. } => port,
+            Self::NoHelper { port, .. } | Self::Unbridged { port } => port,
         }
     }
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::NoHelper { port, helper, destination, why } = self;
-        write!(
-            f,
-            "{port}: connections to port {destination} get no conntrack helper '{helper}', so what is RELATED to them \
-             will not pass: "
-        )?;
-        match why {
-            NoHelper::AddressUnknown => f.write_str("the guest's IP address is not known (parameter IP)"),
-            NoHelper::Missing => write!(f, "this kernel has no nf_conntrack_{helper}"),
+        match self {
+            Self::NoHelper { port, helper, destination, why } => {
+                write!(
+                    f,
+                    "{port}: connections to port {destination} get no conntrack helper '{helper}', so what is RELATED \
+                     to them will not pass: "
+                )?;
+                match why {
+                    NoHelper::AddressUnknown => {
+                        f.write_str("the guest's IP address is not known (parameter IP)")
+                    }
+                    NoHelper::Missing => write!(f, "this kernel has no nf_conntrack_{helper}"),
+                }
+            }
+            Self::Unbridged { port } => write!(
+                f,
+                "{port}: is in no bridge, so its rules see none of its packets until it is put into one"
+            ),
         }
     }
 }

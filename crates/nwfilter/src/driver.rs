@@ -11,6 +11,7 @@ use crate::events::Feed;
 use crate::files::{Problem, log_warnings};
 use crate::group::Queue;
 use crate::learn::service::Background;
+use crate::links::unbridged;
 use crate::lock::lock;
 use crate::metrics::Meter;
 use crate::progress::Reporter;
@@ -213,6 +214,15 @@ impl Driver {
         self.alone(|transaction| transaction.delete_binding(port))
     }
 
+    /// Gives a port's binding to another name, which must be that of an interface without binding.
+    pub(crate) fn rename_binding(&self, from: &str, to: &str) -> Result<(), Error> {
+        let port = to.parse().map_err(|source| Error::PortName { source })?;
+        let binding = Binding { port, ..(*self.binding(from)?).clone() };
+        let mut transaction = Transaction::new();
+        transaction.delete_binding(from).create_binding(binding);
+        self.commit(transaction).map(drop)
+    }
+
     /// Commits a transaction of one operation.
     fn alone(&self, operation: impl FnOnce(&mut Transaction) -> &mut Transaction) -> Result<Applied, Error> {
         let mut transaction = Transaction::new();
@@ -291,7 +301,9 @@ impl Driver {
         }
         self.reporter.report(Phase::Kernel, 0, batch.ports.len());
         let begin = Instant::now();
-        let applied = self.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
+        let mut applied = self.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
+        applied.warnings.extend(unbridged(batch));
+        applied.warnings.sort();
         self.meter().applied(batch, begin.elapsed());
         self.reporter.report(Phase::Kernel, batch.ports.len(), batch.ports.len());
         Ok(applied)

@@ -51,6 +51,12 @@ pub enum Error {
     /// The port has a binding already.
     #[error("port '{0}' has a binding already: delete it first")]
     BindingExists(PortDev),
+    /// A network interface has a name that no rule can match.
+    #[error(transparent)]
+    PortName {
+        /// Why not.
+        source: nwfilter_xml::Error,
+    },
     /// There is no such network interface.
     #[error("there is no network interface '{0}' on this host")]
     NoSuchPort(PortDev),

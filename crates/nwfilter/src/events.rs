@@ -35,6 +35,8 @@ pub enum Event {
     /// The kernel did not have what the port was meant to have, and was brought back; or it had rules of a port that
     /// does not exist any more, and they were removed.
     DriftRepaired(PortDev),
+    /// What all ports share, such as the jumps to their chains, was not as it should have been, and was brought back.
+    HostRepaired,
     /// So many events are missing here, because they were not taken out in time.
     Lost(u64),
 }
@@ -49,6 +51,7 @@ impl fmt::Display for Event {
             Self::BindingDeleted(port) => write!(f, "port '{port}' unbound"),
             Self::AddressChanged { port, state } => write!(f, "port '{port}': {state}"),
             Self::DriftRepaired(port) => write!(f, "port '{port}' brought back"),
+            Self::HostRepaired => f.write_str("what all ports share brought back"),
             Self::Lost(count) => write!(f, "{count} events lost"),
         }
     }

@@ -3,6 +3,9 @@
 //! A thread follows the backend's [`Watch`]. When it tells of a change, and it has been quiet for a moment, the kernel
 //! is compared with what the bindings ask for, and what differs is brought back as [`Driver::reload`] does it, under
 //! the same lock. Somebody who changes the same again and again is not fought: the repairs become rarer.
+//!
+//! The thread follows the network interfaces too: a bound one that comes back is looked at without delay, and of one that
+//! gets another name the binding follows.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::AsFd;
@@ -14,9 +17,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{Difference, Process, Watch};
+use nwfilter_xml::PortDev;
 
 use crate::error::with_causes;
 use crate::learn::engine::Waker;
+use crate::link_watch::{LinkChange, LinkWatch};
 use crate::{Driver, Error};
 
 /// How long it must be quiet before a change is looked at: tools write table by table.
@@ -65,16 +70,18 @@ impl Driver {
     ///
     /// A thread does it, in the network namespace of the calling thread, for all bindings of the store, also those
     /// that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
-    /// alone, cause no write. After more than ten repairs within a minute the next ones wait, at most for 30 s.
+    /// alone, cause no write. A bound interface that comes back gets its rules without that delay, and the binding of an
+    /// interface that gets another name follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
     pub fn keep(&self) -> Result<Keeper, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Keeper { source };
         let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
         let watch = watch.ok_or_else(|| {
             failed(format!("backend '{}' cannot watch for changes", self.backend().name()).into())
         })?;
+        let links = LinkWatch::open().map_err(|error| failed(Box::new(error)))?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
         let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.over_same_stores()?);
-        let guard = Guard::new(driver, watch, waker.clone(), repairs.clone());
+        let guard = Guard::new(driver, watch, links, waker.clone(), repairs.clone());
         let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| guard.run());
         let thread = thread.map_err(|error| failed(Box::new(error)))?;
         Ok(Keeper { waker, repairs, thread: Some(thread) })
@@ -86,6 +93,7 @@ struct Guard {
     driver: Driver,
     /// `None` after it failed, until there is another.
     watch: Option<Box<dyn Watch>>,
+    links: LinkWatch,
     waker: Arc<Waker>,
     repairs: Arc<AtomicU64>,
     pending: Option<Pending>,
@@ -102,13 +110,22 @@ struct Pending {
     last: Instant,
     /// Who made them, as far as it is shown.
     by: BTreeSet<Process>,
+    /// Bound ports whose interfaces are new, or were put into a bridge.
+    returned: BTreeSet<PortDev>,
 }
 
 impl Guard {
-    fn new(driver: Driver, watch: Box<dyn Watch>, waker: Arc<Waker>, repairs: Arc<AtomicU64>) -> Self {
+    fn new(
+        driver: Driver,
+        watch: Box<dyn Watch>,
+        links: LinkWatch,
+        waker: Arc<Waker>,
+        repairs: Arc<AtomicU64>,
+    ) -> Self {
         let mut guard = Self {
             driver,
             watch: Some(watch),
+            links,
             waker,
             repairs,
             pending: None,
@@ -128,6 +145,7 @@ impl Guard {
                 return;
             }
             self.listen();
+            self.follow_links();
             let now = Instant::now();
             if self.due().is_some_and(|due| due <= now)
                 && let Some(pending) = self.pending.take()
@@ -147,7 +165,7 @@ impl Guard {
             None => PollTimeout::NONE,
         };
         let watch = self.watch.iter().map(|watch| watch.as_fd());
-        let descriptors = watch.chain([self.waker.as_fd()]);
+        let descriptors = watch.chain([self.waker.as_fd(), self.links.as_fd()]);
         let mut descriptors: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => (),
@@ -187,7 +205,7 @@ impl Guard {
 
     fn hear_of(&mut self, by: impl IntoIterator<Item = Process>) {
         let now = Instant::now();
-        let pending = self.pending.get_or_insert(Pending { first: now, last: now, by: BTreeSet::new() });
+        let pending = self.pending.get_or_insert_with(|| Pending::new(now));
         pending.last = now;
         for by in by {
             if pending.by.len() < SHOWN {
@@ -196,15 +214,66 @@ impl Guard {
         }
     }
 
+    /// Takes what became of the interfaces.
+    fn follow_links(&mut self) {
+        let changes = self.links.changes().unwrap_or_else(|error| {
+            log::error!("what becomes of network interfaces is not known: {error}");
+            Vec::new()
+        });
+        let mut ready = BTreeSet::new();
+        for change in changes {
+            match change {
+                LinkChange::Ready(name) => drop(ready.insert(name)),
+                LinkChange::Renamed { from, to } => {
+                    self.follow_rename(&from, &to);
+                    ready.insert(to);
+                }
+            }
+        }
+        if ready.is_empty() {
+            return;
+        }
+        let bound = match self.driver.look() {
+            Ok(stores) => stores.bindings.documents().map(|binding| binding.port.clone()).collect(),
+            Err(error) => {
+                log::error!("{}", with_causes(&error));
+                Vec::new()
+            }
+        };
+        let returned: Vec<_> = bound.into_iter().filter(|port| ready.contains(port.as_str())).collect();
+        if !returned.is_empty() {
+            let pending = self.pending.get_or_insert_with(|| Pending::new(Instant::now()));
+            pending.returned.extend(returned);
+        }
+    }
+
+    /// Gives the binding of a port to the name that its interface has now.
+    fn follow_rename(&self, from: &str, to: &str) {
+        if matches!(self.driver.binding(from), Err(Error::NoSuchBinding(_))) {
+            return;
+        }
+        match self.driver.rename_binding(from, to) {
+            Ok(()) => log::warn!("port '{from}' has the name '{to}' now; its binding follows"),
+            Err(error) => log::error!(
+                "port '{from}' has the name '{to}' now, which its binding cannot follow, so it is not filtered: {}",
+                with_causes(&error)
+            ),
+        }
+    }
+
     /// When what is pending is to be looked at.
     fn due(&self) -> Option<Instant> {
         let pending = self.pending.as_ref()?;
+        if !pending.returned.is_empty() {
+            // It may be open, and nobody fights for that.
+            return Some(pending.first);
+        }
         let due = (pending.last + QUIET).min(pending.first + LATEST);
         Some(self.rests_until.map_or(due, |rests_until| due.max(rests_until)))
     }
 
     /// Brings back what differs. What cannot be is tried again.
-    fn repair(&mut self, pending: Pending) {
+    fn repair(&mut self, mut pending: Pending) {
         match self.driver.repair() {
             Ok(differences) => {
                 self.retry = Duration::ZERO;
@@ -215,6 +284,7 @@ impl Guard {
             }
             Err(error) => {
                 log::error!("what others changed is not repaired yet: {}", with_causes(&error));
+                pending.returned.clear();
                 self.pending = Some(pending);
                 self.rest_after_failure();
             }
@@ -226,6 +296,12 @@ impl Guard {
         self.listen();
         let later = self.pending.iter().flat_map(|pending| &pending.by);
         let by: BTreeSet<_> = pending.by.iter().chain(later).map(ToString::to_string).collect();
+        if by.is_empty() && !pending.returned.is_empty() {
+            let ports: Vec<_> = pending.returned.iter().map(PortDev::as_str).collect();
+            log::warn!("interfaces are back and filtered again: {}", ports.join(", "));
+            self.repairs.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let by = match by.is_empty() {
             true => SOMEBODY.to_owned(),
             false => by.into_iter().collect::<Vec<_>>().join(", "),
@@ -246,6 +322,12 @@ impl Guard {
     fn rest_after_failure(&mut self) {
         self.retry = longer(self.retry);
         self.rests_until = Some(Instant::now() + self.retry);
+    }
+}
+
+impl Pending {
+    fn new(now: Instant) -> Self {
+        Self { first: now, last: now, by: BTreeSet::new(), returned: BTreeSet::new() }
     }
 }
 

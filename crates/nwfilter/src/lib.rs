@@ -15,6 +15,7 @@ mod files;
 mod group;
 mod guard;
 mod learn;
+mod link_watch;
 mod links;
 mod lock;
 mod metrics;

@@ -1,5 +1,6 @@
 //! The network interfaces of the host, in the network namespace of the calling thread.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -8,6 +9,7 @@ use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkExtentMask, Li
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
+use nwfilter_rules::{Batch, Warning};
 use nwfilter_xml::PortDev;
 
 /// Whether packets of a port get to its rules.
@@ -42,6 +44,11 @@ impl Links {
         }
     }
 
+    /// Every interface by its index.
+    pub(crate) fn all(&self) -> io::Result<BTreeMap<u32, Link>> {
+        Ok(self.ask(Vec::new(), NLM_F_REQUEST | NLM_F_DUMP)?.into_iter().collect())
+    }
+
     fn ask(&self, mut attributes: Vec<LinkAttribute>, flags: u16) -> io::Result<Vec<(u32, Link)>> {
         attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let mut link = LinkMessage::default();
@@ -72,16 +79,34 @@ impl Links {
     }
 }
 
+/// A warning for each port that a batch filters and that is in no bridge.
+pub(crate) fn unbridged(batch: &Batch) -> Vec<Warning> {
+    let find = || {
+        let links = Links::open()?;
+        let mut warnings = Vec::new();
+        for (port, _) in batch.filtered() {
+            if links.attachment(port)? == Attachment::Unbridged {
+                warnings.push(Warning::Unbridged { port: port.clone() });
+            }
+        }
+        Ok(warnings)
+    };
+    find().unwrap_or_else(|error: io::Error| {
+        log::warn!("whether ports are in a bridge is not known: {error}");
+        Vec::new()
+    })
+}
+
 /// What is known of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Link {
-    name: String,
-    is_bridged: bool,
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) is_bridged: bool,
 }
 
 impl Link {
     /// The interface that a message is about, with its index.
-    fn of(message: &LinkMessage) -> Option<(u32, Self)> {
+    pub(crate) fn of(message: &LinkMessage) -> Option<(u32, Self)> {
         let name = message.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.clone()),
             _ => None,
@@ -99,7 +124,9 @@ impl Link {
 }
 
 /// The messages of a datagram. After one that is not understood come no more.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
+pub(crate) fn messages(
+    datagram: &[u8],
+) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
     let mut rest = Some(datagram);
     std::iter::from_fn(move || {
         let bytes = rest.take().filter(|bytes| !bytes.is_empty())?;

@@ -34,6 +34,9 @@ pub struct Metrics {
     pub last_commit_seconds: f64,
     /// Ports whose rules in the kernel were not as they should have been, and were brought back.
     pub repaired: u64,
+    /// How often what all ports share, such as the jumps to their chains, was not as it should have been, and was
+    /// brought back.
+    pub host_repairs: u64,
     /// Transactions that were carried out; a single operation is one.
     pub transactions: u64,
     /// Groups of transactions that were carried out together; one alone is a group.
@@ -97,6 +100,10 @@ impl Meter {
 
     pub(crate) fn repaired(&self, ports: usize) {
         self.counters().metrics.repaired += ports as u64;
+    }
+
+    pub(crate) fn host_repaired(&self) {
+        self.counters().metrics.host_repairs += 1;
     }
 
     pub(crate) fn group(&self, transactions: usize) {

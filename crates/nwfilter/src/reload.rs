@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, Batch, Difference, Ruleset};
+use nwfilter_rules::{Applied, Batch, Difference, Planned, Ruleset, Subject, Warning};
 use nwfilter_xml::{Binding, FilterName, PortDev};
 
+use crate::links::unbridged;
 use crate::salvage::{self, Salvaged};
 use crate::stores::{Stores, interface_exists};
 use crate::{Driver, Error, Event, Phase};
@@ -47,6 +48,8 @@ pub struct Drift {
     pub failed: Vec<FailedPort>,
     /// The ports that a reload would leave as they are.
     pub odd: OddPorts,
+    /// What does not work although the rules are in the kernel, sorted.
+    pub warnings: Vec<Warning>,
 }
 
 impl Drift {
@@ -96,8 +99,10 @@ impl Driver {
     pub fn diff(&self) -> Result<Drift, Error> {
         let stores = self.look()?;
         let wish = Wish::of(self, &stores)?;
-        let differences = self.backend().plan(&wish.batch)?.differences;
-        Ok(Drift { differences, failed: wish.failed, odd: wish.odd })
+        let Planned { differences, mut warnings } = self.backend().plan(&wish.batch)?;
+        warnings.extend(unbridged(&wish.batch));
+        warnings.sort();
+        Ok(Drift { differences, failed: wish.failed, odd: wish.odd, warnings })
     }
 
     /// Brings the kernel to what the bindings ask for. What is already so is not touched.
@@ -116,14 +121,14 @@ impl Driver {
     /// The same, and how the kernel differed.
     pub(crate) fn repair(&self) -> Result<Vec<Difference>, Error> {
         self.change(|stores| {
-            let mut wish = Wish::of(self, stores)?;
-            wish.batch.report_differences = true;
+            let wish = Wish::of(self, stores)?;
             Ok(self.bring(stores, wish)?.applied.differences)
         })
     }
 
     fn bring(&self, stores: &Stores, wish: Wish) -> Result<Reloaded, Error> {
-        let Wish { batch, mut failed, removed, odd, filtered } = wish;
+        let Wish { mut batch, mut failed, removed, odd, filtered } = wish;
+        batch.report_differences = true;
         let Salvaged { applied, refused } = salvage::apply(self, batch, &filtered)?;
         for (port, error) in refused {
             // Rules are asked for by bindings only.
@@ -135,6 +140,10 @@ impl Driver {
         let repaired: Vec<_> = applied.changed.iter().filter(is_repaired).cloned().collect();
         self.meter().repaired(repaired.len());
         self.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
+        if applied.differences.iter().any(|difference| difference.subject == Subject::Host) {
+            self.meter().host_repaired();
+            self.feed().publish([Event::HostRepaired]);
+        }
         Ok(Reloaded { applied, failed, removed, odd })
     }
 }

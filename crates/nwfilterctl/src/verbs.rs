@@ -190,6 +190,7 @@ pub(crate) fn render(driver: &Driver, file: &Path, helpers: bool, as_json: bool)
 
 pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
+    drift.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let mut places = Places::new(driver);
     tell_of_ports(&mut places, &drift.failed, &drift.odd);
     Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))

@@ -119,8 +119,8 @@ fn a_port_is_bound_listed_shown_and_released() {
 }
 
 #[test]
-fn a_port_without_interface_or_bridge_is_not_listed_as_filtered() {
-    skip_unless!(Need::Root);
+fn a_port_without_interface_or_bridge_is_not_listed_as_filtered_and_warned_of() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (cli, host) = (Cli::new(), Host::new().unwrap());
     let _tap: Tap = host.tap("tap0").unwrap();
     host.ip(&["tuntap add dev tap1 mode tap"]).unwrap();
@@ -141,6 +141,16 @@ fn a_port_without_interface_or_bridge_is_not_listed_as_filtered() {
             " tap2              allow-arp                  not filtered: no such interface",
         ]
     );
+    stdout(&cli.run_on(&host, &["binding-delete", "tap1"]));
+    let file = cli.file("b.xml", &BINDING.replace("tap0", "tap1").replace("'ssh'", "'allow-arp'"));
+    let created = cli.run_on(&host, &["binding-create", file.to_str().unwrap()]);
+    let warning =
+        "warning: tap1: is in no bridge, so its rules see none of its packets until it is put into one\n";
+    assert_eq!(stderr(&created), warning);
+    stdout(&created);
+    stdout(&cli.run_on(&host, &["reload"]));
+    let diff = cli.run_on(&host, &["diff"]);
+    assert!(stdout(&diff).starts_with("0 differences") && stderr(&diff).starts_with(warning), "{diff:?}");
 }
 
 #[test]

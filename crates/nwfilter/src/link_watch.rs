@@ -1,0 +1,109 @@
+//! What becomes of the network interfaces of the host, as the kernel's rtnetlink tells it.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+
+use crate::links::{Link, Links, messages};
+
+/// The multicast group of changes of interfaces, `RTNLGRP_LINK`.
+const LINK_GROUP: u32 = 1;
+/// Bytes of notifications that may wait; when more are lost, the kernel says so.
+const BACKLOG: usize = 4 << 20;
+
+/// What became of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LinkChange {
+    /// There is a new interface of that name, or one was put into a bridge.
+    Ready(String),
+    /// An interface got another name.
+    Renamed { from: String, to: String },
+}
+
+/// Follows the interfaces.
+pub(crate) struct LinkWatch {
+    socket: Socket,
+    known: BTreeMap<u32, Link>,
+}
+
+impl LinkWatch {
+    /// Follows from now on.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.add_membership(LINK_GROUP)?;
+        socket.set_rx_buf_sz(BACKLOG)?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, known: Links::open()?.all()? })
+    }
+
+    /// What happened since the last call, without waiting.
+    pub(crate) fn changes(&mut self) -> io::Result<Vec<LinkChange>> {
+        let mut changes = Vec::new();
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, sender)) if sender.port_number() == 0 => {
+                    messages(&datagram).for_each(|message| match message {
+                        Ok(message) => changes.extend(self.take(&message)),
+                        Err(error) => log::debug!("a message about an interface is not understood: {error}"),
+                    });
+                }
+                Ok(_) => (),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(changes),
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    changes.extend(self.catch_up()?);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn take(&mut self, message: &NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkChange> {
+        // A bridge also tells of its ports, as messages of its own family.
+        let is_about = |link: &LinkMessage| link.header.interface_family == AddressFamily::Unspec;
+        match message {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) if is_about(link) => {
+                let (index, link) = Link::of(link)?;
+                self.put(index, link)
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) if is_about(link) => {
+                self.known.remove(&link.header.index);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn put(&mut self, index: u32, new: Link) -> Option<LinkChange> {
+        let change = match self.known.get(&index) {
+            Some(old) if old.name != new.name => {
+                Some(LinkChange::Renamed { from: old.name.clone(), to: new.name.clone() })
+            }
+            Some(old) if old.is_bridged || !new.is_bridged => None,
+            _ => Some(LinkChange::Ready(new.name.clone())),
+        };
+        self.known.insert(index, new);
+        change
+    }
+
+    /// Finds out what was missed.
+    fn catch_up(&mut self) -> io::Result<Vec<LinkChange>> {
+        let now = Links::open()?.all()?;
+        self.known.retain(|index, _| now.contains_key(index));
+        Ok(now.into_iter().filter_map(|(index, link)| self.put(index, link)).collect())
+    }
+}
+
+impl AsFd for LinkWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
