@@ -355,6 +355,22 @@ fn edit_defines_what_the_editor_leaves_and_keeps_what_is_refused() {
 }
 
 #[test]
+fn the_reference_names_every_verb() {
+    let help = stdout(&Cli::new().run(&["--help"]));
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    let verbs: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(verbs.contains(&"binding-create") && verbs.contains(&"users"), "{verbs:?}");
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/commands.md");
+    let reference = fs::read_to_string(reference).unwrap();
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
+        let is_named =
+            reference.contains(&format!("| `{verb}`")) || reference.contains(&format!("| `{verb} "));
+        assert!(is_named, "docs/commands.md has no row of {verb}");
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let cli = Cli::new();
     assert_eq!(cli.run(&["defin"]).status.code(), Some(2));
