@@ -65,11 +65,22 @@ impl Plan {
                 }
             }
         }
+        let present = driver.bindings()?;
+        let renamed = wanted.values().filter(|binding| !exists(&binding.port)).filter_map(|binding| {
+            let now = present
+                .iter()
+                .find(|other| is_renamed(other, binding) && !wanted.contains_key(&other.port))?;
+            Some((binding.port.clone(), now.port.clone()))
+        });
+        for (old, new) in renamed.collect::<Vec<_>>() {
+            if let Some(binding) = wanted.remove(&old) {
+                wanted.insert(new.clone(), Binding { port: new, ..binding });
+            }
+        }
         let is_obsolete = |binding: &Binding| {
             let ours = owners.contains(&binding.owner.uuid);
             !wanted.contains_key(&binding.port) && (ours || !exists(&binding.port))
         };
-        let present = driver.bindings()?;
         let unbind = present.iter().filter(|binding| is_obsolete(binding));
         let unbind = unbind.map(|binding| binding.port.clone()).collect();
         Ok(Self { bind: wanted.into_values().collect(), unbind })
@@ -144,6 +155,12 @@ fn bindings(domain: &Domain) -> impl Iterator<Item = Binding> {
             None
         }
     })
+}
+
+/// Whether a binding is the one that was asked for, on an interface that has another name than libvirt knows: see
+/// [`Driver::keep`].
+fn is_renamed(present: &Binding, wanted: &Binding) -> bool {
+    (present.owner.uuid, present.mac) == (wanted.owner.uuid, wanted.mac) && exists(&present.port)
 }
 
 fn exists(port: &PortDev) -> bool {

@@ -142,6 +142,30 @@ fn what_happened_while_nobody_listened_is_made_up_for_and_stays_filtered_after()
 }
 
 #[test]
+fn a_port_that_was_renamed_stays_bound_until_its_guest_ends() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Tool("nft"));
+    let host = Host::new()?;
+    let _tap = host.tap("tap7")?;
+    let dir = tempfile::tempdir()?;
+    let driver = driver(&host, &dir)?;
+    let guest = Connect::open(Some(URI))?.create_domain_xml(&domain(7, &interface(7, "clean-traffic")), 0)?;
+    with_listener(&host, &driver, None, follows)?;
+    let keeper = host.enter(|| driver.keep())?;
+    host.ip(&["link set tap7 down", "link set tap7 name renamed7 up"])?;
+    eventually("the binding follows", || Ok(ports(&driver)? == ["renamed7"]))?;
+    let saved = host.saved()?.port("renamed7");
+    with_listener(&host, &driver, None, |statuses| {
+        follows(statuses)?;
+        assert_eq!(ports(&driver)?, ["renamed7"]);
+        assert_eq!(saved.diff(&host.saved()?.port("renamed7")), None);
+        guest.destroy()?;
+        eventually("nothing is bound", || Ok(ports(&driver)?.is_empty()))
+    })?;
+    drop(keeper);
+    Ok(())
+}
+
+#[test]
 fn the_guard_closes_a_port_until_it_is_bound() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Tool("nft"));
     let host = Host::new()?;
