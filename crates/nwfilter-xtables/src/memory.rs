@@ -187,7 +187,8 @@ fn read_file(text: &str, heading: &str) -> Option<Tables> {
 
 fn write_file(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".new").tempfile_in(directory)?;
+    // The name tells the driver what to remove if this process is killed.
+    let mut file = tempfile::Builder::new().prefix(".nwfilter-").suffix(".new").tempfile_in(directory)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(path).map(drop).map_err(|error| error.error)

@@ -220,6 +220,12 @@ fn a_killed_process_leaves_no_port_open_and_a_reload_ends_in_the_desired_state()
         assert!(lab.run(&["diff"]).status.success());
         assert!(lab.run(&["binding-delete", "tap3"]).status.success());
     }
+    for directory in ["etc", "run"] {
+        let entries = fs::read_dir(lab.dir.path().join(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<_> = names.filter(|name| name.ends_with(".new")).collect();
+        assert!(left.is_empty(), "left in {directory}: {left:?}");
+    }
 }
 
 #[test]
