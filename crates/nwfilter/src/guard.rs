@@ -218,6 +218,8 @@ impl Guard {
     fn follow_links(&mut self) {
         let changes = self.links.changes().unwrap_or_else(|error| {
             log::error!("what becomes of network interfaces is not known: {error}");
+            std::thread::sleep(PAUSES.0);
+            self.hear_of([]);
             Vec::new()
         });
         let mut ready = BTreeSet::new();
