@@ -107,6 +107,8 @@ pub(crate) struct StateDriver {
 
 impl StateDriver {
     pub(crate) const ABSENT: [*const c_void; 8] = [null(); 8];
+    /// VIR_DRV_STATE_INIT_ERROR: the daemon ends.
+    pub(crate) const ERROR: c_int = -1;
     /// VIR_DRV_STATE_INIT_SKIPPED
     pub(crate) const SKIPPED: c_int = 0;
     /// VIR_DRV_STATE_INIT_COMPLETE
@@ -160,7 +162,7 @@ pub(crate) type GetNwFilterBinding =
     unsafe extern "C" fn(*mut Connect, *const c_char, *const c_char) -> *mut NwFilterBinding;
 pub(crate) type GetConnect = unsafe extern "C" fn() -> *mut Connect;
 pub(crate) type CloseConnect = unsafe extern "C" fn(*mut Connect) -> c_int;
-pub(crate) type FilterName = unsafe extern "C" fn(*mut NwFilter) -> *const c_char;
+pub(crate) type FilterUuid = unsafe extern "C" fn(*mut NwFilter, *mut c_uchar) -> c_int;
 pub(crate) type BindingPort = unsafe extern "C" fn(*mut NwFilterBinding) -> *const c_char;
 pub(crate) type FreeFilter = unsafe extern "C" fn(*mut NwFilter) -> c_int;
 pub(crate) type FreeBinding = unsafe extern "C" fn(*mut NwFilterBinding) -> c_int;

@@ -14,7 +14,7 @@ use crate::abi::{
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
 use crate::probe::{self, Slot};
 use crate::refusal::{Code, Refusal};
-use crate::service::{Service, Validation};
+use crate::service::{Role, Service, Validation};
 
 /// VIR_NWFILTER_DEFINE_VALIDATE and VIR_NWFILTER_BINDING_CREATE_VALIDATE
 const VALIDATE: c_uint = 1;
@@ -107,7 +107,7 @@ fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
 }
 
-/// The daemon starts. What fails is tried again when somebody connects: a daemon without this driver would have no
+/// The daemon starts. It ends if another one filters the ports of this host. What else fails is tried again when somebody connects: a daemon without this driver would have no
 /// domains with filters at all.
 extern "C" fn initialize(
     privileged: bool,
@@ -116,20 +116,24 @@ extern "C" fn initialize(
     _: *const c_void,
     _: *mut c_void,
 ) -> c_int {
-    // The daemon of a user other than root filters nothing, as with libvirt's driver.
-    if !privileged {
-        return StateDriver::SKIPPED;
-    }
-    report(StateDriver::COMPLETE, |_| {
+    let role = if privileged { Role::System } else { Role::Session };
+    let ready = report(false, |_| {
         // SAFETY: the table is the registered one, and the daemon serves nobody yet.
         let understood = unsafe { probe::check(HYPERVISOR.load(Ordering::Acquire)) };
         if let Err(error) = &understood {
             log::error!("no domain with filters will start: {error}");
         }
-        Service::allow(understood);
-        Service::get()?;
-        Ok(StateDriver::COMPLETE)
-    })
+        Service::start(understood.map(|()| role))?;
+        Ok(true)
+    });
+    match (ready, role) {
+        (false, _) => StateDriver::ERROR,
+        (true, Role::Session) => StateDriver::SKIPPED,
+        (true, Role::System) => report(StateDriver::COMPLETE, |_| {
+            Service::get()?;
+            Ok(StateDriver::COMPLETE)
+        }),
+    }
 }
 
 /// The daemon ends.
@@ -241,6 +245,7 @@ fn define(
     flags: c_uint,
 ) -> Result<*mut NwFilter, Refusal> {
     let service = Service::get()?;
+    service.driver()?;
     let mut filter = service.read_filter(&text(xml)?, validation(flags)?)?;
     if let Ok(replaced) = service.filter(filter.name.as_str()) {
         libvirt.may_do(access, connect, &replaced)?;
@@ -256,7 +261,7 @@ fn define(
 extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
     serve(Slot::Undefine, -1, |libvirt| {
         let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
-        let filter = service.filter(&libvirt.filter_name(filter)?)?;
+        let filter = service.filter_by_uuid(libvirt.filter_uuid(filter)?)?;
         libvirt.may_do(FilterAccess::Undefine, connect, &filter)?;
         service.undefine(filter.name.as_str())?;
         Ok(0)
@@ -267,7 +272,7 @@ extern "C" fn get_xml_desc(filter: *mut NwFilter, flags: c_uint) -> *mut c_char 
     serve(Slot::GetXmlDesc, null_mut(), |libvirt| {
         no_flags(flags, 0)?;
         let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
-        let filter = service.filter(&libvirt.filter_name(filter)?)?;
+        let filter = service.filter_by_uuid(libvirt.filter_uuid(filter)?)?;
         libvirt.may_do(FilterAccess::Dump, connect, &filter)?;
         Ok(duplicate(&service.filter_xml(&filter)))
     })
@@ -302,6 +307,7 @@ extern "C" fn binding_create(
 ) -> *mut NwFilterBinding {
     serve(Slot::BindingCreate, null_mut(), |libvirt| {
         let (service, xml) = (Service::get()?, text(xml)?);
+        service.driver()?;
         let binding = service.read_binding(&xml, validation(flags)?)?;
         libvirt.may_do_binding(BindingAccess::Create, connect, &binding)?;
         let binding = service.bind(binding)?;

@@ -10,6 +10,7 @@ mod abi;
 mod entry;
 mod leaving;
 mod libvirt;
+mod lock;
 mod logging;
 mod probe;
 mod refusal;

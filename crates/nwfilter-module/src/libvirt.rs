@@ -8,7 +8,7 @@ use nwfilter_xml::{Binding, Filter, Uuid};
 
 use crate::abi::{
     BindingIdentity, BindingPort, CheckBinding, CheckFilter, CloseConnect, Connect, EnsureBinding,
-    EnsureConnect, EnsureFilter, FilterIdentity, FilterName, FreeBinding, FreeFilter, GetConnect,
+    EnsureConnect, EnsureFilter, FilterIdentity, FilterUuid, FreeBinding, FreeFilter, GetConnect,
     GetNwFilter, GetNwFilterBinding, GetUri, GetVersion, LogMessage, NwFilter, NwFilterBinding,
     NwFilterDriver, RegisterConnectDriver, RegisterStateDriver, ReportError, SetSharedNwFilterDriver, Tables,
 };
@@ -56,7 +56,7 @@ pub(crate) struct Libvirt {
     report_error: ReportError,
     get_filter: GetNwFilter,
     get_binding: GetNwFilterBinding,
-    filter_name: FilterName,
+    filter_uuid: FilterUuid,
     binding_port: BindingPort,
     get_uri: GetUri,
     access: Access,
@@ -171,7 +171,7 @@ impl Libvirt {
             report_error: symbol!("virReportErrorHelper" as ReportError),
             get_filter,
             get_binding,
-            filter_name: symbol!("virNWFilterGetName" as FilterName),
+            filter_uuid: symbol!("virNWFilterGetUUID" as FilterUuid),
             binding_port: symbol!("virNWFilterBindingGetPortDev" as BindingPort),
             get_uri: symbol!("virConnectGetURI" as GetUri),
             handle_connect,
@@ -285,10 +285,12 @@ impl Libvirt {
         unsafe { binding.cast::<*mut Connect>().add(index).read() }
     }
 
-    /// The name in a handle.
-    pub(crate) fn filter_name(&self, filter: *mut NwFilter) -> Result<String, Refusal> {
-        // SAFETY: libvirt hands only valid handles to its drivers, and the name lives as long as the handle.
-        text(unsafe { (self.filter_name)(filter) })
+    /// The UUID in a handle.
+    pub(crate) fn filter_uuid(&self, filter: *mut NwFilter) -> Result<Uuid, Refusal> {
+        let mut uuid = [0; 16];
+        // SAFETY: libvirt hands only valid handles to its drivers, and its UUIDs have 16 bytes.
+        allowed(unsafe { (self.filter_uuid)(filter, uuid.as_mut_ptr()) })?;
+        Ok(Uuid::from_bytes(uuid))
     }
 
     /// The port in a handle.

@@ -11,6 +11,7 @@ use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};
+use crate::lock;
 use crate::refusal::{Code, Refusal};
 
 /// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
@@ -19,7 +20,8 @@ const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 
 /// The driver behind every connection.
 pub(crate) struct Service {
-    driver: Arc<Driver>,
+    /// `None` in the daemon of a user other than root.
+    driver: Option<Arc<Driver>>,
     leaving: Leaving,
     /// `None` while changes of others cannot be followed.
     keeper: Mutex<Option<Keeper>>,
@@ -27,8 +29,17 @@ pub(crate) struct Service {
 
 static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
 
-/// Whether the tables are understood; unset until libvirt has started the driver.
-static UNDERSTOOD: OnceLock<Result<(), LoadError>> = OnceLock::new();
+/// Unset until libvirt has started the driver.
+static ROLE: OnceLock<Result<Role, LoadError>> = OnceLock::new();
+
+/// What daemon the driver is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// root's, which filters the host's ports.
+    System,
+    /// That of another user, which has neither filters nor bindings and takes none.
+    Session,
+}
 
 fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
     SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,25 +61,29 @@ pub(crate) enum Validation {
 
 impl Service {
     /// Lets calls be served from now on, or has them refused with the reason.
-    pub(crate) fn allow(understood: Result<(), LoadError>) {
-        UNDERSTOOD.get_or_init(|| understood);
+    pub(crate) fn start(role: Result<Role, LoadError>) -> Result<(), Refusal> {
+        if matches!(role, Ok(Role::System)) {
+            lock::take().map_err(|reason| Refusal::new(Code::Internal, reason))?;
+        }
+        ROLE.get_or_init(|| role);
+        Ok(())
     }
 
     /// The service of this process. The first call opens the stores and brings the kernel to what they ask for; if
     /// that is impossible, the next call tries again.
     pub(crate) fn get() -> Result<Arc<Service>, Refusal> {
-        match UNDERSTOOD.get() {
+        let role = match ROLE.get() {
             None => return Err(Refusal::new(Code::Internal, "libvirt has not started the nwfilter driver")),
             Some(Err(error)) => {
                 return Err(Refusal::new(Code::Internal, format!("nothing is filtered: {error}")));
             }
-            Some(Ok(())) => {}
-        }
+            Some(Ok(role)) => *role,
+        };
         let mut service = running();
         if let Some(service) = &*service {
             return Ok(service.clone());
         }
-        let opened = Arc::new(Self::open()?);
+        let opened = Arc::new(Self::open(role)?);
         *service = Some(opened.clone());
         Ok(opened)
     }
@@ -76,18 +91,25 @@ impl Service {
     /// Ends the service, if there is one, and leaves the rules in a form that libvirt's own driver can take over.
     pub(crate) fn hand_over() -> Result<(), Refusal> {
         let Some(service) = running().take() else { return Ok(()) };
-        service.leaving.take_all().iter().for_each(|port| remove(&service.driver, port));
+        if let Some(driver) = &service.driver {
+            service.leaving.take_all().iter().for_each(|port| remove(driver, port));
+        }
         service.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Ends what it learns too, unless a call is still running.
         drop(service);
-        driver(Dispatch::List)?.without_learner().reload()?;
+        let left = driver(Dispatch::List).and_then(|driver| driver.without_learner().reload());
+        lock::release();
+        left?;
         Ok(())
     }
 
-    fn open() -> Result<Self, Refusal> {
-        let driver = Arc::new(driver(Dispatch::Tree)?);
+    fn open(role: Role) -> Result<Self, Refusal> {
+        let driver = match role {
+            Role::System => Some(Arc::new(driver(Dispatch::Tree)?)),
+            Role::Session => None,
+        };
         // What can be served must be: a host whose tables cannot be read now may have them read later.
-        if let Err(error) = driver.reload().map(tell) {
+        if let Some(Err(error)) = driver.as_ref().map(|driver| driver.reload().map(tell)) {
             log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
         let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
@@ -95,16 +117,24 @@ impl Service {
         Ok(service)
     }
 
+    /// The driver, for what changes something; refused in the daemon of a user other than root.
+    pub(crate) fn driver(&self) -> Result<&Arc<Driver>, Refusal> {
+        let session =
+            || Refusal::new(Code::OperationInvalid, "the daemon of a user other than root filters nothing");
+        self.driver.as_ref().ok_or_else(session)
+    }
+
     /// Brings the kernel to what the stores ask for.
     pub(crate) fn reload(&self) -> Result<(), Refusal> {
-        Ok(self.driver.reload().map(tell)?)
+        Ok(self.driver()?.reload().map(tell)?)
     }
 
     /// Has what others change in the kernel repaired, if that is not so yet.
     fn keep(&self) {
+        let Some(driver) = &self.driver else { return };
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         if keeper.is_none() {
-            *keeper = self.driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
+            *keeper = driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
         }
     }
 
@@ -113,15 +143,19 @@ impl Service {
     /// The filters of the store. The stock filters that the library embeds serve references, but are not listed:
     /// libvirt's list is that of its directory.
     pub(crate) fn filters(&self) -> Result<Vec<Arc<Filter>>, Refusal> {
-        Ok(self.driver.stored_filters()?)
+        self.driver.as_ref().map_or(Ok(Vec::new()), |driver| Ok(driver.stored_filters()?))
     }
 
     pub(crate) fn filter(&self, name: &str) -> Result<Arc<Filter>, Refusal> {
-        Ok(self.driver.filter(name)?)
+        match &self.driver {
+            Some(driver) => Ok(driver.filter(name)?),
+            None => Err(Error::NoSuchFilter(name.to_owned()).into()),
+        }
     }
 
     pub(crate) fn filter_by_uuid(&self, uuid: Uuid) -> Result<Arc<Filter>, Refusal> {
-        let found = self.driver.filters()?.into_iter().find(|filter| uuid_of(filter) == uuid);
+        let filters = self.driver.as_ref().map_or(Ok(Vec::new()), |driver| driver.filters())?;
+        let found = filters.into_iter().find(|filter| uuid_of(filter) == uuid);
         found.ok_or_else(|| Refusal::new(Code::NoFilter, format!("no filter has the UUID {uuid}")))
     }
 
@@ -133,15 +167,16 @@ impl Service {
     pub(crate) fn define(&self, filter: Filter) -> Result<Arc<Filter>, Refusal> {
         let mut transaction = Transaction::new();
         transaction.define_filter(filter);
-        let mut done = self.driver.commit(transaction)?;
+        let mut done = self.driver()?.commit(transaction)?;
         warn(&done.applied);
         done.filters.pop().ok_or_else(|| Refusal::new(Code::Internal, "no filter was defined"))
     }
 
     pub(crate) fn undefine(&self, name: &str) -> Result<(), Refusal> {
         // To libvirt their bindings are deleted, so they do not use the filter.
-        self.leaving.take_all().iter().for_each(|port| remove(&self.driver, port));
-        Ok(self.driver.undefine_filter(name)?)
+        let driver = self.driver()?;
+        self.leaving.take_all().iter().for_each(|port| remove(driver, port));
+        Ok(driver.undefine_filter(name)?)
     }
 
     pub(crate) fn filter_xml(&self, filter: &Filter) -> String {
@@ -153,16 +188,16 @@ impl Service {
     pub(crate) fn bindings(&self) -> Result<Vec<Arc<Binding>>, Refusal> {
         // In this order: what has left by the second look is not in the first, or was leaving then.
         let leaving = self.leaving.names();
-        let mut bindings = self.driver.bindings()?;
+        let mut bindings = self.driver.as_ref().map_or(Ok(Vec::new()), |driver| driver.bindings())?;
         bindings.retain(|binding| !leaving.contains(binding.port.as_str()));
         Ok(bindings)
     }
 
     pub(crate) fn binding(&self, port: &str) -> Result<Arc<Binding>, Refusal> {
-        if self.leaving.contains(port) {
-            return Err(Error::NoSuchBinding(port.to_owned()).into());
+        match &self.driver {
+            Some(driver) if !self.leaving.contains(port) => Ok(driver.binding(port)?),
+            _ => Err(Error::NoSuchBinding(port.to_owned()).into()),
         }
-        Ok(self.driver.binding(port)?)
     }
 
     /// Reads a binding without filtering its port.
@@ -171,10 +206,10 @@ impl Service {
     }
 
     pub(crate) fn bind(&self, binding: Binding) -> Result<Arc<Binding>, Refusal> {
-        let port = binding.port.to_string();
+        let (driver, port) = (self.driver()?, binding.port.to_string());
         let bound = match self.leaving.stay(&port) {
-            true => self.driver.replace_binding(binding).inspect_err(|_| self.leave(&port)),
-            false => self.driver.create_binding(binding),
+            true => driver.replace_binding(binding).inspect_err(|_| self.leave(driver, &port)),
+            false => driver.create_binding(binding),
         };
         warn(&bound?);
         self.keep();
@@ -183,15 +218,16 @@ impl Service {
 
     /// Stops filtering a port: at once if it is gone, else in a moment, unless it is bound again.
     pub(crate) fn unbind(&self, port: &str) -> Result<(), Refusal> {
+        let driver = self.driver()?;
         match exists(port) {
-            true => self.leave(port),
-            false => warn(&self.driver.delete_binding(port)?),
+            true => self.leave(driver, port),
+            false => warn(&driver.delete_binding(port)?),
         }
         Ok(())
     }
 
-    fn leave(&self, port: &str) {
-        let (driver, name) = (self.driver.clone(), port.to_owned());
+    fn leave(&self, driver: &Arc<Driver>, port: &str) {
+        let (driver, name) = (driver.clone(), port.to_owned());
         self.leaving.leave(port, move || remove(&driver, &name));
     }
 

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::fs::{File, OpenOptions};
+
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
 use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, LibvirtdOptions, Need, skip_unless};
 
 use common::compiled::{Preload, Program};
@@ -98,5 +101,37 @@ fn a_connection_is_as_secure_encrypted_and_alive_as_with_libvirts_module() -> Re
     let libvirts = asked(Module::Libvirts)?;
     assert_eq!(libvirts, "1 0 1");
     assert_eq!(asked(Module::Ours)?, libvirts);
+    Ok(())
+}
+
+/// Locks the first byte of a file as another daemon would; whether nobody else had.
+fn lock(file: &File) -> bool {
+    let first_byte = libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_SETLK(&first_byte)).is_ok()
+}
+
+#[test]
+fn a_daemon_does_not_start_while_another_filters_the_host_as_with_libvirts_module() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    for module in [Module::Libvirts, Module::Ours] {
+        let host = Host::new()?;
+        let (_dir, mut daemon) = common::libvirtd(&host, module)?;
+        let path = daemon.path("/run/libvirt/nwfilter/driver.pid")?;
+        let written = std::fs::read_to_string(&path)?;
+        assert_eq!(written.trim(), daemon.pid().context("it runs")?.to_string(), "{module:?}");
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        ensure!(!lock(&open()?), "a daemon with {module:?} holds no lock");
+        daemon.stop()?;
+        let other = open()?;
+        ensure!(lock(&other), "a daemon with {module:?} has kept the lock");
+        let error = daemon.start_again().err().context("a second daemon runs")?;
+        ensure!(format!("{error:#}").contains("driver.pid"), "{error:#}");
+    }
     Ok(())
 }

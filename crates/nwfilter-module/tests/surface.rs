@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Need, Saved, Tools, skip_unless};
 use tempfile::TempDir;
 
+use common::compiled::Program;
 use common::{Module, driver_dir, eventually, libvirtd, options};
 
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
@@ -274,5 +275,37 @@ fn a_uri_that_is_not_the_system_s_is_refused() -> Result<()> {
     let output = daemon.virsh_command(Connect::Nwfilter).args(["-c", &session, "nwfilter-list"]).output()?;
     let stderr = String::from_utf8(output.stderr)?;
     ensure!(stderr.contains("only nwfilter:///system"), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn a_handle_of_a_filter_that_is_gone_does_nothing_to_the_next_one_of_its_name() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let client = Program::compile(
+        "#include <stdio.h>
+         void *virConnectOpen(const char *), *virNWFilterDefineXML(void *, const char *);
+         char *virNWFilterGetXMLDesc(void *, unsigned int);
+         int virNWFilterUndefine(void *), virGetLastErrorCode(void);
+         int main(int count, char **words) {
+             void *connect = virConnectOpen(words[1]);
+             void *old = virNWFilterDefineXML(connect, \"<filter name='f'/>\");
+             printf(\"undefined: %d\\n\", virNWFilterUndefine(old));
+             printf(\"defined: %d\\n\", virNWFilterDefineXML(connect, \"<filter name='f'/>\") != 0);
+             printf(\"described: %d\", virNWFilterGetXMLDesc(old, 0) != 0);
+             printf(\" (%d)\\n\", virGetLastErrorCode());
+             printf(\"undefined: %d\", virNWFilterUndefine(old));
+             printf(\" (%d)\\n\", virGetLastErrorCode());
+             return !connect;
+         }",
+    )?;
+    let seen = |module| -> Result<String> {
+        let host = Host::new()?;
+        let (_dir, daemon) = libvirtd(&host, module)?;
+        let output = client.command().arg(daemon.uri(Connect::Qemu)).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8(output.stderr)?);
+        ensure!(daemon.dumpxml("f").is_ok(), "the new filter is gone");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    assert_eq!(seen(Module::Ours)?, seen(Module::Libvirts)?);
     Ok(())
 }
