@@ -31,6 +31,7 @@
 
 mod cases;
 pub mod conformance;
+pub mod contract;
 pub mod frames;
 pub mod generate;
 mod guest;

@@ -498,3 +498,92 @@ fn helper_lines(port: &PortDev, rule: &HelperRule, ruleset: &Ruleset) -> Vec<Lin
 pub(crate) fn guest_addresses(ruleset: &Ruleset, family: Family) -> impl Iterator<Item = IpAddr> {
     ruleset.guest_addresses.iter().copied().filter(move |addr| Family::of(*addr) == family)
 }
+
+#[cfg(test)]
+mod tests {
+    use nwfilter_xml::value::SetDirection;
+
+    use super::*;
+
+    const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const MASK: Option<MacAddr> = Some(MacAddr([0xff, 0xff, 0, 0, 0, 0]));
+    const ADDR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    /// A test that is left out would widen its rule.
+    #[test]
+    fn every_ethernet_test_and_its_negation_are_written() {
+        use EthernetTest as Test;
+        let masked = MaskedMac { addr: MAC, mask: MASK };
+        let network = Network { addr: ADDR, prefix: Some(24) };
+        let ports = PortRange { from: 1, to: Some(2) };
+        let tests = [
+            Test::SrcMac(masked),
+            Test::DstMac(masked),
+            Test::EtherType(0x0806),
+            Test::VlanId(1),
+            Test::VlanEncap(0x0806),
+            Test::StpType(1),
+            Test::StpFlags(1),
+            Test::StpRange { field: StpRange::MaxAge, from: 1, to: Some(2) },
+            Test::StpRootAddress(masked),
+            Test::StpSenderAddress(masked),
+            Test::ArpHardwareType(1),
+            Test::ArpProtocolType(1),
+            Test::ArpOpcode(1),
+            Test::ArpSrcMac(MAC),
+            Test::ArpDstMac(MAC),
+            Test::ArpSrcIp(network),
+            Test::ArpDstIp(network),
+            Test::ArpGratuitous,
+            Test::SrcIp(network),
+            Test::DstIp(network),
+            Test::IpProtocol(17),
+            Test::SrcPort(ports),
+            Test::DstPort(ports),
+            Test::Dscp(1),
+            Test::IcmpRange { kinds: (1, 2), codes: (0, 3) },
+        ];
+        let mut seen = std::collections::BTreeSet::new();
+        for test in tests {
+            let [is, is_not] = [Match::is(test.clone()), Match::is_not(test)].map(|m| ethernet_matches(&[m]));
+            assert!(!is.is_empty() && is_not.contains('!'), "{is} | {is_not}");
+            assert!(seen.insert(is.clone()) && seen.insert(is_not), "{is} stands for two tests");
+            let has_mask =
+                ["-s ", "-d ", "--stp-root-addr", "--stp-sender-addr"].iter().any(|o| is.starts_with(o));
+            assert!(!has_mask || is.contains("/ff:ff:00:00:00:00"), "{is}");
+        }
+    }
+
+    #[test]
+    fn every_ip_test_and_its_negation_are_written() {
+        use IpTest as Test;
+        let network = Network { addr: ADDR, prefix: Some(24) };
+        let ports = PortRange { from: 1, to: Some(2) };
+        let (mask, set) = (TcpFlagSet::default(), TcpFlagSet::default());
+        let tests = [
+            Test::SrcMac(MAC),
+            Test::SrcIp(network),
+            Test::DstIp(network),
+            Test::SrcIpRange { from: ADDR, to: ADDR },
+            Test::DstIpRange { from: ADDR, to: ADDR },
+            Test::IpProtocol(17),
+            Test::SrcPort(ports),
+            Test::DstPort(ports),
+            Test::Dscp(1),
+            Test::Icmp { kind: 1, code: Some(2) },
+            Test::ConnlimitAbove(1),
+            Test::States(States::NEW),
+            Test::CtDirection(CtDirection::Reply),
+            Test::IpSet { name: "x".into(), directions: vec![SetDirection::Src] },
+            Test::TcpFlags { mask, set },
+            Test::TcpOption(1),
+        ];
+        for test in tests {
+            let line = |m| ip_line(&IpRule::built_in([m], Verdict::Drop), Family::Ipv4).text;
+            let (is, is_not) = (line(Match::is(test.clone())), line(Match::is_not(test)));
+            assert_ne!(is, "-j DROP");
+            assert_ne!(is, is_not);
+            assert!(is_not.contains("! ") || is_not.contains("--connlimit-upto"), "{is_not}");
+        }
+    }
+}
