@@ -36,10 +36,22 @@ impl Links {
 
     /// Whether the port exists and is in a bridge.
     pub(crate) fn attachment(&self, port: &PortDev) -> io::Result<Attachment> {
+        Ok(self.find(port)?.map_or(Attachment::Absent, |link| link.attachment()))
+    }
+
+    /// Whether both ports exist and are in the same bridge, or both in none.
+    pub(crate) fn are_neighbours(&self, one: &PortDev, other: &PortDev) -> io::Result<bool> {
+        Ok(match (self.find(one)?, self.find(other)?) {
+            (Some(one), Some(other)) => one.controller == other.controller,
+            _ => false,
+        })
+    }
+
+    fn find(&self, port: &PortDev) -> io::Result<Option<Link>> {
         let name = LinkAttribute::IfName(port.to_string());
         match self.ask(vec![name], NLM_F_REQUEST) {
-            Ok(links) => Ok(links.first().map_or(Attachment::Absent, |(_, link)| link.attachment())),
-            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Attachment::Absent),
+            Ok(links) => Ok(links.into_iter().next().map(|(_, link)| link)),
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -102,6 +114,8 @@ pub(crate) fn unbridged(batch: &Batch) -> Vec<Warning> {
 pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) is_bridged: bool,
+    /// The index of the bridge or the like that it is a port of.
+    pub(crate) controller: Option<u32>,
 }
 
 impl Link {
@@ -115,7 +129,11 @@ impl Link {
             LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::PortKind(InfoPortKind::Bridge)),
             _ => false,
         });
-        Some((message.header.index, Self { name, is_bridged }))
+        let controller = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+        Some((message.header.index, Self { name, is_bridged, controller }))
     }
 
     fn attachment(&self) -> Attachment {

@@ -282,6 +282,9 @@ impl<'a> Draft<'a> {
             };
             let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
             let wanted = wanted(&self.filters, binding, &self.stores.known, past, now)?;
+            if past == Past::Forgotten {
+                wanted.warn(binding);
+            }
             self.change.batch.filter(port.clone(), Arc::new(wanted.ruleset));
         }
         Ok(())

@@ -10,12 +10,14 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result};
 use dhcproto::v4::MessageType;
 use learn_support::*;
-use nwfilter::Driver;
-use nwfilter::xml::read_binding;
-use nwfilter_testlab::{Need, Tap, skip_unless};
+use nwfilter::xml::{Uuid, read_binding};
+use nwfilter::{BindingState, Driver, Event};
+use nwfilter_testlab::{Host, Libvirtd, Mac, Need, Tap, frames, skip_unless};
 
 const DHCP: (&str, &str) = ("CTRL_IP_LEARNING", "dhcp");
 const FORGED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
+const FREE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 77);
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 /// A transaction that the guest never opened.
 const UNASKED: u32 = 8;
 
@@ -40,12 +42,22 @@ fn street(params: &[(&str, &str)], neighbours: &str) -> Result<Street> {
     Ok(Street { lab, guest, neighbour, net, driver })
 }
 
+/// The neighbour belongs to another guest, and has the server's addresses.
 fn bind_neighbour(lab: &Lab, driver: &Driver, filter: &str) -> Result<()> {
     let address = SERVER_ADDRESS.to_string();
     let text = binding("tap1", filter, SERVER, &[("IP", &address)]);
-    let binding = read_binding("b.xml", &text).into_result()?;
+    let mut binding = read_binding("b.xml", &text).into_result()?;
+    binding.owner.uuid = Uuid::from_u128(1);
     lab.host.enter(|| driver.replace_binding(binding))?;
     Ok(())
+}
+
+fn refused(address: Ipv4Addr) -> BindingState {
+    BindingState::Refused { address: address.into() }
+}
+
+fn claim(address: Ipv4Addr) -> Vec<u8> {
+    frames::arp(GUEST, Mac::BROADCAST, frames::Arp::request(GUEST, address, FREE))
 }
 
 impl Street {
@@ -103,8 +115,8 @@ fn an_answer_from_a_bound_port_is_believed_if_its_filter_lets_it_serve_dhcp() ->
 
     bind_neighbour(&street.lab, &street.driver, "clean-traffic")?;
     exchange(&street.guest, &street.neighbour, FORGED, 600)?;
-    exchange(&street.guest, &street.net, SERVER_ADDRESS, 600)?;
-    street.has(&["10.0.0.2", "10.0.0.1"]).context("its filter was taken away")
+    exchange(&street.guest, &street.net, FREE, 600)?;
+    street.has(&["10.0.0.2", "10.0.0.77"]).context("its filter was taken away")
 }
 
 #[test]
@@ -143,4 +155,76 @@ fn a_lease_that_the_guest_asked_for_takes_the_place_of_the_oldest_of_too_many() 
     let mut expected: Vec<_> = hosts.iter().map(String::as_str).collect();
     expected.push("10.0.0.2");
     has(&lab, &driver, "tap0", &expected)
+}
+
+#[test]
+fn an_address_of_the_host_or_a_neighbour_is_not_learned_and_only_dhcp_passes_until_another_is() -> Result<()>
+{
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    for taken in [HOST, SERVER_ADDRESS] {
+        let street = street(&[], "clean-traffic")?;
+        street.lab.host.add_bridge_addr(&format!("{HOST}/24"))?;
+        let Street { lab, guest, net, driver, .. } = &street;
+        let events = driver.subscribe();
+        guest.send(&claim(taken))?;
+        let is_refused = || Ok(driver.binding_state("tap0")? == refused(taken));
+        eventually("the address is refused", is_refused)?;
+        let told = Event::AddressChanged { port: "tap0".parse()?, state: refused(taken) };
+        assert_eq!(events.recv_timeout(SOON)?, told, "its rules are in force");
+        assert!(!guest.delivers(net, &claim(taken))?);
+        assert!(guest.delivers(net, &asked(&request(MessageType::Request, FREE), GUEST))?);
+
+        let other = lab.driver()?.without_learner();
+        assert_eq!(other.binding_state("tap0")?, refused(taken), "every process knows it");
+        assert_eq!(lab.host.enter(|| other.diff())?.differences, []);
+        guest.send(&claim(FREE))?;
+        street.has(&["10.0.0.77"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lease_of_an_address_of_the_host_or_a_neighbour_is_refused() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[DHCP], "clean-traffic")?;
+    street.lab.host.add_bridge_addr(&format!("{HOST}/24"))?;
+    for address in [HOST, SERVER_ADDRESS, FREE] {
+        exchange(&street.guest, &street.net, address, 600)?;
+    }
+    street.has(&["10.0.0.77"])
+}
+
+#[test]
+fn an_address_may_be_that_of_the_guests_other_port_or_of_a_guest_in_another_bridge() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[], "clean-traffic")?;
+    street.lab.host.ip(&["link add br1 type bridge", "link set br1 up", "link set tap1 master br1"])?;
+    street.guest.send(&claim(SERVER_ADDRESS))?;
+    street.has(&["10.0.0.1"]).context("tap1 is in another bridge")?;
+
+    let text = binding("tap2", "clean-traffic", OTHER, &[]);
+    let second = read_binding("b.xml", &text).into_result()?;
+    street.lab.host.enter(|| street.driver.create_binding(second))?;
+    street.net.send(&packet(OTHER, SERVER_ADDRESS))?;
+    has(&street.lab, &street.driver, "tap2", &["10.0.0.1"]).context("both are the guest's")
+}
+
+#[test]
+fn libvirt_learns_an_address_of_the_host_and_believes_an_answer_that_nobody_asked_for() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"), Need::Libvirtd);
+    let host = Host::new()?;
+    host.add_bridge_addr(&format!("{HOST}/24"))?;
+    let (guest, net) = (host.tap("tap0")?, host.tap("tap1")?);
+    let libvirtd = Libvirtd::start(&host)?;
+    for (from, frame, params, learned) in
+        [(&guest, packet(GUEST, HOST), &[][..], HOST), (&net, unasked(FORGED, 600), &[DHCP], FORGED)]
+    {
+        libvirtd.bind(&binding("tap0", "clean-traffic", GUEST, params))?;
+        patiently("libvirt has learned it", || {
+            from.send(&frame)?;
+            Ok(host.saved()?.port("tap0").ebtables.contains(&learned.to_string()))
+        })?;
+        libvirtd.unbind("tap0")?;
+    }
+    Ok(())
 }

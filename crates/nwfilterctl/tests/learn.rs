@@ -171,6 +171,31 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
 }
 
 #[test]
+fn learning_by_dhcp_from_any_server_is_warned_of() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let _taps = [host.tap("tap0")?, host.tap("tap1")?];
+    let (method, server) = (
+        "<parameter name='CTRL_IP_LEARNING' value='dhcp'/>",
+        "<parameter name='DHCPSERVER' value='10.0.0.254'/>",
+    );
+    let file = dir.path().join("binding.xml");
+    for (number, params, warned) in [(0, method.to_owned(), true), (1, format!("{method}{server}"), false)] {
+        fs::write(&file, cli.binding(number, &params))?;
+        let output = cli.command(&["binding-create", &file.display().to_string()]).output()?;
+        let stderr = String::from_utf8(output.stderr)?;
+        ensure!(output.status.success(), "{stderr}");
+        assert_eq!(stderr.contains("name the servers in DHCPSERVER"), warned, "{stderr}");
+    }
+    let learners = cli.learners();
+    assert_eq!(learners.len(), 1);
+    cli.run(&["binding-delete", "tap0"])?;
+    cli.run(&["binding-delete", "tap1"])?;
+    cli.wait_for_end(learners[0])
+}
+
+#[test]
 fn a_binding_whose_creation_cannot_be_told_is_in_force_and_learned() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (host, dir) = (Host::new()?, tempfile::tempdir()?);

@@ -22,6 +22,7 @@ use super::capture::Capture;
 use super::known::{Change, GuestKey};
 use super::packets::{MAX_FRAME, observe};
 use super::port::PortLearner;
+use super::service::Settled;
 use super::sieve::{Interest, Sieve, Wanted};
 use super::wanted::Need;
 use crate::error::with_causes;
@@ -483,7 +484,15 @@ impl<'a> Engine<'a> {
         let changes = std::mem::take(&mut self.changes);
         let mut ports = std::mem::take(&mut self.unsettled);
         match self.driver.learned(&changes, &ports) {
-            Ok(complete) => complete.iter().for_each(|port| self.leave(port)),
+            Ok(Settled { complete, refused }) => {
+                complete.iter().for_each(|port| self.leave(port));
+                let now = super::now();
+                for (name, address) in refused {
+                    if let Some(port) = self.ports.get_mut(&name) {
+                        port.learner.ignore(address, now);
+                    }
+                }
+            }
             Err(error) => {
                 log::error!("learned addresses are not in force yet: {}", with_causes(&error));
                 ports.extend(changes.into_iter().map(|(port, _)| port));

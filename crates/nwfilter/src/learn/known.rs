@@ -75,9 +75,25 @@ struct Kept {
 /// Addresses that were learned from what a guest did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Learned {
-    guest: GuestKey,
     pub(crate) source: Source,
     pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// What a guest did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Learned(Learned),
+    /// It uses an address of another, and none of its own.
+    Refused(IpAddr),
+}
+
+impl Seen {
+    fn family(&self) -> Option<Family> {
+        match self {
+            Self::Learned(learned) => learned.addresses.first().map(|address| Family::of(*address)),
+            Self::Refused(address) => Some(Family::of(*address)),
+        }
+    }
 }
 
 /// Something that was found out about a guest.
@@ -87,6 +103,8 @@ pub(crate) enum Change {
     Learned { guest: GuestKey, address: IpAddr, source: Source },
     /// It was granted an address, or more time for one.
     Granted { guest: GuestKey, lease: Lease },
+    /// It uses an address of another.
+    Refused { guest: GuestKey, address: IpAddr },
     /// It does not have an address any longer.
     Ended { guest: GuestKey, address: IpAddr, why: &'static str },
     /// Its lease has run out, unless it was given more time meanwhile.
@@ -98,11 +116,15 @@ impl Change {
         match self {
             Self::Learned { guest, .. }
             | Self::Granted { guest, .. }
+            | Self::Refused { guest, .. }
             | Self::Ended { guest, .. }
             | Self::Expired { guest, .. } => *guest,
         }
     }
 }
+
+/// What was known of the guests at some ports.
+pub(crate) struct Forgotten(Vec<(PortDev, (GuestKey, Seen))>);
 
 /// The three files.
 #[derive(Clone)]
@@ -130,10 +152,23 @@ impl Known {
 
     /// What was learned of the guest at a port.
     pub(crate) fn learned(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<&Learned> {
-        let learned = self.learned.entries.get(port)?;
-        let fits =
-            learned.guest == guest && learned.addresses.first().map(|a| Family::of(*a)) == Some(family);
-        fits.then_some(learned)
+        match self.seen(port, guest, family)? {
+            Seen::Learned(learned) => Some(learned),
+            Seen::Refused(_) => None,
+        }
+    }
+
+    /// The address of another that the guest at a port uses, none of its own being known.
+    pub(crate) fn refused(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<IpAddr> {
+        match self.seen(port, guest, family)? {
+            Seen::Learned(_) => None,
+            Seen::Refused(address) => Some(*address),
+        }
+    }
+
+    fn seen(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<&Seen> {
+        let (of, seen) = self.learned.entries.get(port)?;
+        (*of == guest && seen.family() == Some(family)).then_some(seen)
     }
 
     /// The leases of a guest, ended ones that nobody took away yet included.
@@ -143,21 +178,21 @@ impl Known {
 
     /// Forgets what was learned of the guests at ports, and returns it. Leases stay: a guest may come back within
     /// their time.
-    pub(crate) fn forget(&mut self, ports: &BTreeSet<PortDev>) -> Result<Vec<(PortDev, Learned)>, Error> {
+    pub(crate) fn forget(&mut self, ports: &BTreeSet<PortDev>) -> Result<Forgotten, Error> {
         let entries = &mut self.learned.entries;
         let forgotten: Vec<_> = ports.iter().filter_map(|port| entries.remove_entry(port)).collect();
         if !forgotten.is_empty() {
             self.learned.write()?;
         }
-        Ok(forgotten)
+        Ok(Forgotten(forgotten))
     }
 
     /// Knows again what was forgotten. What cannot be written is learned anew.
-    pub(crate) fn remember(&mut self, forgotten: Vec<(PortDev, Learned)>) {
-        if forgotten.is_empty() {
+    pub(crate) fn remember(&mut self, forgotten: Forgotten) {
+        if forgotten.0.is_empty() {
             return;
         }
-        self.learned.entries.extend(forgotten);
+        self.learned.entries.extend(forgotten.0);
         if let Err(error) = self.learned.write() {
             log::error!("what was learned is lost: {error}");
         }
@@ -171,6 +206,11 @@ impl Known {
             let differs = match change {
                 Change::Learned { guest, address, source } => {
                     let differs = self.learned.learn(port, *guest, *address, *source);
+                    learned |= differs;
+                    differs
+                }
+                Change::Refused { guest, address } => {
+                    let differs = self.learned.refuse(port, *guest, *address);
                     learned |= differs;
                     differs
                 }
@@ -220,6 +260,8 @@ fn tell(port: &PortDev, change: &Change) {
         Change::Granted { lease, .. } => {
             log::info!("{port}: address {} leased by {}", lease.address, lease.server);
         }
+        // Who has it is said where that is known.
+        Change::Refused { .. } => (),
         Change::Ended { address, why, .. } => log::info!("{port}: address {address} taken away: {why}"),
         Change::Expired { address, .. } => {
             log::info!("{port}: address {address} taken away: its lease ran out")
@@ -471,7 +513,7 @@ fn append(path: &Path, lines: &str) -> Result<(), Error> {
 struct LearnedFile {
     path: PathBuf,
     stamp: Stamp,
-    entries: BTreeMap<PortDev, Learned>,
+    entries: BTreeMap<PortDev, (GuestKey, Seen)>,
 }
 
 impl LearnedFile {
@@ -484,36 +526,51 @@ impl LearnedFile {
 
     /// Whether that is new: the first address of IPv4, the first of IPv6 for the link and the first for the world.
     fn learn(&mut self, port: &PortDev, guest: GuestKey, address: IpAddr, source: Source) -> bool {
-        let new = || Learned { guest, source, addresses: Vec::new() };
-        let known = self.entries.entry(port.clone()).or_insert_with(new);
-        if known.guest != guest
-            || known.addresses.iter().any(|other| Family::of(*other) != Family::of(address))
+        if let Some((of, Seen::Learned(known))) = self.entries.get_mut(port)
+            && *of == guest
+            && known.addresses.iter().all(|other| Family::of(*other) == Family::of(address))
         {
-            *known = new();
-        }
-        let has_one = match address {
-            IpAddr::V4(_) => !known.addresses.is_empty(),
-            IpAddr::V6(_) => {
-                let link_local = is_link_local(address);
-                known.addresses.iter().any(|other| is_link_local(*other) == link_local)
+            let is_known = match address {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(_) => {
+                    let link_local = is_link_local(address);
+                    known.addresses.iter().any(|other| is_link_local(*other) == link_local)
+                }
+            };
+            if !is_known {
+                known.addresses.push(address);
+                known.source = source;
             }
-        };
-        if !has_one {
-            known.addresses.push(address);
-            known.source = source;
+            return !is_known;
         }
-        !has_one
+        let learned = Learned { source, addresses: vec![address] };
+        self.entries.insert(port.clone(), (guest, Seen::Learned(learned)));
+        true
+    }
+
+    /// Whether that is new: the guest has no address of its own.
+    fn refuse(&mut self, port: &PortDev, guest: GuestKey, address: IpAddr) -> bool {
+        match self.entries.get(port) {
+            Some((of, Seen::Learned(_))) if *of == guest => false,
+            Some((of, Seen::Refused(old))) if *of == guest && *old == address => false,
+            _ => {
+                self.entries.insert(port.clone(), (guest, Seen::Refused(address)));
+                true
+            }
+        }
     }
 
     fn write(&mut self) -> Result<(), Error> {
         let mut text = String::new();
-        for (port, learned) in &self.entries {
+        for (port, (guest, seen)) in &self.entries {
             // Writing to a String cannot fail.
-            let _ = write!(text, "{port} {} {}", learned.guest, learned.source);
-            for address in &learned.addresses {
-                let _ = write!(text, " {address}");
-            }
-            text.push('\n');
+            let _ = match seen {
+                Seen::Learned(Learned { source, addresses }) => {
+                    let addresses: String = addresses.iter().map(|address| format!(" {address}")).collect();
+                    writeln!(text, "{port} {guest} {source}{addresses}")
+                }
+                Seen::Refused(address) => writeln!(text, "{port} {guest} {REFUSED} {address}"),
+            };
         }
         replace(&self.path, &text)?;
         self.stamp = Stamp::of_path(&self.path)?;
@@ -521,12 +578,20 @@ impl LearnedFile {
     }
 }
 
-fn parse_learned(line: &str) -> Option<(PortDev, Learned)> {
+/// What stands in place of the source of an address that was not learned.
+const REFUSED: &str = "refused";
+
+fn parse_learned(line: &str) -> Option<(PortDev, (GuestKey, Seen))> {
     let mut words = line.split_ascii_whitespace();
     let port = words.next()?.parse().ok()?;
     let guest = GuestKey::parse(words.next()?)?;
-    let source = Source::from_name(words.next()?)?;
+    let source = words.next()?;
     let addresses: Option<Vec<IpAddr>> = words.map(|word| word.parse().ok().and_then(usable)).collect();
-    let addresses = addresses.filter(|addresses| !addresses.is_empty())?;
-    Some((port, Learned { guest, source, addresses }))
+    let addresses = addresses?;
+    let first = *addresses.first()?;
+    let seen = match source {
+        REFUSED => Seen::Refused(first),
+        source => Seen::Learned(Learned { source: Source::from_name(source)?, addresses }),
+    };
+    Some((port, (guest, seen)))
 }

@@ -3,7 +3,8 @@
 //! A binding whose filter lacks a value for exactly `IP` (or, in an extension of libvirt's language, exactly `IPV6`)
 //! is not refused: its port gets a provisional ruleset, one thread listens to what passes the ports, and the filter
 //! is applied once the address is known. [`wanted`] decides what a port must have, [`packets`] what a frame says,
-//! [`port`] what that means for the port, [`serving`] whose answers count, [`known`] keeps it on disk, [`capture`], [`sieve`], [`program`]
+//! [`port`] what that means for the port, [`serving`] whose answers count, [`taken`] which
+//! addresses are not free, [`known`] keeps it on disk, [`capture`], [`sieve`], [`program`]
 //! and [`bpf`] are the kernel's part, and [`engine`] the thread.
 
 pub(crate) mod bpf;
@@ -17,6 +18,7 @@ pub(crate) mod provisional6;
 pub(crate) mod service;
 pub(crate) mod serving;
 pub(crate) mod sieve;
+pub(crate) mod taken;
 pub(crate) mod wanted;
 
 use std::fmt;
@@ -74,6 +76,12 @@ pub enum BindingState {
         /// From what it will be learned.
         method: Method,
     },
+    /// The guest uses an address that the host has, or a guest at another port, so that it was not learned. Only DHCP
+    /// passes until the guest uses another one.
+    Refused {
+        /// The address.
+        address: IpAddr,
+    },
     /// The filter is in force with what was learned; that is not looked at again.
     Learned {
         /// The addresses, at least one.
@@ -116,7 +124,7 @@ impl BindingState {
         match self {
             Self::Filtered => true,
             Self::Learned { addresses, .. } => port::is_complete(addresses),
-            Self::Learning { .. } | Self::Leased { .. } => false,
+            Self::Learning { .. } | Self::Refused { .. } | Self::Leased { .. } => false,
         }
     }
 }
@@ -169,12 +177,15 @@ fn name_of<T: PartialEq>(names: &[(T, &'static str)], value: T) -> &'static str 
     names.iter().find(|(known, _)| *known == value).map_or("", |(_, name)| name)
 }
 
-/// For people: `filtered`, `learning IP (any)`, `10.0.0.2 (arp)`, `10.0.0.2 (lease, 3540 s)`.
+/// For people: `filtered`, `learning IP (any)`, `learning IP: 10.0.0.1 is another's`, `10.0.0.2 (arp)`, `10.0.0.2 (lease, 3540 s)`.
 impl fmt::Display for BindingState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Filtered => f.write_str("filtered"),
             Self::Learning { family, method } => write!(f, "learning {} ({method})", family.variable()),
+            Self::Refused { address } => {
+                write!(f, "learning {}: {address} is another's", Family::of(*address).variable())
+            }
             Self::Learned { addresses, source } => {
                 let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                 write!(f, "{} ({source})", addresses.join(", "))

@@ -12,6 +12,9 @@ use super::{Family, Method, Source};
 const MAX_REQUESTS: usize = 8;
 /// Seconds for which a server may answer. A client asks again long before they are over.
 const PATIENCE: u64 = 120;
+/// Addresses of others that are not looked at again, and for how many seconds.
+const MAX_IGNORED: usize = 64;
+const PAUSE: u64 = 30;
 /// Addresses that one request is remembered with.
 const MAX_ADDRESSES: usize = 8;
 /// Leases that one guest can have at a time.
@@ -23,6 +26,8 @@ pub(crate) struct PortLearner {
     guest: GuestKey,
     interest: Interest,
     requests: VecDeque<Request>,
+    /// Addresses of others that the guest uses, and until when that is not looked at again, in seconds since the epoch.
+    ignored: VecDeque<(IpAddr, u64)>,
 }
 
 /// A transaction with DHCP servers that the guest has opened and none has answered.
@@ -36,7 +41,16 @@ struct Request {
 
 impl PortLearner {
     pub(crate) fn new(guest: GuestKey, interest: Interest) -> Self {
-        Self { guest, interest, requests: VecDeque::new() }
+        Self { guest, interest, requests: VecDeque::new(), ignored: VecDeque::new() }
+    }
+
+    /// Learns nothing from a guest's use of an address for a while: it is another's.
+    pub(crate) fn ignore(&mut self, address: IpAddr, now: u64) {
+        self.ignored.retain(|(ignored, until)| *ignored != address && *until > now);
+        if self.ignored.len() == MAX_IGNORED {
+            self.ignored.pop_front();
+        }
+        self.ignored.push_back((address, now.saturating_add(PAUSE)));
     }
 
     pub(crate) fn guest(&self) -> GuestKey {
@@ -67,19 +81,20 @@ impl PortLearner {
                 self.ended(refused.unwrap_or_default(), "the server refused it")
             }
             Observation::Release(addresses) => self.ended(addresses, "the guest gave it back"),
-            Observation::Arp(address) => self.uses(address.into(), Source::Arp),
-            Observation::Ipv4(address) => self.uses(address.into(), Source::Ipv4),
-            Observation::Neighbour(address) => self.uses(address.into(), Source::NeighbourDiscovery),
-            Observation::Ipv6(address) => self.uses(address.into(), Source::Ipv6),
+            Observation::Arp(address) => self.uses(address.into(), Source::Arp, now),
+            Observation::Ipv4(address) => self.uses(address.into(), Source::Ipv4, now),
+            Observation::Neighbour(address) => self.uses(address.into(), Source::NeighbourDiscovery, now),
+            Observation::Ipv6(address) => self.uses(address.into(), Source::Ipv6, now),
             Observation::Grant { .. } | Observation::Refusal { .. } => Vec::new(),
         }
     }
 
     /// An address that is learned once and for all.
-    fn uses(&self, address: IpAddr, source: Source) -> Vec<Change> {
-        let fits =
-            self.interest.wanted.method == Method::Any && Family::of(address) == self.interest.wanted.family;
-        let learned = fits.then_some(Change::Learned { guest: self.guest, address, source });
+    fn uses(&self, address: IpAddr, source: Source, now: u64) -> Vec<Change> {
+        let wanted = &self.interest.wanted;
+        let fits = wanted.method == Method::Any && Family::of(address) == wanted.family;
+        let is_ignored = self.ignored.iter().any(|(ignored, until)| *ignored == address && *until > now);
+        let learned = (fits && !is_ignored).then_some(Change::Learned { guest: self.guest, address, source });
         learned.into_iter().collect()
     }
 
@@ -89,7 +104,7 @@ impl PortLearner {
             leases.iter().filter(|(address, _)| Family::of(*address) == self.interest.wanted.family);
         if self.interest.wanted.method == Method::Any {
             let first = fitting.into_iter().find(|(_, seconds)| *seconds > 0);
-            return first.map(|(address, _)| self.uses(*address, Source::Dhcp)).unwrap_or_default();
+            return first.map(|(address, _)| self.uses(*address, Source::Dhcp, now)).unwrap_or_default();
         }
         let change = |&(address, seconds): &(IpAddr, u32)| match seconds {
             0 => Change::Ended { guest, address, why: "the server took it back" },

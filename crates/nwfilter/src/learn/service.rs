@@ -1,6 +1,7 @@
 //! The driver's side of learning: who needs it, what is known, and what happens when more becomes known.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -12,6 +13,7 @@ use super::engine::{self, Until, Waker};
 use super::known::{Change, GuestKey, Lease};
 use super::port::is_complete;
 use super::serving::serves_dhcp;
+use super::taken::Taken;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
 use crate::links::Links;
@@ -206,21 +208,18 @@ impl Driver {
     }
 
     /// Keeps what was found out, and brings the ports whose guests have other addresses than before, and `ports`,
-    /// to what they must have now. Returns the ports that have nothing left to learn.
+    /// to what they must have now.
     pub(crate) fn learned(
         &self,
         changes: &[(PortDev, Change)],
         ports: &BTreeSet<PortDev>,
-    ) -> Result<Vec<PortDev>, Error> {
+    ) -> Result<Settled, Error> {
         self.change(|stores| {
-            // A binding may have gone, or come to another guest, since the change was found out.
-            let concerns = |port: &PortDev, change: &Change| {
-                stores.bindings.get(port.as_str()).is_some_and(|b| GuestKey::of(b) == change.guest())
-            };
-            let current: Vec<_> = changes.iter().filter(|(port, c)| concerns(port, c)).cloned().collect();
-            let mut affected = stores.known.record(&current)?;
+            let now = super::now();
+            let Judged { changes, refused } = stores.judge(changes, now)?;
+            let mut affected = stores.known.record(&changes)?;
             affected.extend(ports.iter().cloned());
-            let (filters, now) = (stores.filter_map(), super::now());
+            let filters = stores.filter_map();
             let (mut batch, mut complete, mut events) = (Batch::default(), Vec::new(), Vec::new());
             for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
                 match wanted(&filters, binding, &stores.known, Past::Counts, now) {
@@ -237,12 +236,72 @@ impl Driver {
             }
             self.apply(&batch)?;
             self.feed().publish(events);
-            Ok(complete)
+            Ok(Settled { complete, refused })
         })
     }
 }
 
+/// What came of changes.
+pub(crate) struct Settled {
+    /// The ports that have nothing left to learn.
+    pub(crate) complete: Vec<PortDev>,
+    /// The addresses that guests do not have, because others do.
+    pub(crate) refused: Vec<(PortDev, IpAddr)>,
+}
+
+/// Changes, of which those are left out that no longer concern a guest, or that would give it an address of another.
+struct Judged {
+    changes: Vec<(PortDev, Change)>,
+    refused: Vec<(PortDev, IpAddr)>,
+}
+
 impl Stores {
+    fn judge(&self, changes: &[(PortDev, Change)], now: u64) -> Result<Judged, Error> {
+        let mut judged = Judged { changes: Vec::new(), refused: Vec::new() };
+        let failed = |source| Error::Links { source };
+        let mut taken = None;
+        for (port, change) in changes {
+            let guest = change.guest();
+            // A binding may have gone, or come to another guest, since the change was found out.
+            let binding = self.bindings.get(port.as_str()).filter(|binding| GuestKey::of(binding) == guest);
+            let Some(binding) = binding else { continue };
+            let Some(address) = self.new_address(change) else {
+                judged.changes.push((port.clone(), change.clone()));
+                continue;
+            };
+            let taken = match &mut taken {
+                Some(taken) => taken,
+                None => taken.insert(Taken::at(now, self).map_err(failed)?),
+            };
+            match taken.by(binding, address).map_err(failed)? {
+                None => {
+                    taken.add(binding, address);
+                    judged.changes.push((port.clone(), change.clone()));
+                }
+                Some(holder) => {
+                    log::warn!("{port}: address {address} is not the guest's: {holder} has it");
+                    judged.refused.push((port.clone(), address));
+                    if let Change::Learned { .. } = change {
+                        judged.changes.push((port.clone(), Change::Refused { guest, address }));
+                    }
+                }
+            }
+        }
+        Ok(judged)
+    }
+
+    /// The address that a guest has only with a change.
+    fn new_address(&self, change: &Change) -> Option<IpAddr> {
+        match change {
+            Change::Learned { address, .. } => Some(*address),
+            Change::Granted { guest, lease } => {
+                let mut leases = self.known.leases(*guest, Family::of(lease.address));
+                leases.all(|known| known.address != lease.address).then_some(lease.address)
+            }
+            _ => None,
+        }
+    }
+
     /// The leases of the guest at a port, of both families.
     fn leases<'a>(&'a self, port: &PortDev) -> impl Iterator<Item = (GuestKey, &'a Lease)> + use<'a> {
         let guest = self.bindings.get(port.as_str()).map(|binding| GuestKey::of(binding));

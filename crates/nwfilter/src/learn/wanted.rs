@@ -22,6 +22,23 @@ pub(crate) struct Wanted {
     pub(crate) state: BindingState,
 }
 
+impl Wanted {
+    /// Warns of a binding whose guest's address is up to others on its network.
+    pub(crate) fn warn(&self, binding: &Binding) {
+        let by_dhcp = match &self.state {
+            BindingState::Learning { method, .. } => *method == Method::Dhcp,
+            BindingState::Leased { .. } => true,
+            _ => false,
+        };
+        if by_dhcp && binding.params.get(DHCPSERVER).unwrap_or_default().is_empty() {
+            log::warn!(
+                "{}: whoever answers a DHCP request first decides the guest's address: name the servers in {DHCPSERVER}",
+                binding.port
+            );
+        }
+    }
+}
+
 /// The address that a binding does not give, and how it is found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Need {
@@ -64,7 +81,13 @@ pub(crate) fn wanted(
                     let (addresses, source) = (learned.addresses.clone(), learned.source);
                     Ok(Wanted { ruleset, state: BindingState::Learned { addresses, source } })
                 }
-                None => provisional(filters, binding, &need),
+                None => {
+                    let refused = known.refused(&binding.port, guest, need.family);
+                    match refused.filter(|_| past == Past::Counts) {
+                        Some(address) => refusing(filters, binding, need, address),
+                        None => provisional(filters, binding, &need),
+                    }
+                }
             }
         }
         Method::Dhcp => {
@@ -141,6 +164,13 @@ fn provisional(filters: &impl Filters, binding: &Binding, need: &Need) -> Result
         (Family::Ipv6, Method::Dhcp) => provisional6::dhcp_only(binding.mac, &need.servers),
     };
     Ok(Wanted { ruleset, state: BindingState::Learning { family: need.family, method: need.method } })
+}
+
+/// The ruleset that is in force while the guest uses the address of another.
+fn refusing(filters: &impl Filters, binding: &Binding, need: Need, address: IpAddr) -> Result<Wanted, Error> {
+    let need = Need { method: Method::Dhcp, ..need };
+    let Wanted { ruleset, .. } = provisional(filters, binding, &need)?;
+    Ok(Wanted { ruleset, state: BindingState::Refused { address } })
 }
 
 /// An address of those set aside for documentation, to see whether a filter makes rules with any.

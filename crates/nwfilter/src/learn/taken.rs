@@ -1,0 +1,97 @@
+//! Whose an address is already: no guest learns one of the host's or of its neighbours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+
+use nix::ifaddrs::getifaddrs;
+use nwfilter_xml::{Binding, PortDev, Uuid};
+
+use super::Family;
+use super::known::GuestKey;
+use crate::links::Links;
+use crate::stores::Stores;
+
+/// The addresses of the host, in the network namespace of the calling thread, and of all bound ports.
+pub(crate) struct Taken {
+    links: Links,
+    host: BTreeSet<IpAddr>,
+    /// The ports that have each address, with the owners of their guests.
+    ports: BTreeMap<IpAddr, Vec<(PortDev, Uuid)>>,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Host,
+    Port(PortDev),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("the host"),
+            Self::Port(port) => write!(f, "the guest at port '{port}'"),
+        }
+    }
+}
+
+impl Taken {
+    /// What is taken at a time in seconds since the epoch.
+    pub(crate) fn at(now: u64, stores: &Stores) -> io::Result<Self> {
+        let (links, host) = (Links::open()?, addresses_of_host()?);
+        let mut taken = Self { links, host, ports: BTreeMap::new() };
+        for binding in stores.bindings.documents() {
+            for address in addresses(stores, binding, now) {
+                taken.add(binding, address);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Who else has an address than the guest with this binding. Interfaces of one guest may share it, and so may
+    /// guests whose ports are not in the same bridge.
+    pub(crate) fn by(&self, binding: &Binding, address: IpAddr) -> io::Result<Option<Holder>> {
+        if self.host.contains(&address) {
+            return Ok(Some(Holder::Host));
+        }
+        for (port, owner) in self.ports.get(&address).into_iter().flatten() {
+            let is_another = *port != binding.port && *owner != binding.owner.uuid;
+            if is_another && self.links.are_neighbours(port, &binding.port)? {
+                return Ok(Some(Holder::Port(port.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The guest with this binding has an address from now on.
+    pub(crate) fn add(&mut self, binding: &Binding, address: IpAddr) {
+        let port = (binding.port.clone(), binding.owner.uuid);
+        self.ports.entry(address).or_default().push(port);
+    }
+}
+
+/// The addresses of a guest that its binding gives, that were learned, and of its leases.
+fn addresses(stores: &Stores, binding: &Binding, now: u64) -> Vec<IpAddr> {
+    let guest = GuestKey::of(binding);
+    let mut addresses = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let given = binding.params.get(family.variable()).unwrap_or_default();
+        addresses.extend(given.iter().filter_map(|value| value.parse::<IpAddr>().ok()));
+        let learned = stores.known.learned(&binding.port, guest, family);
+        addresses.extend(learned.into_iter().flat_map(|learned| &learned.addresses));
+        let leases = stores.known.leases(guest, family).filter(|lease| lease.holds_at(now));
+        addresses.extend(leases.map(|lease| lease.address));
+    }
+    addresses
+}
+
+fn addresses_of_host() -> io::Result<BTreeSet<IpAddr>> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    Ok(getifaddrs()?.filter_map(address).collect())
+}
