@@ -43,6 +43,7 @@ pub(crate) const TEST: &[Package] = &[
 
 /// What the virtual machine takes.
 pub(crate) const VM: &[Package] = &[
+    ("binutils", "/usr/bin/strip"),
     ("busybox-static", "/bin/busybox"),
     ("cpio", "/usr/bin/cpio"),
     ("debootstrap", "/usr/sbin/debootstrap"),

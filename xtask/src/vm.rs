@@ -2,13 +2,15 @@
 
 mod image;
 mod machine;
+mod suites;
 
+use std::env;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::interrupt::interruptible;
@@ -35,6 +37,14 @@ pub(crate) enum Verb {
         #[arg(required = true, trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// Run the tests that are made for the machine: the targets vm_*, and some others
+    Test {
+        /// Only these targets, whatever they are made for
+        targets: Vec<String>,
+        /// Arguments for the test programs
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
 }
 
 pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
@@ -48,15 +58,27 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Clean => image::clean().map(|()| ExitCode::SUCCESS),
+        Verb::Test { targets, arguments } => interruptible(move || suites::run(&targets, &arguments)),
         Verb::Run { files, timeout, command } => interruptible(move || {
-            let mut job = Job::new(&quoted(&command), Duration::from_secs(timeout));
+            let mut job = Job::new(Duration::from_secs(timeout));
             for file in files {
                 let (source, target) = source_and_target(&file)?;
                 job.add(source, target);
             }
-            job.run(&Image::ensure()?, to_stdout).map(ExitCode::from)
+            job.run(&Image::ensure()?, &quoted(&command), to_stdout).map(ExitCode::from)
         }),
     }
+}
+
+/// Runs the tests that are made for the machine. Where there can be none, says so, which is a failure with NWFILTER_NO_SKIP.
+pub(crate) fn test_or_skip() -> Result<ExitCode> {
+    if let Err(reason) = Image::ensure() {
+        let must = env::var_os("NWFILTER_NO_SKIP").is_some_and(|value| value == "1");
+        ensure!(!must, "NWFILTER_NO_SKIP is set, yet there is no virtual machine: {reason:#}");
+        println!("skipped: the tests in the virtual machine: {reason:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    interruptible(|| suites::run(&[], &[]))
 }
 
 /// Passes on what the machine prints.

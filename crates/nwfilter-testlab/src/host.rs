@@ -92,6 +92,9 @@ impl Host {
     /// Sets whether bridged traffic passes iptables and ip6tables.
     pub fn set_bridge_nf(&self, on: bool) -> Result<()> {
         if !Path::new("/proc/sys/net/bridge").exists() {
+            if !on {
+                return Ok(());
+            }
             let _ = Command::new("modprobe").arg("br_netfilter").stderr(Stdio::null()).status();
         }
         let value = if on { "1" } else { "0" };

@@ -7,6 +7,8 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 for dir in /dev/shm /run /tmp; do mount -t tmpfs tmp $dir; done
 mkdir -p /run/lock /job
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin && ln -s fd/1 /dev/stdout && ln -s fd/2 /dev/stderr
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 modprobe -a virtio_console virtio_rng tun
 ip link set lo up

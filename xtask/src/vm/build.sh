@@ -16,6 +16,9 @@ debootstrap --variant=minbase --cache-dir="$debs" --include="$packages" "$suite"
 	exit 1
 }
 
+# Of what libvirt-daemon-system would bring, with half a desktop, libvirtd only needs this.
+chroot "$root" useradd --system --user-group libvirt-qemu
+
 # The kernel, unpacked and not installed: its scripts would look for a boot loader.
 chroot "$root" apt-get update --quiet=2
 package=$(chroot "$root" apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p')

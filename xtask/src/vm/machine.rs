@@ -20,18 +20,17 @@ const BOOT: &str = include_str!("boot.sh");
 
 const MEBIBYTE: u64 = 1 << 20;
 
-/// A command for the machine.
+/// What a script needs of the machine.
 #[derive(Debug)]
 pub(crate) struct Job {
-    script: String,
     timeout: Duration,
     files: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Job {
-    /// Runs a script of `sh` in the directory /job, for at most `timeout` from the start of the boot.
-    pub(crate) fn new(script: &str, timeout: Duration) -> Self {
-        Self { script: script.to_owned(), timeout, files: Vec::new() }
+    /// A job that may take `timeout` from the start of the boot.
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, files: Vec::new() }
     }
 
     /// Has a file or directory be in the machine at an absolute path.
@@ -39,11 +38,17 @@ impl Job {
         self.files.push((source.into(), target.into()));
     }
 
-    /// Boots the machine and tells what comes out as it comes; the exit status of the command.
-    pub(crate) fn run(&self, image: &Image, mut tell: impl FnMut(&[u8]) -> Result<()>) -> Result<u8> {
+    /// Boots the machine and runs a script of `sh` in the directory /job; tells what comes out as it comes, and returns the
+    /// exit status of the script.
+    pub(crate) fn run(
+        &self,
+        image: &Image,
+        script: &str,
+        mut tell: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<u8> {
         let dir = tempfile::tempdir()?;
         let file = |name: &str| dir.path().join(name);
-        self.make_disk(&file("stage"), &file("disk"))?;
+        self.make_disk(script, &file("stage"), &file("disk"))?;
         let mut qemu = Qemu::start(image, dir.path())?;
         let deadline = Instant::now() + self.timeout;
         let mut output = qemu.0.stdout.take().context("QEMU has no output")?;
@@ -76,10 +81,10 @@ impl Job {
     }
 
     /// The second disk: `boot`, `command` and all files.
-    fn make_disk(&self, stage: &Path, disk: &Path) -> Result<()> {
+    fn make_disk(&self, script: &str, stage: &Path, disk: &Path) -> Result<()> {
         fs::create_dir_all(stage.join("files"))?;
         fs::write(stage.join("boot"), BOOT)?;
-        fs::write(stage.join("command"), &self.script)?;
+        fs::write(stage.join("command"), script)?;
         for (source, target) in &self.files {
             let target = target.strip_prefix("/").context("a target in the machine is an absolute path")?;
             let target = stage.join("files").join(target);
@@ -148,7 +153,8 @@ impl Drop for Qemu {
     }
 }
 
-fn checked(command: &mut Command) -> Result<()> {
+/// Runs a program to its end; a failure carries its stderr.
+pub(crate) fn checked(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
     ensure!(
         output.status.success(),
