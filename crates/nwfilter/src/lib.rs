@@ -19,6 +19,7 @@ mod link_watch;
 mod links;
 mod lock;
 mod metrics;
+mod preview;
 mod progress;
 mod reload;
 mod salvage;
@@ -42,6 +43,7 @@ pub use nwfilter_rules::{
     Watch,
 };
 pub use nwfilter_xml as xml;
+pub use preview::Preview;
 pub use progress::{Phase, Progress};
 pub use reload::{Drift, FailedPort, Instead, OddPorts, Reloaded};
 pub use stock::{STOCK, stock_filters};

@@ -14,6 +14,9 @@ pub(crate) struct Cli {
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Change nothing, and show what a verb would change, as `plan` does
+    #[arg(long, global = true)]
+    pub(crate) dry_run: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -21,37 +24,21 @@ pub(crate) struct Cli {
 /// A file `-` is standard input, and a filter's NAME may be its UUID.
 #[derive(Subcommand)]
 pub(crate) enum Verb {
-    /// Store filters, all or none, in place of those of the same names, and update the ports that use them
-    Define {
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-        /// Take rules with elements and attributes that do not exist; they then match more than is written
-        #[arg(long)]
-        as_libvirt: bool,
+    #[command(flatten)]
+    Change(Change),
+    /// Show what a verb would change in the stores and, rule by rule, in the kernel
+    Plan {
+        #[command(subcommand)]
+        change: Change,
     },
     /// Open a filter in $VISUAL or $EDITOR and define the result
     Edit { name: String },
-    /// Remove filters from the store, all or none
-    Undefine {
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
     /// List the filters of the store and the stock filters
     List,
     /// Print a filter in canonical form
     Dumpxml { name: String },
     /// List the filters and ports that use a filter
     Users { name: String },
-    /// Filter ports, all or none
-    BindingCreate {
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-    },
-    /// Stop filtering ports, all or none
-    BindingDelete {
-        #[arg(required = true, value_name = "PORT")]
-        ports: Vec<String>,
-    },
     /// List the ports that have a binding
     BindingList,
     /// Print a port's binding in canonical form
@@ -83,13 +70,41 @@ pub(crate) enum Verb {
     },
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
-    /// Bring the kernel to what the bindings ask for
-    Reload,
     /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
     Listen(ListenOptions),
     /// Learn the addresses of guests until none is left to learn
     #[command(hide = true)]
     Learn,
+}
+
+/// The verbs that change stores or kernel.
+#[derive(Subcommand)]
+pub(crate) enum Change {
+    /// Store filters, all or none, in place of those of the same names, and update the ports that use them
+    Define {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Take rules with elements and attributes that do not exist; they then match more than is written
+        #[arg(long)]
+        as_libvirt: bool,
+    },
+    /// Remove filters from the store, all or none
+    Undefine {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Filter ports, all or none
+    BindingCreate {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Stop filtering ports, all or none
+    BindingDelete {
+        #[arg(required = true, value_name = "PORT")]
+        ports: Vec<String>,
+    },
+    /// Bring the kernel to what the bindings ask for
+    Reload,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,7 @@ mod edit;
 mod learn;
 mod output;
 mod places;
+mod plan;
 mod progress;
 mod users;
 mod verbs;
@@ -15,13 +16,17 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Error, Result};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use nwfilter::Driver;
 use nwfilterctl_shared::{ListenOptions, Options, exit_code, say, start_log};
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Change, Cli, Verb};
 use crate::output::Answer;
 use crate::progress::Watch;
+
+const NO_DRY_RUN: &str =
+    "--dry-run is for define, undefine, binding-create, binding-delete and reload; this verb has none";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,7 +35,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    let Cli { options, json, verb } = cli;
+    let Cli { options, json, dry_run, verb } = cli;
+    let verb = match verb {
+        Verb::Change(change) if dry_run => Verb::Plan { change },
+        Verb::Plan { .. } => verb,
+        _ if dry_run => Cli::command().error(ErrorKind::ArgumentConflict, NO_DRY_RUN).exit(),
+        _ => verb,
+    };
     let answer = match verb {
         Verb::Check { files, strict, as_libvirt } => {
             let checks = check::Checks { strict, strictness: documents::strictness(as_libvirt), json };
@@ -47,15 +58,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     // Who asks whether the kernel is as it should be wants it asked.
     let driver = match verb {
-        Verb::Diff | Verb::Reload => options.open()?,
+        Verb::Diff | Verb::Change(Change::Reload) | Verb::Plan { .. } => options.open()?,
         _ => options.open_for_a_change()?,
     };
     let driver = driver.without_learner();
-    if matches!(verb, Verb::List | Verb::BindingList | Verb::Diff | Verb::Reload) {
+    if matches!(verb, Verb::List | Verb::BindingList | Verb::Diff | Verb::Change(Change::Reload)) {
         verbs::tell_of_files(&driver)?;
     }
-    let may_need_learner =
-        matches!(verb, Verb::Define { .. } | Verb::Edit { .. } | Verb::BindingCreate { .. } | Verb::Reload);
+    let may_need_learner = matches!(
+        verb,
+        Verb::Edit { .. }
+            | Verb::Change(Change::Define { .. } | Change::BindingCreate { .. } | Change::Reload)
+    );
     let (driver, watch) = progress::watched(driver);
     let answer = carry_out(&driver, &watch, options, verb, json);
     let answer = answer.map_err(|error| places::Places::new(&driver).with_place(error))?;
@@ -70,16 +84,20 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
 
 fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     Ok(match verb {
-        Verb::Define { files, as_libvirt } => {
-            verbs::define(driver, watch, &files, documents::strictness(as_libvirt), json)?
-        }
+        Verb::Change(change) => match change {
+            Change::Define { files, as_libvirt } => {
+                verbs::define(driver, watch, &files, documents::strictness(as_libvirt), json)?
+            }
+            Change::Undefine { names } => verbs::undefine(driver, &names, json)?,
+            Change::BindingCreate { files } => verbs::binding_create(driver, watch, &files, json)?,
+            Change::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
+            Change::Reload => verbs::reload(driver, watch, json)?,
+        },
+        Verb::Plan { change } => plan::plan(driver, change, json)?,
         Verb::Edit { name } => edit::edit(driver, watch, &name, json)?,
-        Verb::Undefine { names } => verbs::undefine(driver, &names, json)?,
         Verb::List => output::filters(driver, json)?,
         Verb::Dumpxml { name } => verbs::dumpxml(driver, &name, json)?,
         Verb::Users { name } => users::users(driver, &name, json)?,
-        Verb::BindingCreate { files } => verbs::binding_create(driver, watch, &files, json)?,
-        Verb::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
         Verb::BindingList => output::bindings(driver, json)?,
         Verb::BindingDumpxml { port } => verbs::binding_dumpxml(driver, &port, json)?,
         Verb::Render { binding, format } => {
@@ -87,7 +105,6 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             verbs::render(driver, &binding, options.gives_helpers(), as_json)?
         }
         Verb::Diff => verbs::diff(driver, json)?,
-        Verb::Reload => verbs::reload(driver, watch, json)?,
         Verb::Learn => {
             learn::learn(driver)?;
             Answer::default()

@@ -28,6 +28,19 @@ pub(crate) fn define(
     strictness: Strictness,
     as_json: bool,
 ) -> Result<Answer> {
+    let (transaction, read_from) = definitions(files, strictness)?;
+    let committed =
+        watch.during(|| driver.commit(transaction)).map_err(|error| in_files(error, &read_from))?;
+    warn(&committed.applied);
+    let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
+    Ok(defined(&committed, &sources, as_json))
+}
+
+/// The definitions of filters in files, and which filter is in which file.
+pub(crate) fn definitions(
+    files: &[PathBuf],
+    strictness: Strictness,
+) -> Result<(Transaction, BTreeMap<String, PathBuf>)> {
     let mut transaction = Transaction::new();
     let mut read_from = BTreeMap::new();
     for file in files {
@@ -38,11 +51,7 @@ pub(crate) fn define(
             false => transaction.define_filter_from(file, filter),
         };
     }
-    let committed =
-        watch.during(|| driver.commit(transaction)).map_err(|error| in_files(error, &read_from))?;
-    warn(&committed.applied);
-    let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
-    Ok(defined(&committed, &sources, as_json))
+    Ok((transaction, read_from))
 }
 
 /// Says which filters were defined, each from which source.
@@ -71,19 +80,23 @@ pub(crate) fn defined(committed: &Committed, sources: &[String], as_json: bool) 
 }
 
 pub(crate) fn undefine(driver: &Driver, names: &[String], as_json: bool) -> Result<Answer> {
-    let mut transaction = Transaction::new();
-    let mut undefined = Vec::new();
-    for name in names {
-        undefined.push(filter(driver, name)?.name.to_string());
-    }
-    for name in &undefined {
-        transaction.undefine_filter(name);
-    }
+    let (transaction, undefined) = undefinitions(driver, names)?;
     driver.commit(transaction)?;
     if as_json {
         return Ok(Answer::json(&json!({ "undefined": undefined })));
     }
     Ok(Answer::lines(undefined.iter().map(|name| format!("Network filter {name} undefined"))))
+}
+
+/// The removal of filters, and their names.
+pub(crate) fn undefinitions(driver: &Driver, names: &[String]) -> Result<(Transaction, Vec<String>)> {
+    let (mut transaction, mut undefined) = (Transaction::new(), Vec::new());
+    for name in names {
+        let name = filter(driver, name)?.name.to_string();
+        transaction.undefine_filter(&name);
+        undefined.push(name);
+    }
+    Ok((transaction, undefined))
 }
 
 pub(crate) fn dumpxml(driver: &Driver, name: &str, as_json: bool) -> Result<Answer> {
@@ -114,13 +127,7 @@ pub(crate) fn binding_create(
     files: &[PathBuf],
     as_json: bool,
 ) -> Result<Answer> {
-    let mut transaction = Transaction::new();
-    let mut created = Vec::new();
-    for file in files {
-        let binding = accepted(read_binding(&shown(file), &read(file)?))?;
-        created.push((binding.port.clone(), shown(file)));
-        transaction.create_binding(binding);
-    }
+    let (transaction, created) = new_bindings(files)?;
     let applied = watch.during(|| driver.commit(transaction))?.applied;
     warn(&applied);
     if as_json {
@@ -132,12 +139,28 @@ pub(crate) fn binding_create(
     Ok(Answer::lines(created.into_iter().map(line)))
 }
 
-pub(crate) fn binding_delete(driver: &Driver, ports: &[String], as_json: bool) -> Result<Answer> {
+/// The bindings in files, and which port is in which file.
+pub(crate) fn new_bindings(files: &[PathBuf]) -> Result<(Transaction, Vec<(PortDev, String)>)> {
+    let (mut transaction, mut created) = (Transaction::new(), Vec::new());
+    for file in files {
+        let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+        created.push((binding.port.clone(), shown(file)));
+        transaction.create_binding(binding);
+    }
+    Ok((transaction, created))
+}
+
+/// The removal of bindings.
+pub(crate) fn deletions(ports: &[String]) -> Transaction {
     let mut transaction = Transaction::new();
     for port in ports {
         transaction.delete_binding(port);
     }
-    driver.commit(transaction)?;
+    transaction
+}
+
+pub(crate) fn binding_delete(driver: &Driver, ports: &[String], as_json: bool) -> Result<Answer> {
+    driver.commit(deletions(ports))?;
     if as_json {
         return Ok(Answer::json(&json!({ "deleted": ports })));
     }
@@ -239,7 +262,7 @@ pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
 }
 
 /// Says of each port why it is not as its binding asks for, or why it is left alone.
-fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], odd: &OddPorts) {
+pub(crate) fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], odd: &OddPorts) {
     for port in failed {
         let place = port.error.origin().and_then(|origin| places.find(origin));
         let place = place.map(|place| format!("\n  at: {place}")).unwrap_or_default();

@@ -355,6 +355,49 @@ fn edit_defines_what_the_editor_leaves_and_keeps_what_is_refused() {
 }
 
 #[test]
+fn plan_shows_what_a_change_would_do_and_changes_nothing() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps: [Tap; 2] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    cli.file("ssh.xml", FILTER);
+    cli.file("web.xml", &FILTER.replace("0x16", "80"));
+    cli.file("b0.xml", BINDING);
+    cli.file("b1.xml", &BINDING.replace("tap0", "tap1"));
+    let plan = |args: &[&str]| stdout(&cli.run_on(&host, &[&["plan"], args].concat()));
+    assert_eq!(
+        plan(&["define", "ssh.xml"]),
+        "stores: filter 'ssh' defined\nwould write 0 rules and remove 0 rules; nothing was changed\n"
+    );
+    assert!(!cli.dir.path().join("etc").exists());
+    stdout(&cli.run_on(&host, &["define", "ssh.xml"]));
+    stdout(&cli.run_on(&host, &["binding-create", "b0.xml"]));
+    let (kernel, stored) = (host.saved().unwrap(), fs::read(cli.dir.path().join("etc/ssh.xml")).unwrap());
+
+    let planned = plan(&["define", "web.xml"]);
+    let has = |sign: char, port: u16| {
+        let is_such = |line: &str| line.starts_with(sign) && line.contains(&format!("--dport {port} "));
+        planned.lines().any(is_such)
+    };
+    assert!(has('+', 80) && has('-', 22) && !has('-', 80), "{planned}");
+    assert!(
+        planned.starts_with("stores: filter 'ssh' defined\n") && planned.contains("(ssh:3)"),
+        "{planned}"
+    );
+    assert_eq!(plan(&["reload"]), "would write 0 rules and remove 0 rules; nothing was changed\n");
+    let planned = plan(&["binding-create", "b1.xml", "--json"]);
+    let planned: serde_json::Value = serde_json::from_str(&planned).unwrap();
+    assert_eq!(planned["stores"], serde_json::json!(["port 'tap1' bound"]));
+    assert!(planned["rules"].as_array().unwrap().iter().all(|rule| rule["kind"] == "missing"));
+    let deleted = stdout(&cli.run_on(&host, &["binding-delete", "tap0", "--dry-run"]));
+    assert!(deleted.starts_with("stores: port 'tap0' unbound\n- "), "{deleted}");
+    assert!(refused(&cli.run_on(&host, &["plan", "undefine", "ssh"])).contains("in use by tap0"));
+    assert_eq!(cli.run(&["list", "--dry-run"]).status.code(), Some(2));
+    assert_eq!(host.saved().unwrap().diff(&kernel), None);
+    assert_eq!(fs::read(cli.dir.path().join("etc/ssh.xml")).unwrap(), stored);
+    assert!(!cli.dir.path().join("run/tap1.xml").exists());
+}
+
+#[test]
 fn the_reference_names_every_verb() {
     let help = stdout(&Cli::new().run(&["--help"]));
     let (_, commands) = help.split_once("Commands:\n").unwrap();

@@ -1,0 +1,39 @@
+//! What a transaction would change, without changing it.
+
+use nwfilter_rules::{Difference, Planned, Warning};
+
+use crate::links::unbridged;
+use crate::transaction::Draft;
+use crate::{Driver, Error, Event, Transaction};
+
+/// What a transaction would change.
+#[derive(Clone, Debug, Default)]
+pub struct Preview {
+    /// What would change in the stores: the events that a commit would publish.
+    pub events: Vec<Event>,
+    /// The rules of the transaction's ports that would be written ([`Missing`](crate::rules::DifferenceKind::Missing)) and
+    /// removed ([`Foreign`](crate::rules::DifferenceKind::Foreign)), sorted. Rules that others changed are among them.
+    pub differences: Vec<Difference>,
+    /// What would not work although the rules were in the kernel, sorted.
+    pub warnings: Vec<Warning>,
+}
+
+impl Driver {
+    /// What a transaction would change if it were committed now. Nothing is changed.
+    ///
+    /// It is refused for whatever the stores would refuse it. Whether the kernel takes the rules is only known when it is
+    /// committed.
+    pub fn preview(&self, transaction: &Transaction) -> Result<Preview, Error> {
+        let stores = self.look()?;
+        let mut draft = Draft::new(&stores, &self.reporter);
+        let events = draft.add(transaction)?.events;
+        let batch = draft.into_change().batch;
+        if batch.ports.is_empty() {
+            return Ok(Preview { events, ..Preview::default() });
+        }
+        let Planned { differences, mut warnings } = self.backend().plan(&batch)?;
+        warnings.extend(unbridged(&batch));
+        warnings.sort();
+        Ok(Preview { events, differences, warnings })
+    }
+}
