@@ -5,6 +5,7 @@
 mod learn_support;
 
 use std::net::Ipv4Addr;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -277,7 +278,7 @@ fn of_two_drivers_on_one_store_one_learns_and_the_other_takes_over_when_it_ends(
     drop(driver);
     let spoken = || {
         second.send(&packet(OTHER, SERVER_ADDRESS))?;
-        Ok(!is_learning(&other, "tap2")?)
+        Ok(!addresses_of(&other.binding_state("tap2")?).is_empty())
     };
     eventually("the other driver has learned", spoken)?;
     has(&lab, &other, "tap2", &["10.0.0.1"])
@@ -295,4 +296,31 @@ fn a_port_that_comes_back_under_its_name_is_listened_to_again() -> Result<()> {
         Ok(!is_learning(&driver, "tap0")?)
     })?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])
+}
+
+#[test]
+fn a_port_waits_in_vain_while_nobody_learns_and_says_so() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let lab = Lab::new()?;
+    let _guest = lab.host.tap("tap0")?;
+    let driver = lab.driver()?.without_learner();
+    lab.bind(&driver, "tap0", "clean-traffic", &[])?;
+    let (family, method) = (Family::Ipv4, Method::Any);
+    let unattended = BindingState::Unattended { family, method };
+    assert_eq!(driver.binding_state("tap0")?, unattended);
+    let (ready, is_ready) = channel();
+    std::thread::scope(|scope| -> Result<()> {
+        let learner = scope.spawn(|| lab.host.enter(|| driver.learn(|| ready.send(()).unwrap())));
+        is_ready.recv_timeout(SOON)?;
+        assert_eq!(driver.binding_state("tap0")?, BindingState::Learning { family, method });
+        assert_eq!(
+            driver.port_statuses()?[0].state.as_ref().ok(),
+            Some(&BindingState::Learning { family, method })
+        );
+        lab.host.enter(|| driver.delete_binding("tap0"))?;
+        Ok(learner.join().unwrap()?)
+    })?;
+    lab.bind(&driver, "tap0", "clean-traffic", &[])?;
+    assert_eq!(driver.binding_state("tap0")?, unattended);
+    Ok(())
 }

@@ -113,6 +113,9 @@ fn address(state: &Result<BindingState, Error>, attachment: Attachment) -> Value
         Ok(BindingState::Learning { family, method }) => {
             json!({"state": "learning", "variable": family.variable(), "method": method.to_string()})
         }
+        Ok(BindingState::Unattended { family, method }) => {
+            json!({"state": "unattended", "variable": family.variable(), "method": method.to_string()})
+        }
         Ok(BindingState::Refused { address }) => json!({"state": "refused", "address": address.to_string()}),
         Ok(BindingState::Learned { addresses, source }) => {
             json!({"state": "learned", "addresses": addresses, "source": source.to_string()})

@@ -171,6 +171,26 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
 }
 
 #[test]
+fn a_port_is_not_listed_as_learning_while_no_process_learns() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let _tap = host.tap("tap0")?;
+    cli.bind(0, "")?;
+    assert!(cli.run(&["binding-list"])?.contains(" learning IP (any)"));
+    let killed = cli.learners();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(killed[0].cast_signed()), nix::sys::signal::SIGKILL)?;
+    cli.wait_for_end(killed[0])?;
+    assert!(cli.run(&["binding-list"])?.contains("not learning IP (any): no learner runs"));
+    assert!(cli.run(&["binding-list", "--json"])?.contains(r#""state": "unattended""#));
+    cli.run(&["reload"])?;
+    assert!(cli.run(&["binding-list"])?.contains(" learning IP (any)"));
+    let learners = cli.learners();
+    cli.run(&["binding-delete", "tap0"])?;
+    cli.wait_for_end(learners[0])
+}
+
+#[test]
 fn learning_by_dhcp_from_any_server_is_warned_of() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let (host, dir) = (Host::new()?, tempfile::tempdir()?);
@@ -206,7 +226,7 @@ fn a_binding_whose_creation_cannot_be_told_is_in_force_and_learned() -> Result<(
     let full = || fs::File::options().write(true).open("/dev/full");
     let mut create = cli.command(&["binding-create", &file.display().to_string()]);
     assert_eq!(create.stdout(full()?).stderr(full()?).status()?.code(), Some(1));
-    assert!(cli.run(&["binding-list"])?.contains("learning IP"));
+    assert!(cli.run(&["binding-list"])?.contains(" learning IP"));
     let learners = cli.learners();
     assert_eq!(learners.len(), 1);
     cli.run(&["binding-delete", "tap1"])?;

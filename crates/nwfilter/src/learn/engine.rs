@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -37,6 +39,8 @@ const FRAMES_PER_SECOND: u32 = 64;
 const REST: Duration = Duration::from_millis(250);
 /// When something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// When a learner that failed is started again.
+const RESTART: Duration = Duration::from_secs(30);
 /// The longest wait while a lease runs: the clock that it ends by may be set.
 const MAX_WAIT_FOR_LEASE: u64 = 30;
 /// The longest wait for the learner to listen on a port that was just bound.
@@ -99,6 +103,15 @@ impl Waker {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// Waits until it is woken, or as long as that.
+    fn wait(&self, limit: Duration) {
+        let mut wakes = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        // What fails is as a wait that was short.
+        let _ = poll(&mut wakes, limit);
+        let _ = self.event.read();
+    }
+
     /// The wakes up to now.
     fn asked(&self) -> u64 {
         self.wakes.lock().unwrap_or_else(PoisonError::into_inner).0
@@ -137,35 +150,79 @@ pub(crate) fn run(
     }
 }
 
-/// The right to learn for a store. Only one process has it; `None` if it will not be had.
+/// The same in a thread of a driver, until it is told to end: what fails is tried again.
+pub(crate) fn keep_running(driver: &Driver, waker: &Arc<Waker>, ready: impl FnOnce()) {
+    let mut ready = Some(ready);
+    while !waker.is_stopped() {
+        let is_ready = || ready.take().into_iter().for_each(|ready| ready());
+        let Err(error) = run(driver, waker, Until::Stopped, is_ready) else { return };
+        log::error!("addresses are not learned: {}", with_causes(&error));
+        // Nobody waits for what cannot be.
+        ready.take().into_iter().for_each(|ready| ready());
+        waker.has_followed(u64::MAX);
+        let again = Instant::now() + RESTART;
+        while !waker.is_stopped() && Instant::now() < again {
+            waker.wait(again.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// The right to learn for a store. Only one process has it; `None` if it will not be had. It ends when the file is
+/// closed.
 fn learner_lock(
     driver: &Driver,
     waker: &Waker,
     until: Until,
     ready: &mut Option<impl FnOnce()>,
-) -> Result<Option<Flock<File>>, Error> {
-    let path = driver.config().state_dir.join(".learner");
+) -> Result<Option<File>, Error> {
+    let path = lock_path(&driver.config().state_dir);
     let failed = |source: io::Error| Error::Store { path: path.clone(), source };
     make_directory(&driver.config().state_dir)?;
-    let mut file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err((_, Errno::EWOULDBLOCK)) if until == Until::Idle || waker.is_stopped() => return Ok(None),
-            Err((unlocked, Errno::EWOULDBLOCK)) => {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => return Ok(Some(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) if until == Until::Idle || waker.is_stopped() => {
+                return Ok(None);
+            }
+            Err(Errno::EAGAIN | Errno::EACCES) => {
                 // The ports are listened to, by another process.
                 ready.take().into_iter().for_each(|ready| ready());
                 waker.has_followed(waker.asked());
-                file = unlocked;
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            Err(errno) => return Err(failed(errno.into())),
         }
-        let mut wakes = [nix::poll::PollFd::new(waker.event.as_fd(), nix::poll::PollFlags::POLLIN)];
-        let retry = nix::poll::PollTimeout::try_from(RETRY).unwrap_or(nix::poll::PollTimeout::MAX);
         // Whatever ends the wait, the lock is tried again.
-        let _ = nix::poll::poll(&mut wakes, retry);
-        let _ = waker.event.read();
+        waker.wait(RETRY);
     }
+}
+
+/// Whether anybody has the right to learn for a store, here or in another process.
+pub(crate) fn is_attended(state_dir: &Path) -> Result<bool, Error> {
+    let path = lock_path(state_dir);
+    let failed = |source: io::Error| Error::Store { path: path.clone(), source };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = whole_file();
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)).map_err(|errno| failed(errno.into()))?;
+    Ok(libc::c_int::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join(".learner")
+}
+
+/// A lock that belongs to an open file, not to a process: a process asks for its own too. Unlike that of flock(2), it can
+/// be asked for without being taken.
+fn whole_file() -> libc::flock {
+    // SAFETY: all of the structure is integers, for which zero is a value: the file from its beginning to its end.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock
 }
 
 /// A port that is listened to.

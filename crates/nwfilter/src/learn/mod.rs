@@ -76,6 +76,14 @@ pub enum BindingState {
         /// From what it will be learned.
         method: Method,
     },
+    /// A provisional ruleset is in force, and no process learns the guest's address: [`Driver::reload`](crate::Driver::reload)
+    /// starts the learning again, or [`Driver::learn`](crate::Driver::learn).
+    Unattended {
+        /// Which address.
+        family: Family,
+        /// From what it would be learned.
+        method: Method,
+    },
     /// The guest uses an address that the host has, or a guest at another port, so that it was not learned. Only DHCP
     /// passes until the guest uses another one.
     Refused {
@@ -124,7 +132,9 @@ impl BindingState {
         match self {
             Self::Filtered => true,
             Self::Learned { addresses, .. } => port::is_complete(addresses),
-            Self::Learning { .. } | Self::Refused { .. } | Self::Leased { .. } => false,
+            Self::Learning { .. } | Self::Unattended { .. } | Self::Refused { .. } | Self::Leased { .. } => {
+                false
+            }
         }
     }
 }
@@ -183,6 +193,9 @@ impl fmt::Display for BindingState {
         match self {
             Self::Filtered => f.write_str("filtered"),
             Self::Learning { family, method } => write!(f, "learning {} ({method})", family.variable()),
+            Self::Unattended { family, method } => {
+                write!(f, "not learning {} ({method}): no learner runs", family.variable())
+            }
             Self::Refused { address } => {
                 write!(f, "learning {}: {address} is another's", Family::of(*address).variable())
             }

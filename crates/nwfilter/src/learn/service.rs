@@ -70,9 +70,7 @@ fn start(driver: &Driver) -> Result<(Arc<Waker>, JoinHandle<()>), Error> {
     let (ready, is_ready) = std::sync::mpsc::channel::<()>();
     let learn = move || {
         let (driver, waker) = theirs;
-        if let Err(error) = engine::run(&driver, &waker, Until::Stopped, || drop(ready)) {
-            log::error!("addresses are no longer learned: {error}");
-        }
+        engine::keep_running(&driver, &waker, || drop(ready));
     };
     let thread = std::thread::Builder::new().name("nwfilter-learn".into()).spawn(learn).map_err(failed)?;
     // Nobody sends: this waits until the sender is dropped. Another process may be the one that learns.
@@ -145,7 +143,8 @@ impl Driver {
     pub fn binding_state(&self, port: &str) -> Result<BindingState, Error> {
         let stores = self.look()?;
         let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-        Ok(wanted(&stores.filter_map(), binding, &stores.known, Past::Counts, super::now())?.state)
+        let wanted = wanted(&stores.filter_map(), binding, &stores.known, Past::Counts, super::now())?;
+        self.attended(wanted.state)
     }
 
     /// Every binding and how far its port is from its filter, sorted by port.
@@ -157,10 +156,20 @@ impl Driver {
         let status = |binding: &Arc<Binding>| {
             let wanted = wanted(&filters, binding, &stores.known, Past::Counts, now);
             let attachment = links.attachment(&binding.port).map_err(failed)?;
-            let (binding, state) = (binding.clone(), wanted.map(|wanted| wanted.state));
+            let (binding, state) = (binding.clone(), wanted.and_then(|wanted| self.attended(wanted.state)));
             Ok(PortStatus { binding, state, attachment })
         };
         stores.bindings.documents().map(status).collect()
+    }
+
+    /// The state, or that nobody looks for what it waits for.
+    fn attended(&self, state: BindingState) -> Result<BindingState, Error> {
+        match state {
+            BindingState::Learning { family, method } if !engine::is_attended(&self.config().state_dir)? => {
+                Ok(BindingState::Unattended { family, method })
+            }
+            state => Ok(state),
+        }
     }
 
     /// The same driver, starting no thread: addresses are learned by another process, with [`Driver::learn`].
