@@ -25,7 +25,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Filter a guest that serves FTP, and show what passes and what is dropped
-    Demo,
+    Demo {
+        /// In a virtual machine with Debian's own kernel
+        #[arg(long)]
+        vm: bool,
+    },
     /// Measure libvirtd and this driver on the same jobs, and write docs/performance.md
     Compare {
         /// How many ports
@@ -66,7 +70,8 @@ fn main() -> ExitCode {
     let outcome: Result<ExitCode> = match Cli::parse().task {
         Task::Compare { ports } => compare::run(ports),
         Task::Conformance { seed, count } => conformance(seed, count),
-        Task::Demo => demo::run(),
+        Task::Demo { vm: false } => demo::run(),
+        Task::Demo { vm: true } => vm::demo(),
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
         Task::Test => test::run(),

@@ -70,6 +70,15 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
     }
 }
 
+/// Runs the demonstration in the machine.
+pub(crate) fn demo() -> Result<ExitCode> {
+    interruptible(|| {
+        let mut job = Job::new(Duration::from_secs(600));
+        job.add(env::current_exe()?, "/job/xtask");
+        job.run(&Image::ensure()?, "./xtask demo", to_stdout).map(ExitCode::from)
+    })
+}
+
 /// Runs the tests that are made for the machine. Where there can be none, says so, which is a failure with NWFILTER_NO_SKIP.
 pub(crate) fn test_or_skip() -> Result<ExitCode> {
     if let Err(reason) = Image::ensure() {
