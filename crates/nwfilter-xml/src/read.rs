@@ -425,8 +425,9 @@ impl Reader<'_> {
 
     fn tag_at(&self, start: usize) -> Range<usize> {
         let ends = |c: char| matches!(c, '>' | '/' | ' ' | '\n' | '\t' | '\r');
-        let name = self.text[start..].char_indices().skip(1).find(|(_, c)| ends(*c));
-        start..name.map_or(self.text.len(), |(at, _)| start + at)
+        let name = start + if self.text[start..].starts_with("</") { 2 } else { 1 };
+        let length = self.text.get(name..).and_then(|rest| rest.find(ends));
+        start..length.map_or(self.text.len(), |length| name + length)
     }
 }
 
