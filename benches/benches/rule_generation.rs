@@ -71,7 +71,7 @@ fn a_list_in_a_rule(c: &mut Criterion) -> Result<()> {
     for count in [1u64, 10, 100, 1000] {
         let mut binding = binding("vnet0", "f")?;
         for n in 0..count {
-            binding.params.push("PEERS".parse()?, &format!("10.1.{}.{}", n / 250, n % 250 + 1));
+            binding.params.insert("PEERS".parse()?, &format!("10.1.{}.{}", n / 250, n % 250 + 1))?;
         }
         group.throughput(Throughput::Elements(count));
         group.bench_function(BenchmarkId::from_parameter(count), |b| {

@@ -3,4 +3,6 @@
 //! [`kernel`] speaks nf_tables: typed rules, sets and transactions, reading our own tables back, and notifications.
 //! It knows nothing of filters or ports.
 
+#![forbid(unsafe_code)]
+
 pub mod kernel;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nwfilter_xml::{
     Access, Binding, ChainKind, ChainName, Entry, Field, Filter, FilterName, Layer, Literal, Matches, Params,
-    Priority, Rule as XmlRule, Value, VarName, VarRef,
+    Priority, Rule as XmlRule, Value, VarRef,
 };
 
 use crate::error::RulesError;
@@ -27,16 +27,13 @@ use crate::variables::Combination;
 /// A tree that has more than [`MAX_EXPANSION`] rules, with lists of values multiplied, or more includes than that, is
 /// refused before any of them is looked at.
 pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset, RulesError> {
-    let mut params = binding.params.clone();
-    if params.get(VarName::MAC).is_none()
-        && let Ok(mac) = VarName::MAC.parse()
-    {
-        params.push(mac, &binding.mac.to_string());
-    }
+    let mut binding = binding.clone();
+    binding.pass_mac();
+    let params = Arc::new(binding.params);
     let sizes = sizes(filters, &binding.filter)?;
     let mut expansion =
         Expansion { filters, sizes, rules: Vec::new(), made: 0, missing: BTreeSet::new(), passed: 0 };
-    expansion.follow(&binding.filter, Arc::new(params.clone()))?;
+    expansion.follow(&binding.filter, params.clone())?;
     let Expansion { mut rules, missing, .. } = expansion;
     if !missing.is_empty() {
         return Err(RulesError::MissingVariables { names: missing.into_iter().collect() });

@@ -34,7 +34,7 @@ fn ruleset_of(filters: &Filters, name: &str, params: &[(&str, &str)]) -> Result<
     binding.filter = name.parse().unwrap();
     binding.params = Params::new();
     for (name, value) in params {
-        assert!(binding.params.push(name.parse().unwrap(), value));
+        binding.params.insert(name.parse().unwrap(), value).unwrap();
     }
     instantiate(filters, &binding)
 }

@@ -74,7 +74,7 @@ fn whole_case(filters: &BTreeMap<FilterName, Filter>, name: &FilterName) -> Resu
         ("DHCPSERVER", if name.as_str().contains("dhcpv6") { "2001:db8::9" } else { "10.0.0.9" }),
         ("GATEWAY_MAC", "52:54:00:00:00:fe"),
     ] {
-        params.push(name.parse()?, value);
+        params.insert(name.parse()?, value)?;
     }
     Ok(Case { name: name.to_string(), filters: tree, params })
 }
@@ -91,7 +91,7 @@ fn rule_case(filter: &Filter, rule: &Rule, number: usize) -> Result<Case> {
             let Value::Variable(variable) = &item.value else { continue };
             let more = usize::from(params.get(variable.name.as_str()).is_none());
             (0..more).for_each(|_| {
-                params.push(variable.name.clone(), example(item.attribute.kind));
+                let _ = params.insert(variable.name.clone(), example(item.attribute.kind));
             });
         }
     }
@@ -164,7 +164,7 @@ impl Case {
             let value = self.params.get(name.as_str()).and_then(|values| values.first().cloned());
             less.params.remove(name.as_str());
             if let Some(value) = value {
-                less.params.push(name.clone(), &value);
+                let _ = less.params.insert(name.clone(), &value);
             }
             cases.push(less);
         }
@@ -278,7 +278,7 @@ fn pass_down(case: &mut Case, dice: &mut Dice) {
                 let Entry::Include(include) = entry else { continue };
                 include.params.remove(name.as_str());
                 values.iter().rev().for_each(|value| {
-                    include.params.push(name.clone(), value);
+                    let _ = include.params.insert(name.clone(), value);
                 });
             }
         }
@@ -289,7 +289,7 @@ fn pass_down(case: &mut Case, dice: &mut Dice) {
     if dice.one_in(8) {
         let first = case.params.iter().next().map(|(name, values)| (name.clone(), values[0].clone()));
         if let Some((name, value)) = first {
-            case.params.push(name, &value);
+            let _ = case.params.insert(name, &value);
         }
     }
 }

@@ -183,7 +183,7 @@ impl Generator {
             let name = self.variable_name(kind);
             for _ in 0..VALUES_PER_VARIABLE {
                 let value = self.text(kind);
-                params.push(name.clone(), &value);
+                let _ = params.insert(name.clone(), &value);
             }
         }
         Include { filter, params, place: Place::default() }
@@ -361,7 +361,7 @@ impl Generator {
             }
             for _ in 0..VALUES_PER_VARIABLE {
                 let value = self.text(item.attribute.kind);
-                params.push(variable.name.clone(), &value);
+                let _ = params.insert(variable.name.clone(), &value);
             }
         }
         params

@@ -1,5 +1,6 @@
 //! Guests and their network interfaces: where libvirt's domain XML says which filter a port has.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::binding::{Binding, Owner};
@@ -26,7 +27,9 @@ use crate::place::Place;
 pub const METADATA_NAMESPACE: &str = "https://nwfilter.org/xmlns/filterref/1";
 
 /// What a `<domain>` document says about filters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Domain {
     /// The guest's name.
     pub name: String,
@@ -37,7 +40,9 @@ pub struct Domain {
 }
 
 /// An `<interface>` of a domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Interface {
     /// Its type: `bridge`, `network`, `direct`, …
     pub kind: String,
@@ -54,11 +59,13 @@ pub struct Interface {
     /// Its filter, from its own `<filterref>` or from the metadata.
     pub filter: Option<Include>,
     /// Where it stands.
+    #[serde(default)]
     pub place: Place,
 }
 
 /// Why an interface has no binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NoBinding {
     /// It has no `<filterref>`.
     #[error("the interface has no filter")]

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod binding;
+mod builder;
 mod code;
 mod decode;
 mod diag;
@@ -37,10 +38,12 @@ mod read_domain;
 mod read_filter;
 mod scan;
 pub mod schema;
+mod text;
 pub mod value;
 mod write;
 
 pub use binding::{Binding, Owner};
+pub use builder::BindingBuilder;
 pub use code::Code;
 pub use decode::decode;
 pub use diag::{Diagnostic, Diagnostics, Severity, nearest};
@@ -59,7 +62,7 @@ pub use write::{write_binding, write_binding_status, write_filter};
 
 /// A name that cannot be what it was meant to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{text}' cannot be a {what}: {why}", text = text.escape_debug())]
+#[error("'{text}' cannot be {article} {what}: {why}", text = text.escape_debug(), article = article(what))]
 pub struct Error {
     what: &'static str,
     text: String,
@@ -72,4 +75,8 @@ impl Error {
         let text = text.chars().take(64).collect();
         Self { what, text, why }
     }
+}
+
+fn article(noun: &str) -> &'static str {
+    if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }

@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::names::{ChainName, FilterName, Priority, VarName};
+use crate::Error;
+use crate::names::{ChainName, FilterName, MacAddr, Priority, VarName};
 use crate::place::Place;
 use crate::schema::{Attribute, Field, Protocol};
+use crate::text::serde_as_text;
 use crate::value::{Literal, Value, VarRef};
 
 /// A `<filter>` document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Filter {
     /// Its name, unique in a store.
     pub name: FilterName,
@@ -61,7 +66,8 @@ impl Filter {
 }
 
 /// One child of a filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Entry {
     /// `<rule>`
     Rule(Rule),
@@ -122,20 +128,30 @@ impl Direction {
     }
 }
 
-macro_rules! display_from_names {
-    ($($type:ident),+) => {$(
+macro_rules! text_from_names {
+    ($($type:ident $what:literal),+) => {$(
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let name = Self::NAMES.iter().find(|(value, _)| value == self).map_or("", |(_, name)| name);
                 f.write_str(name)
             }
         }
+
+        impl FromStr for $type {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self, Error> {
+                let row = Self::NAMES.iter().find(|(_, name)| *name == text);
+                row.map(|(value, _)| *value).ok_or_else(|| Error::name($what, text, "it has no such name"))
+            }
+        }
     )+};
 }
-display_from_names!(Action, Direction);
+text_from_names!(Action "action", Direction "direction");
+serde_as_text!(Action, Direction);
 
 /// A `<rule>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rule {
     /// What happens to what it matches.
     pub action: Action,
@@ -148,11 +164,13 @@ pub struct Rule {
     /// What it matches; `None` matches every frame.
     pub matches: Option<Matches>,
     /// Where it stands.
+    #[serde(default)]
     pub place: Place,
 }
 
 /// What a rule matches: the attributes of its protocol elements taken together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "MatchesText", into = "MatchesText")]
 pub struct Matches {
     /// The protocol.
     pub protocol: Protocol,
@@ -180,6 +198,27 @@ pub struct Item {
     pub place: Place,
 }
 
+impl Item {
+    /// The value as it is written in XML, without escapes.
+    pub fn text(&self) -> String {
+        match &self.value {
+            Value::Variable(variable) => variable.to_string(),
+            Value::Literal(literal) => {
+                let mut text = String::new();
+                self.attribute.kind.write(literal, &mut text);
+                text
+            }
+        }
+    }
+}
+
+/// As in XML: `dstportstart='80'`.
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}='{}'", self.attribute.name, self.text())
+    }
+}
+
 impl Rule {
     /// The variables it refers to, in the order of its attributes, each once.
     pub fn variables(&self) -> Vec<&VarRef> {
@@ -196,18 +235,22 @@ impl Rule {
 }
 
 /// A `<filterref>` in a filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Include {
     /// The filter it stands for.
     pub filter: FilterName,
     /// What it passes down.
+    #[serde(default)]
     pub params: Params,
     /// Where it stands.
+    #[serde(default)]
     pub place: Place,
 }
 
 /// Values of variables. A value is never empty and has only `[a-zA-Z0-9_.:]`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<VarName, Vec<String>>", into = "BTreeMap<VarName, Vec<String>>")]
 pub struct Params(BTreeMap<VarName, Arc<Vec<String>>>);
 
 impl Params {
@@ -221,13 +264,18 @@ impl Params {
         !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:".contains(&b))
     }
 
-    /// Adds a value to a variable's list; false, and nothing changed, if it cannot be a value.
-    pub fn push(&mut self, name: VarName, value: &str) -> bool {
-        let valid = Self::is_valid_value(value);
-        if valid {
-            Arc::make_mut(self.0.entry(name).or_default()).push(value.to_owned());
+    /// Adds a value to a variable's list. Nothing changes if it cannot be a value.
+    pub fn insert(&mut self, name: VarName, value: &str) -> Result<(), Error> {
+        if !Self::is_valid_value(value) {
+            return Err(Error::name("value", value, "it needs one or more letters, digits and _ . :"));
         }
-        valid
+        Arc::make_mut(self.0.entry(name).or_default()).push(value.to_owned());
+        Ok(())
+    }
+
+    /// Gives a variable this value, unless it has one.
+    pub(crate) fn set_default(&mut self, name: VarName, value: &MacAddr) {
+        self.0.entry(name).or_insert_with(|| Arc::new(vec![value.to_string()]));
     }
 
     /// The values of a variable.
@@ -260,5 +308,79 @@ impl Params {
         let mut merged = self.0.clone();
         merged.extend(outer.0.clone());
         Params(merged)
+    }
+}
+
+impl From<Params> for BTreeMap<VarName, Vec<String>> {
+    fn from(params: Params) -> Self {
+        params.0.into_iter().map(|(name, values)| (name, Arc::unwrap_or_clone(values))).collect()
+    }
+}
+
+impl TryFrom<BTreeMap<VarName, Vec<String>>> for Params {
+    type Error = Error;
+    fn try_from(lists: BTreeMap<VarName, Vec<String>>) -> Result<Self, Error> {
+        let mut params = Self::new();
+        for (name, values) in lists {
+            values.iter().try_for_each(|value| params.insert(name.clone(), value))?;
+        }
+        Ok(params)
+    }
+}
+
+/// [`Matches`] as text: a value says what it is only together with the protocol and the attribute.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MatchesText {
+    protocol: Protocol,
+    #[serde(default)]
+    items: Vec<ItemText>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ItemText {
+    attribute: String,
+    value: String,
+    #[serde(default)]
+    negated: bool,
+    #[serde(default)]
+    place: Place,
+}
+
+impl From<Matches> for MatchesText {
+    fn from(Matches { protocol, items }: Matches) -> Self {
+        let text = |item: Item| ItemText {
+            attribute: item.attribute.name.to_owned(),
+            value: item.text(),
+            negated: item.negated,
+            place: item.place,
+        };
+        Self { protocol, items: items.into_iter().map(text).collect() }
+    }
+}
+
+impl TryFrom<MatchesText> for Matches {
+    type Error = Error;
+    fn try_from(MatchesText { protocol, items: texts }: MatchesText) -> Result<Self, Error> {
+        let mut items: Vec<Item> = Vec::new();
+        for ItemText { attribute: name, value, negated, place } in texts {
+            let attribute = protocol.spec().attributes.iter().find(|attribute| attribute.name == name);
+            let attribute = attribute
+                .ok_or_else(|| Error::name("condition", &name, "the protocol has no such attribute"))?;
+            if items.iter().any(|item| item.attribute.field == attribute.field) {
+                return Err(Error::name("second condition", &name, "a rule has each attribute once"));
+            }
+            let value = match value.strip_prefix('$') {
+                Some(variable) => VarRef::parse(variable).map(Value::Variable).ok(),
+                None => attribute.kind.parse(&value).map(Value::Literal),
+            }
+            .ok_or_else(|| Error::name(attribute.name, &value, attribute.kind.expected()))?;
+            items.push(Item { attribute, negated, value, place });
+        }
+        let row =
+            |item: &Item| protocol.spec().attributes.iter().position(|row| row.field == item.attribute.field);
+        items.sort_by_key(row);
+        Ok(Self { protocol, items })
     }
 }

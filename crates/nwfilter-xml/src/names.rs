@@ -3,7 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::Error;
+use crate::text::serde_as_text;
+
+serde_as_text!(FilterName, PortDev, VarName, ChainName, MacAddr);
 
 /// Bytes a network interface name may have, the terminating zero of the kernel not counted (`IFNAMSIZ` - 1).
 const PORT_NAME_MAX: usize = 15;
@@ -104,6 +109,10 @@ impl VarName {
     pub const IP: &str = "IP";
     /// The IPv6 addresses of the port.
     pub const IPV6: &str = "IPV6";
+
+    pub(crate) fn mac() -> Self {
+        Self(Self::MAC.to_owned())
+    }
 
     /// Whether the values are addresses of the guest, which are learned where none is given.
     pub fn holds_addresses(&self) -> bool {
@@ -247,6 +256,21 @@ impl Priority {
     /// The number.
     pub fn get(self) -> i16 {
         self.0
+    }
+}
+
+impl Serialize for Priority {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Priority {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i32::deserialize(deserializer)?;
+        Self::new(number).ok_or_else(|| {
+            serde::de::Error::custom(format_args!("{number} is no priority: a number from -1000 to 1000"))
+        })
     }
 }
 

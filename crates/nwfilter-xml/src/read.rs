@@ -343,7 +343,7 @@ impl Reader<'_> {
                 "one address without a prefix length, as 10.0.0.1; each address is a parameter of its own";
             return self.problems.error(Code::BadAddress, value.range_value(), what, Some(help.to_owned()));
         }
-        if !params.push(variable, value.value()) {
+        if params.insert(variable, value.value()).is_err() {
             let what = format!("'{}' cannot be a value", value.value().escape_debug());
             ignored(self, value.range_value(), what, value_help);
         }

@@ -1,7 +1,12 @@
 //! The attribute table: every protocol element and every attribute it has, in the order in which libvirt writes
 //! them. Reader, writer, documentation and the tests' generators all walk it; a new attribute is one line here.
 
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Error;
 use crate::names::ChainKind;
+use crate::text::serde_as_text;
 use crate::value::Kind;
 
 /// Which of the host's tables a protocol is filtered in.
@@ -197,6 +202,21 @@ impl Field {
         Some(start)
     }
 }
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.spec().element)
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = Error;
+    fn from_str(element: &str) -> Result<Self, Error> {
+        Self::of_element(element).ok_or_else(|| Error::name("protocol", element, "no element has that name"))
+    }
+}
+
+serde_as_text!(Protocol);
 
 impl Protocol {
     /// The protocol of an element, `None` if no protocol has that name.

@@ -420,44 +420,72 @@ impl Kind {
     pub fn write(self, literal: &Literal, out: &mut String) {
         use fmt::Write;
         // Writing to a String cannot fail.
-        let _ = match literal {
-            Literal::Mac(mac) => write!(out, "{mac}"),
-            Literal::Ipv4(addr) => write!(out, "{addr}"),
-            Literal::Ipv6(addr) => write_ipv6(out, *addr),
-            Literal::Prefix(bits) => write!(out, "{bits}"),
-            Literal::U8(n) => self.write_number(out, u32::from(n.value), n.hex),
-            Literal::U16(n) => self.write_number(out, u32::from(n.value), n.hex),
-            Literal::U32(n) => self.write_number(out, n.value, n.hex),
-            Literal::Bool(value) => write!(out, "{value}"),
-            Literal::States(states) => write!(out, "{states}"),
-            Literal::TcpFlags { mask, set } => write!(out, "{mask}/{set}"),
-            Literal::IpSet(text) | Literal::Text(text) => out.write_str(text),
-            Literal::IpSetFlags(flags) => {
-                let flags: Vec<_> = flags.iter().map(SetDirection::to_string).collect();
-                out.write_str(&flags.join(","))
-            }
+        let _ = match self.named(literal) {
+            Some(name) => out.write_str(name),
+            None => write!(out, "{literal}"),
         };
     }
 
-    fn write_number(self, out: &mut String, value: u32, hex: bool) -> fmt::Result {
-        use fmt::Write;
-        match self.name_of(value) {
-            Some(name) => out.write_str(name),
-            None if hex => write!(out, "0x{value:x}"),
-            None => write!(out, "{value}"),
+    /// The name that this kind has for a number.
+    fn named(self, literal: &Literal) -> Option<&'static str> {
+        let number = match literal {
+            Literal::U8(n) => u32::from(n.value),
+            Literal::U16(n) => u32::from(n.value),
+            _ => return None,
+        };
+        self.name_of(number)
+    }
+}
+
+/// As in XML, but for numbers that a [`Kind`] has names for: these are written by [`Kind::write`].
+impl fmt::Display for Literal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Literal::Mac(mac) => mac.fmt(f),
+            Literal::Ipv4(addr) => addr.fmt(f),
+            Literal::Ipv6(addr) => write_ipv6(f, *addr),
+            Literal::Prefix(bits) => bits.fmt(f),
+            Literal::U8(number) => number.fmt(f),
+            Literal::U16(number) => number.fmt(f),
+            Literal::U32(number) => number.fmt(f),
+            Literal::Bool(value) => value.fmt(f),
+            Literal::States(states) => states.fmt(f),
+            Literal::TcpFlags { mask, set } => write!(f, "{mask}/{set}"),
+            Literal::IpSet(text) | Literal::Text(text) => f.write_str(text),
+            Literal::IpSetFlags(flags) => {
+                for (index, flag) in flags.iter().enumerate() {
+                    let comma = if index > 0 { "," } else { "" };
+                    write!(f, "{comma}{flag}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<T: fmt::Display + fmt::LowerHex> fmt::Display for Number<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hex { write!(f, "0x{:x}", self.value) } else { write!(f, "{}", self.value) }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Value<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Literal(literal) => literal.fmt(f),
+            Value::Variable(variable) => variable.fmt(f),
         }
     }
 }
 
 /// Writes an IPv6 address as glibc's `inet_ntop` does, which libvirt uses: as Rust does, but with the last 32
 /// bits of `::a.b.c.d` dotted.
-fn write_ipv6(out: &mut String, addr: Ipv6Addr) -> fmt::Result {
-    use fmt::Write;
+fn write_ipv6(f: &mut fmt::Formatter<'_>, addr: Ipv6Addr) -> fmt::Result {
     let bits = addr.to_bits();
     let compatible = bits >> 32 == 0 && bits >> 16 != 0;
     match u32::try_from(bits) {
-        Ok(low) if compatible => write!(out, "::{}", Ipv4Addr::from_bits(low)),
-        _ => write!(out, "{addr}"),
+        Ok(low) if compatible => write!(f, "::{}", Ipv4Addr::from_bits(low)),
+        _ => write!(f, "{addr}"),
     }
 }
 

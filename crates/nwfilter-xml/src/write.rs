@@ -84,15 +84,11 @@ fn write_matches(out: &mut String, matches: &Matches) {
         let sign = if same_sign.iter().any(|item| item.negated) { " match='no'" } else { "" };
         let mut attributes = String::new();
         for item in same_sign {
-            let mut value = String::new();
-            match &item.value {
-                Value::Literal(literal) => item.attribute.kind.write(literal, &mut value),
-                // Writing to a String cannot fail.
-                Value::Variable(variable) => drop(write!(value, "{variable}")),
-            }
+            let mut value = item.text();
             if matches!(item.value, Value::Literal(Literal::Text(_))) {
                 value = escaped(&value);
             }
+            // Writing to a String cannot fail.
             let _ = write!(attributes, " {}='{value}'", item.attribute.name);
         }
         line(out, 4, format_args!("<{element}{sign}{attributes}/>"));

@@ -188,11 +188,11 @@ fn libvirt_writes_a_binding_as_we_do() -> Result<()> {
         let mut params = Params::new();
         for (name, values) in binding.params.iter().filter(|(name, _)| name.as_str() != "CTRL_IP_LEARNING") {
             for value in values {
-                assert!(params.push(name.clone(), value));
+                params.insert(name.clone(), value)?;
             }
         }
         // libvirt tells the filter the port's MAC address, and writes what it told.
-        assert!(params.push("MAC".parse()?, &binding.mac.to_string()));
+        params.insert("MAC".parse()?, &binding.mac.to_string())?;
         binding.params = params;
         daemon.bind(&write_binding(&binding))?;
         let dumped = daemon.binding_dumpxml("tap0")?;

@@ -50,7 +50,7 @@ fn batch(filter: &str, params: &[(&str, &str)]) -> Result<Batch> {
     let filter = read_filter("f.xml", filter).into_result()?;
     let mut values = Params::new();
     for (name, value) in params {
-        values.push(name.parse()?, value);
+        values.insert(name.parse()?, value)?;
     }
     let mut binding = read_binding("b.xml", &binding(filter.name.as_str())).into_result()?;
     binding.params = values;

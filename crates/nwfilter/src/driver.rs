@@ -165,7 +165,7 @@ impl Driver {
         let mut transaction = Transaction::new();
         transaction.define_filter(reading.into_result()?);
         let mut done = self.commit(transaction)?;
-        let Some(filter) = done.filters.pop() else { unreachable!("one filter was defined") };
+        let filter = done.filters.pop().ok_or(Error::Abandoned)?;
         Ok((filter, done.applied))
     }
 
@@ -217,7 +217,8 @@ impl Driver {
     /// Gives a port's binding to another name, which must be that of an interface without binding.
     pub(crate) fn rename_binding(&self, from: &str, to: &str) -> Result<(), Error> {
         let port = to.parse().map_err(|source| Error::PortName { source })?;
-        let binding = Binding { port, ..(*self.binding(from)?).clone() };
+        let mut binding = Arc::unwrap_or_clone(self.binding(from)?);
+        binding.port = port;
         let mut transaction = Transaction::new();
         transaction.delete_binding(from).create_binding(binding);
         self.commit(transaction).map(drop)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
-use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, VarName, write_binding_status, write_filter};
+use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, write_binding_status, write_filter};
 
 use crate::files::Step;
 use crate::learn::now;
@@ -248,11 +248,7 @@ impl<'a> Draft<'a> {
         if !interface_exists(&port) {
             return Err(Error::NoSuchPort(port));
         }
-        if binding.params.get(VarName::MAC).is_none()
-            && let Ok(name) = VarName::MAC.parse()
-        {
-            binding.params.push(name, &binding.mac.to_string());
-        }
+        binding.pass_mac();
         let event = match self.binding(port.as_str()) {
             Some(old) if **old == binding => return Ok(None),
             Some(_) => Event::BindingReplaced(port.clone()),

@@ -3,6 +3,8 @@
 //! They are two programs because only one needs libvirt: to load its library takes longer than most verbs do, and
 //! `nwfilterctl` runs where there is none.
 
+#![forbid(unsafe_code)]
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;

@@ -1,5 +1,7 @@
 //! `nwfilterctl`: the verbs of `virsh nwfilter-*`, and more, over the driver library.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod cli;
 mod documents;

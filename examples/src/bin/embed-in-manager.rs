@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nwfilter::xml::{Binding, Owner, Params, Uuid, read_filter};
+use nwfilter::xml::{Binding, Owner, Uuid, read_filter};
 use nwfilter::{Config, Driver, Transaction};
 use nwfilter_xtables::Xtables;
 
@@ -78,16 +78,6 @@ fn main() -> Result<()> {
 /// What a port of the guest must have.
 fn binding(guest: &Owner, given: &[String]) -> Result<Binding> {
     let [port, mac, ip] = given else { bail!("a port needs PORT MAC IP") };
-    let mut params = Params::new();
-    if !params.push("IP".parse()?, ip) {
-        bail!("'{ip}' cannot be the value of a parameter");
-    }
-    Ok(Binding {
-        owner: guest.clone(),
-        port: port.parse()?,
-        link: None,
-        mac: mac.parse()?,
-        filter: "web-server".parse()?,
-        params,
-    })
+    let binding = Binding::builder().owner(&guest.name, guest.uuid).port(port).mac(mac);
+    Ok(binding.filter("web-server").parameter("IP", ip).build()?)
 }

@@ -215,7 +215,8 @@ fn with_addresses(
     let mut binding = binding.clone();
     if let Ok(name) = family.variable().parse::<VarName>() {
         for address in addresses {
-            binding.params.push(name.clone(), &address.to_string());
+            // An address can always be a value.
+            let _ = binding.params.insert(name.clone(), &address.to_string());
         }
     }
     instantiate(filters, &binding).map_err(|error| refused(&binding, error))

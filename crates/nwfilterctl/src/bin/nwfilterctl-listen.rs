@@ -1,6 +1,8 @@
 //! `nwfilterctl listen`: the daemon that keeps bindings in step with the guests of a libvirt, and the kernel with the
 //! bindings.
 
+#![forbid(unsafe_code)]
+
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::ExitCode;
