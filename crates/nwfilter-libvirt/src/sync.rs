@@ -73,8 +73,9 @@ impl Plan {
             Some((binding.port.clone(), now.port.clone()))
         });
         for (old, new) in renamed.collect::<Vec<_>>() {
-            if let Some(binding) = wanted.remove(&old) {
-                wanted.insert(new.clone(), Binding { port: new, ..binding });
+            if let Some(mut binding) = wanted.remove(&old) {
+                binding.port = new.clone();
+                wanted.insert(new, binding);
             }
         }
         let is_obsolete = |binding: &Binding| {
