@@ -120,6 +120,27 @@ fn an_answer_from_a_bound_port_is_believed_if_its_filter_lets_it_serve_dhcp() ->
 }
 
 #[test]
+fn an_answer_from_a_bound_port_is_not_believed_after_its_interface_was_made_again() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let Street { lab, guest, neighbour, net, driver } = street(&[DHCP], "clean-traffic")?;
+    drop(neighbour);
+    let neighbour = lab.host.tap("tap1")?;
+    // Until the new interface is known, its answers are believed.
+    for attempt in 1..=30 {
+        let (forged, granted): (Ipv4Addr, Ipv4Addr) =
+            ([10, 0, 1, attempt].into(), [10, 0, 2, attempt].into());
+        exchange(&guest, &neighbour, forged, 600)?;
+        exchange(&guest, &net, granted, 600)?;
+        let leases = || -> Result<_> { Ok(addresses_of(&driver.binding_state("tap0")?)) };
+        eventually("the server is believed", || Ok(leases()?.contains(&granted.to_string())))?;
+        if !leases()?.contains(&forged.to_string()) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the neighbour is believed")
+}
+
+#[test]
 fn a_flood_of_forged_answers_keeps_no_port_from_learning() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let street = street(&[DHCP], "clean-traffic")?;

@@ -29,6 +29,7 @@ use super::sieve::{Interest, Sieve, Wanted};
 use super::wanted::Need;
 use crate::error::with_causes;
 use crate::files::make_directory;
+use crate::link_watch::LinkWatch;
 use crate::{Driver, Error};
 
 /// Frames of one port that are read in a row before the others have their turn.
@@ -51,7 +52,8 @@ const EVENTS: usize = 256;
 
 const WAKE: u64 = 0;
 const STORES: u64 = 1;
-const FIRST_PORT: u64 = 2;
+const LINKS: u64 = 2;
+const FIRST_PORT: u64 = 3;
 
 /// When the learner ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +247,7 @@ struct Engine<'a> {
     waker: Arc<Waker>,
     epoll: Epoll,
     inotify: Inotify,
+    links: LinkWatch,
     ports: BTreeMap<PortDev, Port>,
     sieve: Sieve,
     tokens: BTreeMap<u64, PortDev>,
@@ -270,11 +273,14 @@ impl<'a> Engine<'a> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(failed)?;
         epoll.add(&waker.event, EpollEvent::new(EpollFlags::EPOLLIN, WAKE)).map_err(failed)?;
         epoll.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, STORES)).map_err(failed)?;
+        let links = LinkWatch::open().map_err(|source| Error::Links { source })?;
+        epoll.add(&links, EpollEvent::new(EpollFlags::EPOLLIN, LINKS)).map_err(failed)?;
         Ok(Self {
             driver,
             waker,
             epoll,
             inotify,
+            links,
             ports: BTreeMap::new(),
             sieve: Sieve::new().map_err(|source| Error::Learner { source })?,
             tokens: BTreeMap::new(),
@@ -436,6 +442,11 @@ impl<'a> Engine<'a> {
                     self.stale = true;
                 }
                 STORES => self.stale |= self.documents_changed(),
+                // An interface that was made again has another index.
+                LINKS => {
+                    let changes = self.links.changes().map_err(|source| Error::Links { source })?;
+                    self.stale |= !changes.is_empty();
+                }
                 token => self.read(token),
             }
         }
