@@ -123,6 +123,11 @@ impl Driver {
         })
     }
 
+    /// What enforces the rules, as users choose it: `xtables`.
+    pub fn backend_name(&self) -> &'static str {
+        self.backend.name()
+    }
+
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
     }

@@ -41,6 +41,8 @@ pub(crate) enum Verb {
     Users { name: String },
     /// List the ports that have a binding
     BindingList,
+    /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
+    Status,
     /// Print a port's binding in canonical form
     BindingDumpxml { port: String },
     /// Read documents and show every problem in them; directories are searched for *.xml

@@ -11,6 +11,7 @@ mod output;
 mod places;
 mod plan;
 mod progress;
+mod status;
 mod users;
 mod verbs;
 
@@ -60,7 +61,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     // Who asks whether the kernel is as it should be wants it asked.
     let driver = match verb {
-        Verb::Diff | Verb::Change(Change::Reload) | Verb::Plan { .. } => options.open()?,
+        Verb::Diff | Verb::Status | Verb::Change(Change::Reload) | Verb::Plan { .. } => options.open()?,
         _ => options.open_for_a_change()?,
     };
     let driver = driver.without_learner();
@@ -107,6 +108,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             verbs::render(driver, &binding, options.gives_helpers(), as_json)?
         }
         Verb::Diff => verbs::diff(driver, json)?,
+        Verb::Status => status::status(driver, options, json)?,
         Verb::Learn => {
             learn::learn(driver)?;
             Answer::default()

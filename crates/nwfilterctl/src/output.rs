@@ -1,5 +1,6 @@
 //! What verbs say on stdout: text for people, JSON for programs.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
@@ -51,9 +52,11 @@ pub(crate) fn number_of(count: usize, noun: &str) -> String {
 
 /// Every filter with its UUID and where it is.
 pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
+    let stored: BTreeSet<_> =
+        driver.stored_filters()?.into_iter().map(|filter| filter.name.clone()).collect();
     let mut rows = Vec::new();
     for filter in driver.filters()? {
-        let source = if driver.is_stored(filter.name.as_str())? { "store" } else { "stock" };
+        let source = if stored.contains(&filter.name) { "store" } else { "stock" };
         let uuid = filter.uuid.map(|uuid| uuid.to_string()).unwrap_or_default();
         rows.push((uuid, filter.name.to_string(), source));
     }
@@ -73,33 +76,36 @@ pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
 pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     let ports = driver.port_statuses()?;
     if as_json {
-        let rows: Vec<_> = ports
-            .iter()
-            .map(|PortStatus { binding, state, attachment, .. }| {
-                json!({
-                    "port": binding.port.as_str(),
-                    "filter": binding.filter.as_str(),
-                    "mac": binding.mac.to_string(),
-                    "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid.to_string()},
-                    "address": address(state, *attachment),
-                })
-            })
-            .collect();
-        return Ok(Answer::json(&json!(rows)));
+        return Ok(Answer::json(&ports.iter().map(port_json).collect()));
     }
     let mut lines = vec![format!(" {:15}   {:24}   Address", "Port Dev", "Filter"), "-".repeat(72)];
-    for PortStatus { binding, state, attachment, .. } in ports {
-        let (port, filter) = (binding.port.as_str(), binding.filter.as_str());
-        let state = match (attachment, state) {
-            (Attachment::Absent, _) => "not filtered: no such interface".to_owned(),
-            (Attachment::Unbridged, _) => "not filtered: in no bridge".to_owned(),
-            (_, Ok(BindingState::Filtered)) => String::new(),
-            (_, Ok(state)) => state.to_string(),
-            (_, Err(error)) => format!("no rules: {error}"),
-        };
-        lines.push(format!(" {port:15}   {filter:24}   {state}").trim_end().to_owned());
+    for status in &ports {
+        let (port, filter) = (status.binding.port.as_str(), status.binding.filter.as_str());
+        lines.push(format!(" {port:15}   {filter:24}   {}", address_text(status)).trim_end().to_owned());
     }
     Ok(Answer::lines(lines))
+}
+
+pub(crate) fn port_json(PortStatus { binding, state, attachment, .. }: &PortStatus) -> Value {
+    json!({
+        "port": binding.port.as_str(),
+        "filter": binding.filter.as_str(),
+        "mac": binding.mac.to_string(),
+        "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid.to_string()},
+        "address": address(state, *attachment),
+    })
+}
+
+/// How the address of a port's guest is known, and why the port is not filtered if it is not; empty where there is nothing
+/// to say.
+pub(crate) fn address_text(PortStatus { state, attachment, .. }: &PortStatus) -> String {
+    match (attachment, state) {
+        (Attachment::Absent, _) => "not filtered: no such interface".to_owned(),
+        (Attachment::Unbridged, _) => "not filtered: in no bridge".to_owned(),
+        (_, Ok(BindingState::Filtered)) => String::new(),
+        (_, Ok(state)) => state.to_string(),
+        (_, Err(error)) => format!("no rules: {error}"),
+    }
 }
 
 fn address(state: &Result<BindingState, Error>, attachment: Attachment) -> Value {

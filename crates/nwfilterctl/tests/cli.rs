@@ -355,6 +355,37 @@ fn edit_defines_what_the_editor_leaves_and_keeps_what_is_refused() {
 }
 
 #[test]
+fn status_shows_filters_ports_and_kernel() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _tap: Tap = host.tap("tap0").unwrap();
+    cli.file("ssh.xml", FILTER);
+    cli.file("b0.xml", BINDING);
+    cli.file("run/tap1.xml", &BINDING.replace("tap0", "tap1"));
+    stdout(&cli.run_on(&host, &["define", "ssh.xml"]));
+    stdout(&cli.run_on(&host, &["binding-create", "b0.xml"]));
+    assert_eq!(
+        stdout(&cli.run_on(&host, &["status"])),
+        "Backend   xtables
+Filters   1 in etc, 24 stock
+Ports     2 in run: 1 absent, 1 filtered
+Kernel    as it should be
+
+ Port Dev          Guest             Filter                 Address
+------------------------------------------------------------------------
+ tap0              vm                ssh
+ tap1              vm                ssh                    not filtered: no such interface
+"
+    );
+    host.run(&["iptables", "-D", "FORWARD", "1"]).unwrap();
+    let output = cli.run_on(&host, &["status", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(status["differences"].as_u64() > Some(0) && status["backend"] == "xtables", "{status:#}");
+    assert_eq!(status["ports"][1]["address"]["state"], "absent");
+}
+
+#[test]
 fn plan_shows_what_a_change_would_do_and_changes_nothing() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (cli, host) = (Cli::new(), Host::new().unwrap());
