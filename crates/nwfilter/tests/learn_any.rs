@@ -6,7 +6,6 @@ mod learn_support;
 
 use std::net::Ipv4Addr;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dhcproto::v4::{MessageType, Opcode};
@@ -238,7 +237,6 @@ fn the_rules_before_and_after_learning_are_those_of_libvirt() -> Result<()> {
         let ours = comparable(lab.rules("tap0")?);
         let same = patiently("libvirt has learned, and has the same rules", || {
             their_sender.send(&frame)?;
-            std::thread::sleep(Duration::from_millis(300));
             Ok(comparable(theirs.saved()?.port("tap0")) == ours)
         });
         let difference = theirs.saved()?.port("tap0").diff(&lab.rules("tap0")?);

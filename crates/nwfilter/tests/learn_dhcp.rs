@@ -36,11 +36,6 @@ fn granted(address: Ipv4Addr, seconds: u32) -> Vec<u8> {
     answer(&ack(GUEST, address, seconds))
 }
 
-/// Long enough for what must not happen to happen.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(300));
-}
-
 fn remaining(driver: &Driver) -> Result<Duration> {
     match driver.binding_state("tap0")? {
         BindingState::Leased { leases } => leases[0].remaining.context("the lease has an end"),
@@ -67,8 +62,9 @@ fn leases_make_a_list_and_expiry_release_and_decline_take_them_away() -> Result<
     assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
     guest.send(&asked(&request(MessageType::Release, ADDRESS), OTHER))?;
-    settle();
-    has(&lab, &driver, "tap0", &["10.0.0.2"]).context("another MAC address cannot release")?;
+    exchange(&guest, &net, SECOND, 600)?;
+    has(&lab, &driver, "tap0", &["10.0.0.2", "10.0.0.3"]).context("another MAC address cannot release")?;
+    guest.send(&asked(&request(MessageType::Release, SECOND), GUEST))?;
     guest.send(&asked(&request(MessageType::Release, ADDRESS), GUEST))?;
     eventually("released", || is_learning(&driver, "tap0"))?;
     eventually("back to DHCP only", || Ok(provisional.diff(&lab.rules("tap0")?).is_none()))?;
@@ -192,8 +188,11 @@ fn more_leases_than_a_filter_can_take_leave_the_first_in_force() -> Result<()> {
     lab.bind(&driver, "tap0", "pairs", &[DHCP, ("GATEWAY", "10.0.0.254")])?;
     exchange(&guest, &net, ADDRESS, 600)?;
     exchange(&guest, &net, SECOND, 600)?;
+    let leases = lab.config().state_dir.join("nwfilter.leases");
+    eventually("both are leased", || {
+        Ok(fs::read_to_string(&leases).is_ok_and(|text| text.contains(" 10.0.0.3 ")))
+    })?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
-    settle();
     assert_eq!(
         lab.host.enter(|| driver.diff())?.differences,
         [],

