@@ -20,6 +20,7 @@ mod rule;
 mod set;
 mod set_wire;
 mod table;
+mod text;
 mod transaction;
 mod udata;
 mod wire;

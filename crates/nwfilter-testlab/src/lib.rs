@@ -32,6 +32,7 @@
 mod cases;
 pub mod conformance;
 pub mod contract;
+pub mod corpus;
 pub mod frames;
 pub mod generate;
 mod guest;

@@ -36,6 +36,8 @@ pub struct Monitor {
     table: TableId,
     /// What is known of the transaction that is being told.
     parts: BTreeSet<Part>,
+    /// The generation that the last transaction that was told made, of whatever table.
+    generation: Option<u32>,
 }
 
 /// Something that happened.
@@ -80,7 +82,12 @@ impl Monitor {
         }
         socket.set_non_blocking(true)?;
         socket.bind(&SocketAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
-        Ok(Self { socket, buffer: vec![0; 64 << 10], table, parts: BTreeSet::new() })
+        Ok(Self { socket, buffer: vec![0; 64 << 10], table, parts: BTreeSet::new(), generation: None })
+    }
+
+    /// The generation that the last transaction made which was told by now, of whatever table; `None` if none was.
+    pub fn generation(&self) -> Option<u32> {
+        self.generation
     }
 
     /// What happened since it was last asked. Does not wait.
@@ -90,7 +97,13 @@ impl Monitor {
             match receive_now(&self.socket, &mut self.buffer) {
                 Ok(Some(len)) => {
                     for message in messages(&self.buffer[..len]) {
-                        events.extend(take(&message?, &self.table, &mut self.parts)?.map(Event::Changed));
+                        let told = take(&message?, &self.table, &mut self.parts)?;
+                        let Some(change) = told else { continue };
+                        self.generation = Some(change.generation);
+                        // Most are of other tables.
+                        if !change.parts.is_empty() {
+                            events.push(Event::Changed(change));
+                        }
                     }
                 }
                 Ok(None) => return Ok(events),
@@ -125,7 +138,7 @@ fn take(message: &Message<'_>, table: &TableId, parts: &mut BTreeSet<Part>) -> R
     }
     let parts = std::mem::take(parts);
     let program = attributes.str(GEN_PROGRAM).map(String::from);
-    Ok((!parts.is_empty()).then(|| Change {
+    Ok(Some(Change {
         generation: attributes.u32(GEN_ID).unwrap_or(0),
         port: message.port,
         process: attributes.u32(GEN_PROCESS).zip(program),

@@ -1,0 +1,729 @@
+//! Rulesets as classes and values: what ports of the same filter share, and what is a port's own.
+//!
+//! A class is a ruleset without the values that come from variables of the port. Where a rule compares a field with
+//! such a value, the class looks the port and the field up in a set: `iifname . ether saddr @clean-1c0ffee-0`. Two
+//! ports are of the same class only where their rulesets are then the same:
+//!
+//! * Rules that stand one behind the other and differ only in values of variables, as those of a list do, are one rule
+//!   whose set holds the values of each. Several variables of one rule are one set of concatenations.
+//! * A rule that matches where a field has *not* the value looks for its absence, which is the same for one value only.
+//!   Of more, each rule keeps its value in the class.
+//! * A value that is no single value of a field (a network, a range, masked bits) stays in the class.
+//!
+//! Whoever has the same sets and chains is of the same class, which is therefore named after their digest.
+
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
+
+use nwfilter_rules::{
+    EthernetRule, EthernetSide, EthernetTest, Family, HelperRule, HelperSide, IpPart, IpRule, IpTest, Match,
+    Origin, RootEntry, Ruleset, Transport, Unsupported, Verdict,
+};
+
+use crate::condition::{self, All, Condition, Inexpressible};
+use crate::kernel::Datatype;
+use crate::kernel::expr::{Connlimit, IFNAMSIZ, Load, Register, Reject};
+
+/// What ports of the same filter share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Class {
+    /// Where it comes from, for people: the name of a filter.
+    pub(crate) title: String,
+    /// Its chains.
+    pub(crate) chains: Vec<ClassChain>,
+    /// Where frames that the guest sends enter; `None` if all pass.
+    pub(crate) from_guest: Option<ChainIndex>,
+    /// Where frames that the guest receives enter; `None` if all pass.
+    pub(crate) to_guest: Option<ChainIndex>,
+    /// The sets of its ports' values.
+    pub(crate) sets: Vec<ClassSet>,
+    /// The sets of addresses whose connections are counted.
+    pub(crate) counted: Vec<Datatype>,
+    /// The conntrack helpers that it assigns.
+    pub(crate) helpers: BTreeSet<HelperKind>,
+}
+
+/// The values of one port for each set of its class: the fields behind the port's name.
+pub(crate) type Values = Vec<BTreeSet<Vec<Vec<u8>>>>;
+
+/// A chain of a class.
+pub(crate) type ChainIndex = usize;
+
+/// A set of a class. Its keys begin with the port's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClassSet {
+    /// The fields behind the name.
+    pub(crate) fields: Vec<Datatype>,
+    /// The variables that the values come from.
+    pub(crate) variables: String,
+}
+
+/// A chain of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClassChain {
+    /// Its name behind that of the class.
+    pub(crate) suffix: String,
+    /// Whether it is for frames that the guest sends.
+    pub(crate) way: Way,
+    /// Its rules.
+    pub(crate) rules: Vec<ClassRule>,
+}
+
+/// Which frames a chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Way {
+    /// Those that the guest sends: the port is the one they come by.
+    FromGuest,
+    /// Those that the guest receives: the port is the one they leave by.
+    ToGuest,
+}
+
+/// A rule of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClassRule {
+    /// What must hold.
+    pub(crate) matches: Vec<ClassMatch>,
+    /// What then happens.
+    pub(crate) action: Action,
+    /// The filter's rule; that of no filter for what leads from chain to chain.
+    pub(crate) origin: Origin,
+    /// What people are told of it: where it comes from, and what the filter's author said of it.
+    pub(crate) comment: Option<String>,
+}
+
+/// What must hold for a rule of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ClassMatch {
+    /// The same for all ports.
+    Literal(Condition),
+    /// The port and fields of the packet are in a set, or are not.
+    Member { set: usize, loads: Vec<Load>, negated: bool },
+    /// The connections of the port and an address are more than that, or not more.
+    Connlimit { counted: usize, source: Load, limit: Connlimit },
+}
+
+/// What happens to a packet that a rule matches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// It passes.
+    Accept,
+    /// It is dropped.
+    Drop,
+    /// It is dropped and its sender told.
+    Reject(Reject),
+    /// It goes on behind the jump to this chain.
+    Return,
+    /// It is counted.
+    Continue,
+    /// It goes on in another chain, and comes back at its end.
+    Jump(ChainIndex),
+    /// It goes on in another chain.
+    Goto(ChainIndex),
+    /// Its connection gets a helper.
+    Helper(HelperKind),
+}
+
+/// A conntrack helper object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct HelperKind {
+    /// The kernel's name of the helper.
+    pub(crate) name: &'static str,
+    /// The transport protocol.
+    pub(crate) transport: Transport,
+}
+
+impl HelperKind {
+    /// The transport's number.
+    pub(crate) fn protocol(self) -> u8 {
+        match self.transport {
+            Transport::Tcp => 6,
+            Transport::Udp => 17,
+        }
+    }
+}
+
+/// NFT_REJECT_ICMPX_PORT_UNREACH
+const PORT_UNREACHABLE: Reject = Reject::Icmpx(1);
+
+/// The class of a ruleset, and what the port adds to it.
+pub(crate) fn of(ruleset: &Ruleset) -> Result<(Class, Values), Unsupported> {
+    let mut builder = Builder { class: Class::empty(title(ruleset)), values: Values::new() };
+    builder.side(ruleset, Way::FromGuest)?;
+    builder.side(ruleset, Way::ToGuest)?;
+    Ok((builder.class, builder.values))
+}
+
+/// The filter that a ruleset begins with.
+fn title(ruleset: &Ruleset) -> String {
+    let first = ruleset.rules().find_map(|rule| rule.origin().filter.clone());
+    first.map_or_else(|| "nwfilter".to_string(), |filter| filter.to_string())
+}
+
+impl Class {
+    fn empty(title: String) -> Self {
+        Self {
+            title,
+            chains: Vec::new(),
+            from_guest: None,
+            to_guest: None,
+            sets: Vec::new(),
+            counted: Vec::new(),
+            helpers: BTreeSet::new(),
+        }
+    }
+
+    /// What tells it from other classes.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut digest = Fnv::default();
+        self.hash(&mut digest);
+        digest.finish()
+    }
+
+    /// Whether a rule of it has a condition or an action of a kind.
+    fn any_action(&self, is: impl Fn(&Action) -> bool) -> bool {
+        self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| is(&rule.action))
+    }
+
+    /// Whether it answers packets that it refuses.
+    pub(crate) fn rejects(&self) -> bool {
+        self.any_action(|action| matches!(action, Action::Reject(_)))
+    }
+
+    /// The conditions of its rules that are the same for all ports.
+    pub(crate) fn literals(&self) -> impl Iterator<Item = &Condition> {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.flat_map(|rule| &rule.matches).filter_map(|m| match m {
+            ClassMatch::Literal(condition) => Some(condition),
+            _ => None,
+        })
+    }
+}
+
+/// FNV-1a with 64 bits: the same in every build, unlike the standard library's hashes.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+/// A rule of which nothing is in a set yet.
+struct Flat {
+    conditions: Vec<(Condition, Option<String>)>,
+    action: Action,
+    origin: Origin,
+    comment: Option<String>,
+}
+
+impl Flat {
+    /// Whether a value comes from a variable and can be that of a set.
+    fn is_own((condition, variables): &(Condition, Option<String>)) -> bool {
+        variables.is_some() && matches!(condition, Condition::Value { .. })
+    }
+
+    /// Whether rules differ only in values of variables.
+    fn is_like(&self, other: &Self) -> bool {
+        let conditions = self.conditions.iter().zip(&other.conditions);
+        self.action == other.action
+            && self.origin == other.origin
+            && self.comment == other.comment
+            && self.conditions.len() == other.conditions.len()
+            && conditions.into_iter().all(|(a, b)| match (&a.0, &b.0) {
+                (
+                    Condition::Value { load, negated, .. },
+                    Condition::Value { load: other_load, negated: other_negated, .. },
+                ) if Self::is_own(a) && a.1 == b.1 => load == other_load && negated == other_negated,
+                _ => a == b,
+            })
+    }
+
+    fn has_own_negated(&self) -> bool {
+        let negated =
+            |(condition, _): &(Condition, _)| matches!(condition, Condition::Value { negated: true, .. });
+        self.conditions.iter().any(|condition| Self::is_own(condition) && negated(condition))
+    }
+}
+
+impl Flat {
+    fn counts_connections(&self) -> bool {
+        self.conditions.iter().any(|(condition, _)| matches!(condition, Condition::Connlimit { .. }))
+    }
+}
+
+struct Builder {
+    class: Class,
+    values: Values,
+}
+
+impl Builder {
+    fn side(&mut self, ruleset: &Ruleset, way: Way) -> Result<(), Unsupported> {
+        let (ethernet, parts, helper_side) = match way {
+            Way::FromGuest => {
+                (&ruleset.ethernet.from_guest, ip_rules(ruleset, |p| &p.from_guest), HelperSide::Elsewhere)
+            }
+            Way::ToGuest => {
+                (&ruleset.ethernet.to_guest, ip_rules(ruleset, |p| &p.to_guest), HelperSide::Guest)
+            }
+        };
+        let helpers: Vec<_> = ruleset.helpers.iter().filter(|helper| helper.side == helper_side).collect();
+        let has_ip = ruleset.has_ip_rules() || !helpers.is_empty();
+        // What passes the Ethernet rules meets those of its IP family.
+        let ip = if has_ip { Some(self.ip_chains(&parts, &helpers, way)?) } else { None };
+        let entry = match (ethernet, ip) {
+            (Some(side), ip) => Some(self.ethernet_chains(side, ip, way)?),
+            (None, ip) => ip,
+        };
+        match way {
+            Way::FromGuest => self.class.from_guest = entry,
+            Way::ToGuest => self.class.to_guest = entry,
+        }
+        Ok(())
+    }
+
+    fn chain(&mut self, suffix: String, way: Way) -> ChainIndex {
+        self.class.chains.push(ClassChain { suffix, way, rules: Vec::new() });
+        self.class.chains.len() - 1
+    }
+
+    fn push(&mut self, chain: ChainIndex, rule: ClassRule) {
+        self.class.chains[chain].rules.push(rule);
+    }
+
+    fn lead(&mut self, chain: ChainIndex, matches: Vec<Condition>, action: Action) {
+        let matches = matches.into_iter().map(ClassMatch::Literal).collect();
+        self.push(chain, ClassRule { matches, action, origin: Origin::BUILT_IN, comment: None });
+    }
+
+    // ---- IP ----
+
+    fn ip_chains(
+        &mut self,
+        parts: &[(Family, &Vec<IpRule>)],
+        helpers: &[&HelperRule],
+        way: Way,
+    ) -> Result<ChainIndex, Unsupported> {
+        let root = self.chain(format!("{}-ip", prefix(way)), way);
+        for family in Family::ALL {
+            let rules = parts.iter().find(|(of, _)| *of == family).map_or(&[][..], |(_, rules)| rules);
+            let helpers: Vec<_> = helpers.iter().filter(|helper| helper.family == family).collect();
+            if rules.is_empty() && helpers.is_empty() {
+                continue;
+            }
+            let (name, ether_type) = match family {
+                Family::Ipv4 => ("ipv4", 0x0800),
+                Family::Ipv6 => ("ipv6", 0x86dd),
+            };
+            let chain = self.chain(format!("{}-{name}", prefix(way)), way);
+            self.lead(root, vec![ether_type_is(ether_type)], Action::Goto(chain));
+            for helper in helpers {
+                self.helper(chain, helper);
+            }
+            let mut flat = Vec::new();
+            for rule in rules {
+                flatten_ip(rule, family, way, &mut flat)?;
+            }
+            self.rules(chain, flat);
+            // A goto from a chain that was jumped into would return there.
+            self.lead(chain, Vec::new(), Action::Accept);
+        }
+        self.lead(root, Vec::new(), Action::Accept);
+        Ok(root)
+    }
+
+    fn helper(&mut self, chain: ChainIndex, helper: &HelperRule) {
+        let kind = HelperKind { name: helper.helper.name(), transport: helper.transport };
+        self.class.helpers.insert(kind);
+        let conditions = vec![
+            condition::l4proto_is(kind.protocol()),
+            condition::dport_is(helper.port),
+            condition::is_new(),
+        ];
+        self.lead(chain, conditions, Action::Helper(kind));
+    }
+
+    // ---- Ethernet ----
+
+    fn ethernet_chains(
+        &mut self,
+        side: &EthernetSide,
+        ip: Option<ChainIndex>,
+        way: Way,
+    ) -> Result<ChainIndex, Unsupported> {
+        let accept = ip.map_or(Action::Accept, Action::Goto);
+        let root = self.chain(prefix(way).to_string(), way);
+        let mut chains = Vec::new();
+        for (number, chain) in side.chains.iter().enumerate() {
+            let index = self.chain(format!("{}-{number}-{}", prefix(way), chain.name), way);
+            chains.push((&chain.name, index));
+            let mut flat = Vec::new();
+            for rule in &chain.rules {
+                flatten_ethernet(rule, &accept, false, &mut flat)?;
+            }
+            self.rules(index, flat);
+            match chain.end {
+                Verdict::Return => {}
+                Verdict::Drop | Verdict::Reject => self.lead(index, Vec::new(), Action::Drop),
+                Verdict::Accept | Verdict::Pass | Verdict::Continue => {
+                    self.lead(index, Vec::new(), accept.clone())
+                }
+            }
+        }
+        let mut flat = Vec::new();
+        for entry in &side.root {
+            match entry {
+                RootEntry::Rule(rule) => flatten_ethernet(rule, &accept, true, &mut flat)?,
+                RootEntry::Jump(jump) => {
+                    let Some((_, index)) = chains.iter().find(|(name, _)| **name == jump.chain) else {
+                        continue;
+                    };
+                    let rule = EthernetRule::built_in(jump.matches.iter().cloned(), Verdict::Continue);
+                    let begin = flat.len();
+                    flatten_ethernet(&rule, &accept, true, &mut flat)?;
+                    flat[begin..].iter_mut().for_each(|flat| flat.action = Action::Jump(*index));
+                }
+            }
+        }
+        self.rules(root, flat);
+        let end = match side.end {
+            Verdict::Drop | Verdict::Reject => Action::Drop,
+            Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Return => accept,
+        };
+        self.lead(root, Vec::new(), end);
+        Ok(root)
+    }
+
+    // ---- sets ----
+
+    /// Adds rules; those that differ only in values of variables become one.
+    fn rules(&mut self, chain: ChainIndex, flat: Vec<Flat>) {
+        for group in flat.chunk_by(Flat::is_like) {
+            let [first, ..] = group else { continue };
+            // That a field has none of several values is not what several rules say, and each rule counts the
+            // connections that get to it.
+            let apart = first.has_own_negated() || first.counts_connections();
+            if group.len() > 1 && apart {
+                group.iter().for_each(|rule| self.rule(chain, std::slice::from_ref(rule), false));
+            } else {
+                self.rule(chain, group, true);
+            }
+        }
+    }
+
+    fn rule(&mut self, chain: ChainIndex, group: &[Flat], with_sets: bool) {
+        let Some(first) = group.first() else { return };
+        let (mut matches, mut last) = (Vec::new(), Vec::new());
+        let own: Vec<usize> = (0..first.conditions.len())
+            .filter(|index| with_sets && Flat::is_own(&first.conditions[*index]))
+            .collect();
+        for (index, (condition, _)) in first.conditions.iter().enumerate() {
+            if own.contains(&index) {
+                continue;
+            }
+            match condition {
+                // It counts the packets that get to it.
+                Condition::Connlimit { source, limit } => {
+                    self.class.counted.push(Datatype::of(*source));
+                    let counted = self.class.counted.len() - 1;
+                    last.push(ClassMatch::Connlimit { counted, source: *source, limit: *limit });
+                }
+                other => matches.push(ClassMatch::Literal(other.clone())),
+            }
+        }
+        let is_negated =
+            |index: &usize| matches!(first.conditions[*index].0, Condition::Value { negated: true, .. });
+        let (negated, plain): (Vec<usize>, Vec<usize>) = own.into_iter().partition(is_negated);
+        // As many fields at once as there are registers for.
+        let mut begin = 0;
+        while begin < plain.len() {
+            let mut end = begin + 1;
+            while end < plain.len() && fits(first, &plain[begin..=end]) {
+                end += 1;
+            }
+            // Fields in several sets would hold for values of several rules at once.
+            if group.len() > 1 && (begin, end) != (0, plain.len()) {
+                group.iter().for_each(|rule| self.rule(chain, std::slice::from_ref(rule), false));
+                return;
+            }
+            matches.push(self.member(group, &plain[begin..end], false));
+            begin = end;
+        }
+        for index in negated {
+            matches.push(self.member(group, &[index], true));
+        }
+        matches.append(&mut last);
+        let rule = ClassRule {
+            matches,
+            action: first.action.clone(),
+            origin: first.origin.clone(),
+            comment: first.comment.clone(),
+        };
+        self.push(chain, rule);
+    }
+
+    /// The look-up of these conditions of each rule of a group.
+    fn member(&mut self, group: &[Flat], indices: &[usize], negated: bool) -> ClassMatch {
+        let (mut loads, mut variables) = (Vec::new(), Vec::new());
+        for (condition, of) in indices.iter().filter_map(|index| group[0].conditions.get(*index)) {
+            if let Condition::Value { load, .. } = condition {
+                loads.push(*load);
+            }
+            variables.extend(of.clone());
+        }
+        let key = |flat: &Flat| -> Vec<Vec<u8>> {
+            let values = indices.iter().filter_map(|index| match &flat.conditions[*index].0 {
+                Condition::Value { value, .. } => Some(value.clone()),
+                _ => None,
+            });
+            values.collect()
+        };
+        let values: BTreeSet<Vec<Vec<u8>>> = group.iter().map(key).collect();
+        let fields: Vec<Datatype> = loads.iter().map(|load| Datatype::of(*load)).collect();
+        let set = ClassSet { fields, variables: variables.join(", ") };
+        // Rules that take the same values of the same variables share a set.
+        let known = self.class.sets.iter().zip(&self.values).position(|known| known == (&set, &values));
+        let set = known.unwrap_or_else(|| {
+            self.class.sets.push(set);
+            self.values.push(values);
+            self.class.sets.len() - 1
+        });
+        ClassMatch::Member { set, loads, negated }
+    }
+}
+
+/// Whether the port's name and these fields fit into the registers.
+fn fits(rule: &Flat, indices: &[usize]) -> bool {
+    let fields = indices.iter().filter_map(|index| match &rule.conditions[*index].0 {
+        Condition::Value { value, .. } => Some(value.len().next_multiple_of(Register::SIZE)),
+        _ => None,
+    });
+    IFNAMSIZ + fields.sum::<usize>() <= usize::from(Register::COUNT) * Register::SIZE
+}
+
+fn prefix(way: Way) -> &'static str {
+    match way {
+        Way::FromGuest => "from",
+        Way::ToGuest => "to",
+    }
+}
+
+fn ether_type_is(number: u16) -> Condition {
+    Condition::Value {
+        load: crate::kernel::field::ETHER_TYPE,
+        value: number.to_be_bytes().into(),
+        negated: false,
+    }
+}
+
+fn ip_rules<'a>(
+    ruleset: &'a Ruleset,
+    side: impl Fn(&'a IpPart) -> &'a Vec<IpRule>,
+) -> Vec<(Family, &'a Vec<IpRule>)> {
+    Family::ALL.into_iter().filter_map(|family| Some((family, side(ruleset.ip(family)?)))).collect()
+}
+
+// ---- rules ----
+
+fn flatten_ethernet(
+    rule: &EthernetRule,
+    accept: &Action,
+    in_root: bool,
+    flat: &mut Vec<Flat>,
+) -> Result<(), Unsupported> {
+    let action = match rule.verdict {
+        Verdict::Accept | Verdict::Pass => accept.clone(),
+        // Behind the root chain stands nothing that could stop the frame.
+        Verdict::Return if in_root => accept.clone(),
+        Verdict::Return => Action::Return,
+        // As with ebtables, which cannot reject.
+        Verdict::Drop | Verdict::Reject => Action::Drop,
+        Verdict::Continue => Action::Continue,
+    };
+    let ether_type = rule.matches.iter().find_map(|m| match m.test {
+        EthernetTest::EtherType(number) if !m.negated => Some(number),
+        _ => None,
+    });
+    // The type of a frame before what lies behind it.
+    let mut matches: Vec<_> = rule.matches.iter().collect();
+    matches.sort_by_key(|m| !matches!(m.test, EthernetTest::EtherType(_)));
+    let matches = matches
+        .into_iter()
+        .map(|m| Ok((condition::of_ethernet(m, ether_type)?, own(m, &rule.origin, ethernet_address(m)))));
+    flatten(matches, action, &rule.origin, None, flat)
+}
+
+fn flatten_ip(rule: &IpRule, family: Family, way: Way, flat: &mut Vec<Flat>) -> Result<(), Unsupported> {
+    let action = match (rule.verdict, way) {
+        // What the sending port lets pass meets the rules of the receiving one behind this chain.
+        (Verdict::Accept | Verdict::Pass | Verdict::Return, _) => Action::Accept,
+        (Verdict::Drop, _) => Action::Drop,
+        (Verdict::Reject, Way::FromGuest) => Action::Reject(PORT_UNREACHABLE),
+        // The kernel answers no packet that leaves already.
+        (Verdict::Reject, Way::ToGuest) => Action::Drop,
+        (Verdict::Continue, _) => Action::Continue,
+    };
+    let comment = rule.matches.iter().find_map(|m| match &m.test {
+        IpTest::Comment(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let matches =
+        rule.matches.iter().map(|m| Ok((condition::of_ip(m, family)?, own(m, &rule.origin, false))));
+    flatten(matches, action, &rule.origin, comment, flat)
+}
+
+/// Whether a test is one on an address.
+fn ethernet_address(m: &Match<EthernetTest>) -> bool {
+    matches!(
+        m.test,
+        EthernetTest::SrcMac(_) | EthernetTest::DstMac(_) | EthernetTest::SrcIp(_) | EthernetTest::DstIp(_)
+    )
+}
+
+/// The variables of a match, where a value of it is the port's own. Built-in rules say addresses without variable.
+fn own<T>(m: &Match<T>, origin: &Origin, is_address: bool) -> Option<String> {
+    if !m.variables.is_empty() {
+        let names: Vec<String> = m.variables.iter().map(ToString::to_string).collect();
+        return Some(names.join(", "));
+    }
+    (*origin == Origin::BUILT_IN && is_address).then(|| "address".into())
+}
+
+/// Adds the rules that a rule becomes: one for each combination of its matches' alternatives.
+fn flatten(
+    matches: impl Iterator<Item = Result<(Vec<All>, Option<String>), Inexpressible>>,
+    action: Action,
+    origin: &Origin,
+    comment: Option<&str>,
+    flat: &mut Vec<Flat>,
+) -> Result<(), Unsupported> {
+    let mut combinations: Vec<Vec<(Condition, Option<String>)>> = vec![Vec::new()];
+    for m in matches {
+        let (alternatives, variables) =
+            m.map_err(|Inexpressible(what)| Unsupported { origin: origin.clone(), what })?;
+        combinations = combinations
+            .iter()
+            .flat_map(|begun| {
+                alternatives.iter().map(|all| {
+                    // Of several conditions the first ones say that the field is there; the last one has the value.
+                    let last = all.len().saturating_sub(1);
+                    let conditions = all.iter().enumerate().map(|(index, condition)| {
+                        let value_of_set = index == last && alternatives.len() == 1;
+                        (condition.clone(), variables.clone().filter(|_| value_of_set))
+                    });
+                    begun.iter().cloned().chain(conditions).collect()
+                })
+            })
+            .collect();
+    }
+    let said = match (origin == &Origin::BUILT_IN, comment) {
+        (true, None) => None,
+        (true, Some(comment)) => Some(comment.to_string()),
+        (false, None) => Some(origin.to_string()),
+        (false, Some(comment)) => Some(format!("{origin} {comment}")),
+    };
+    flat.extend(combinations.into_iter().map(|conditions| Flat {
+        conditions: without_repeated(conditions),
+        action: action.clone(),
+        origin: origin.clone(),
+        comment: said.clone(),
+    }));
+    Ok(())
+}
+
+/// Leaves out what must hold already.
+fn without_repeated(conditions: Vec<(Condition, Option<String>)>) -> Vec<(Condition, Option<String>)> {
+    let mut kept: Vec<(Condition, Option<String>)> = Vec::with_capacity(conditions.len());
+    for condition in conditions {
+        if !kept.contains(&condition) {
+            kept.push(condition);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use nwfilter_rules::instantiate;
+    use nwfilter_xml::{Filter, read_binding, read_filter};
+
+    use super::*;
+
+    /// The class and values of a filter's rules, for a port with these parameters.
+    fn class(rules: &str, parameters: &[(&str, &str)]) -> (Class, Values) {
+        let text = format!("<filter name='f' chain='root'>{rules}</filter>");
+        let filter: Filter = read_filter("f.xml", &text).into_result().unwrap();
+        let parameters: String = parameters
+            .iter()
+            .map(|(name, value)| format!("<parameter name='{name}' value='{value}'/>"))
+            .collect();
+        let binding = format!(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='port0'/><mac address='52:54:00:7b:35:93'/><filterref filter='f'>{parameters}</filterref></filterbinding>"
+        );
+        let binding = read_binding("b.xml", &binding).into_result().unwrap();
+        of(&instantiate(&BTreeMap::from([(filter.name.clone(), filter)]), &binding).unwrap()).unwrap()
+    }
+
+    const ACCEPT_IP: &str = "<rule action='accept' direction='out'><ip srcipaddr='$IP'/></rule>";
+    const DROP_OTHERS: &str = "<rule action='drop' direction='out'><ip match='no' srcipaddr='$IP'/></rule>";
+
+    #[test]
+    fn a_list_of_any_length_is_membership() {
+        let (one, values) = class(ACCEPT_IP, &[("IP", "10.0.0.1")]);
+        let (three, more) = class(ACCEPT_IP, &[("IP", "10.0.0.1"), ("IP", "10.0.0.2"), ("IP", "10.0.0.3")]);
+        assert_eq!(one, three);
+        assert_eq!(one.digest(), three.digest());
+        assert_eq!((values[0].len(), more[0].len()), (1, 3));
+    }
+
+    #[test]
+    fn not_one_value_is_absence_and_not_one_of_several_is_a_class_of_its_own() {
+        let (one, values) = class(DROP_OTHERS, &[("IP", "10.0.0.1")]);
+        assert_eq!(one, class(DROP_OTHERS, &[("IP", "10.0.0.2")]).0);
+        assert_eq!(values, [BTreeSet::from([vec![vec![10, 0, 0, 1]]])]);
+        let several = |last: &str| class(DROP_OTHERS, &[("IP", "10.0.0.1"), ("IP", last)]);
+        assert_ne!(several("10.0.0.2").0, several("10.0.0.3").0);
+        assert!(several("10.0.0.2").1.is_empty());
+    }
+
+    #[test]
+    fn parallel_lists_are_concatenations() {
+        let rule = "<rule action='accept' direction='out'><ip srcipaddr='$IP' dstipaddr='$TO'/></rule>";
+        let lists = [("IP", "10.0.0.1"), ("IP", "10.0.0.2"), ("TO", "10.1.0.1"), ("TO", "10.1.0.2")];
+        let (class, values) = class(rule, &lists);
+        assert_eq!(class.sets.len(), 1);
+        assert_eq!(class.sets[0].fields, [Datatype::Ipv4Addr, Datatype::Ipv4Addr]);
+        let pair = |last| vec![vec![10, 0, 0, last], vec![10, 1, 0, last]];
+        assert!(values[0].contains(&pair(1)) && values[0].contains(&pair(2)), "{values:?}");
+    }
+
+    #[test]
+    fn networks_stay_in_the_class() {
+        let rule = "<rule action='accept' direction='out'><ip srcipaddr='$IP' srcipmask='24'/></rule>";
+        let of = |addr: &str| class(rule, &[("IP", addr)]);
+        assert!(of("10.0.0.1").1.is_empty());
+        assert_ne!(of("10.0.0.1").0, of("10.0.1.1").0);
+    }
+
+    #[test]
+    fn limits_on_connections_are_counted_for_each_rule() {
+        let rule =
+            "<rule action='drop' direction='in'><tcp dstportstart='$PORT' connlimit-above='3'/></rule>";
+        let (class, values) = class(rule, &[("PORT", "22"), ("PORT", "80")]);
+        assert_eq!((class.counted.len(), values.len()), (2, 0));
+    }
+}

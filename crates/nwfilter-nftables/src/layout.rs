@@ -1,0 +1,298 @@
+//! How classes and ports look in the table: names, base chains, and the rules of a class in the kernel's terms.
+//!
+//! ```text
+//! table bridge nwfilter {
+//!   map from-guest { type ifname : verdict; }       port → the chain of its class for frames that the guest sends
+//!   map to-guest   { type ifname : verdict; }       port → the one for frames that the guest receives
+//!   chain prerouting  { iifname vmap @from-guest }
+//!   chain input       { the same for frames to a bridge's own groups, which do not pass prerouting }
+//!   chain postrouting { oifname vmap @to-guest }
+//!   set FILTER-DIGEST.0 { type ifname . ether_addr; }   the values of the class's ports
+//!   chain FILTER-DIGEST.from { … }                      the rules of the class
+//! }
+//! ```
+
+use std::sync::Arc;
+
+use nwfilter_rules::Origin;
+use nwfilter_xml::PortDev;
+
+use crate::class::{Action, Class, ClassMatch, ClassRule, HelperKind, Way};
+use crate::condition::{self, Condition, SAME_BYTES};
+use crate::kernel::expr::{Dynset, DynsetOp, Expr, Load, Register, Relation, Stateful, Verdict, state};
+use crate::kernel::{
+    BaseChain, Chain, ChainName, ChainType, Comment, CtHelper, Datatype, Element, ElementKey, ElementValue,
+    Hook, MapData, Object, Policy, Rule, Set, SetFlags, SetName, TableId, field,
+};
+
+/// The name of the table, as tools show it.
+pub(crate) const TABLE: &str = "bridge nwfilter";
+/// Where frames that guests send are looked up. Behind the tracking of connections, which comes at -200.
+const PREROUTING_PRIORITY: i32 = -150;
+/// Addresses that a set of counted connections has at most.
+const COUNTED: u32 = 65_536;
+/// The longest part of a filter's name in names of chains.
+const TITLE: usize = 48;
+/// `01:80:c2:00:00:00` to `01:80:c2:00:00:0f`: a bridge keeps such frames for itself.
+const BRIDGE_GROUP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
+const BRIDGE_GROUP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
+
+/// Takes text as the name of something; what no name can have becomes `_`.
+fn name<T: std::str::FromStr>(text: &str) -> Option<T> {
+    let valid =
+        |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/') { c } else { '_' };
+    text.chars().map(valid).collect::<String>().parse().ok()
+}
+
+/// A name that is right.
+#[expect(
+    clippy::expect_used,
+    reason = "called with names of this module, which begin with a letter and are short"
+)]
+fn fixed<T: std::str::FromStr>(text: &str) -> T {
+    name(text).expect("a name")
+}
+
+/// The table.
+pub(crate) fn table() -> TableId {
+    TableId::bridge(fixed("nwfilter"))
+}
+
+/// The map that leads ports to their chains.
+pub(crate) fn dispatch_map(way: Way) -> Arc<Set> {
+    let name = fixed(match way {
+        Way::FromGuest => "from-guest",
+        Way::ToGuest => "to-guest",
+    });
+    Arc::new(Set::map(name, [Datatype::Ifname], MapData::Verdict))
+}
+
+/// The base chains and their rules.
+pub(crate) fn base_chains() -> Vec<(Chain, Vec<Rule>)> {
+    let base = |name: &str, hook, priority, rule| {
+        let base = BaseChain { kind: ChainType::Filter, hook, priority, policy: Policy::Accept };
+        (Chain { name: fixed(name), base: Some(base) }, vec![rule])
+    };
+    let (from, to) = (dispatch_map(Way::FromGuest), dispatch_map(Way::ToGuest));
+    let to_bridge = Rule::new().masked(field::ETHER_DADDR, BRIDGE_GROUP_MASK, Relation::Equal, BRIDGE_GROUP);
+    vec![
+        base(
+            "prerouting",
+            Hook::Prerouting,
+            PREROUTING_PRIORITY,
+            Rule::new().vmap(&[field::IIFNAME], &from.name),
+        ),
+        base("input", Hook::Input, 0, to_bridge.vmap(&[field::IIFNAME], &from.name)),
+        base("postrouting", Hook::Postrouting, 0, Rule::new().vmap(&[field::OIFNAME], &to.name)),
+    ]
+}
+
+/// The set with which fields of a packet are compared with each other.
+pub(crate) fn same_bytes() -> (Arc<Set>, Vec<Element>) {
+    let byte = Datatype::Integer { len: 1 };
+    let set = Set::new(fixed(SAME_BYTES), [byte, byte]);
+    let elements = (0..=u8::MAX).map(|byte| Element::new(ElementKey::one(&[[byte], [byte]]))).collect();
+    (Arc::new(set), elements)
+}
+
+/// The object of a helper.
+pub(crate) fn helper(kind: HelperKind) -> Object {
+    let transport = if kind.protocol() == 6 { "tcp" } else { "udp" };
+    Object::CtHelper(CtHelper {
+        name: fixed(&format!("{}-{transport}", kind.name)),
+        helper: kind.name.into(),
+        protocol: kind.protocol(),
+        l3proto: None,
+        comment: None,
+    })
+}
+
+/// The name of a class: that of its filter and its digest.
+pub(crate) fn class_name(class: &Class) -> String {
+    let title: String = class
+        .title
+        .chars()
+        .take(TITLE)
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' })
+        .collect();
+    // Names begin with a letter.
+    let letter = if title.starts_with(|c: char| c.is_ascii_alphabetic()) { "" } else { "f-" };
+    format!("{letter}{title}-{:012x}", class.digest() & 0xffff_ffff_ffff)
+}
+
+/// The class that a chain or set of the table belongs to.
+pub(crate) fn class_of(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(class, _)| class)
+}
+
+/// The key of a port in the maps.
+pub(crate) fn port_key(port: &PortDev) -> Vec<u8> {
+    // The names of ports are names of interfaces.
+    field::ifname(port.as_str()).unwrap_or_default().to_vec()
+}
+
+/// A class in the kernel's terms.
+#[derive(Debug)]
+pub(crate) struct Rendered {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its chains, with the rules of each and where they come from.
+    pub(crate) chains: Vec<(ChainName, Vec<(Rule, Origin)>)>,
+    /// The sets of ports' values, as the class numbers them.
+    pub(crate) sets: Vec<Arc<Set>>,
+    /// The sets of counted addresses.
+    pub(crate) counted: Vec<Arc<Set>>,
+    /// The chains that frames of its ports enter.
+    pub(crate) entries: Vec<(Way, ChainName)>,
+    /// The helpers it assigns.
+    pub(crate) helpers: Vec<HelperKind>,
+    /// Whether it compares fields with each other.
+    pub(crate) needs_same_bytes: bool,
+}
+
+pub(crate) fn render(class: &Class) -> Rendered {
+    let prefix = class_name(class);
+    let chains: Vec<ChainName> =
+        class.chains.iter().map(|chain| fixed(&clipped(&prefix, &chain.suffix))).collect();
+    let set_name = |suffix: String| -> SetName { fixed(&format!("{prefix}.{suffix}")) };
+    let sets = class.sets.iter().enumerate().map(|(index, set)| {
+        let key: Vec<Datatype> =
+            std::iter::once(Datatype::Ifname).chain(set.fields.iter().copied()).collect();
+        let comment = Some(Comment::new(&set.variables));
+        Arc::new(Set { comment, ..Set::new(set_name(index.to_string()), key) })
+    });
+    let counted = class.counted.iter().enumerate().map(|(index, address)| {
+        Arc::new(Set {
+            size: Some(COUNTED),
+            flags: SetFlags { dynamic: true, ..SetFlags::default() },
+            ..Set::new(set_name(format!("counted-{index}")), [Datatype::Ifname, *address])
+        })
+    });
+    let names =
+        Names { chains: &chains, sets: &sets.collect::<Vec<_>>(), counted: &counted.collect::<Vec<_>>() };
+    let entries = [(Way::FromGuest, class.from_guest), (Way::ToGuest, class.to_guest)];
+    let entries: Vec<_> =
+        entries.into_iter().filter_map(|(way, index)| Some((way, chains[index?].clone()))).collect();
+    let rendered = class.chains.iter().enumerate().map(|(index, chain)| {
+        let own = chain.rules.iter().map(|rule| (names.rule(rule, chain.way), rule.origin.clone()));
+        let replies =
+            if class.rejects() && class.to_guest == Some(index) { replies(class) } else { Vec::new() };
+        let replies = replies.into_iter().map(|rule| (rule, Origin::BUILT_IN));
+        (chains[index].clone(), replies.chain(own).collect())
+    });
+    Rendered {
+        chains: rendered.collect(),
+        sets: names.sets.to_vec(),
+        counted: names.counted.to_vec(),
+        entries,
+        helpers: class.helpers.iter().copied().collect(),
+        needs_same_bytes: class.literals().any(|condition| matches!(condition, Condition::SameBytes { .. })),
+        name: prefix,
+    }
+}
+
+/// A chain's name, cut where it is too long. What tells chains of a class apart stands first.
+fn clipped(prefix: &str, suffix: &str) -> String {
+    let suffix = suffix.replace('.', "_");
+    format!("{prefix}.{suffix}").chars().take(127).collect()
+}
+
+/// Lets pass what the kernel itself answers a guest whose packet the class rejects: the host sends it, and it belongs to no
+/// connection.
+fn replies(class: &Class) -> Vec<Rule> {
+    let tracks = class.literals().any(|condition| match condition {
+        Condition::Exprs(exprs) => {
+            exprs.iter().any(|expr| matches!(expr, Expr::Load { load: Load::Ct { .. }, .. }))
+        }
+        _ => false,
+    });
+    // Protocol, type "unreachable", code "port".
+    let answers = [([0x08, 0x00], 1, [3], [3]), ([0x86, 0xdd], 58, [1], [4])];
+    let rule = |(ether_type, protocol, kind, code): ([u8; 2], u8, [u8; 1], [u8; 1])| {
+        let mut rule = Rule::new()
+            .equal(field::IIFNAME, [0; 16])
+            .equal(field::ETHER_TYPE, ether_type)
+            .equal(field::L4PROTO, [protocol])
+            .equal(field::ICMP_TYPE, kind)
+            .equal(field::ICMP_CODE, code);
+        if tracks {
+            let invalid = state::INVALID.to_ne_bytes();
+            rule = rule.masked(field::CT_STATE, invalid, Relation::NotEqual, [0; 4]);
+        }
+        rule.verdict(Verdict::Accept).comment(Comment::new("answers to what is rejected"))
+    };
+    answers.into_iter().map(rule).collect()
+}
+
+/// The names of what rules of a class refer to.
+struct Names<'a> {
+    chains: &'a [ChainName],
+    sets: &'a [Arc<Set>],
+    counted: &'a [Arc<Set>],
+}
+
+impl Names<'_> {
+    fn rule(&self, rule: &ClassRule, way: Way) -> Rule {
+        let mut built = Rule::new();
+        for m in &rule.matches {
+            built = self.add(built, m, way);
+        }
+        let stops = matches!(rule.action, Action::Drop | Action::Reject(_) | Action::Continue);
+        if rule.comment.is_some() || stops {
+            built = built.counter();
+        }
+        built = match &rule.action {
+            Action::Accept => built.verdict(Verdict::Accept),
+            Action::Drop => built.verdict(Verdict::Drop),
+            Action::Reject(reject) => built.reject(*reject),
+            Action::Return => built.verdict(Verdict::Return),
+            Action::Continue => built,
+            Action::Jump(chain) => built.verdict(Verdict::Jump(self.chains[*chain].clone())),
+            Action::Goto(chain) => built.verdict(Verdict::Goto(self.chains[*chain].clone())),
+            Action::Helper(kind) => built.object(&helper(*kind)),
+        };
+        match &rule.comment {
+            Some(comment) => built.comment(Comment::new(comment)),
+            None => built,
+        }
+    }
+
+    fn add(&self, mut rule: Rule, m: &ClassMatch, way: Way) -> Rule {
+        let port = match way {
+            Way::FromGuest => field::IIFNAME,
+            Way::ToGuest => field::OIFNAME,
+        };
+        match m {
+            ClassMatch::Literal(condition) => {
+                rule.exprs.extend(condition::literal(condition, &fixed(SAME_BYTES)));
+                rule
+            }
+            ClassMatch::Member { set, loads, negated } => {
+                let loads: Vec<Load> = std::iter::once(port).chain(loads.iter().copied()).collect();
+                let set = &self.sets[*set].name;
+                if *negated { rule.is_not_in(&loads, set) } else { rule.is_in(&loads, set) }
+            }
+            ClassMatch::Connlimit { counted, source, limit } => {
+                rule.concat(&[port, *source]).expr(Expr::Dynset(Dynset {
+                    set: self.counted[*counted].name.clone(),
+                    op: DynsetOp::Add,
+                    sreg: Register::FIRST,
+                    timeout: None,
+                    stateful: vec![Stateful::Connlimit(*limit)],
+                    invert: false,
+                }))
+            }
+        }
+    }
+}
+
+/// The elements of a port in a set of its class.
+pub(crate) fn value_element(port: &PortDev, fields: &[Vec<u8>]) -> Element {
+    let key = std::iter::once(port_key(port)).chain(fields.iter().cloned()).collect::<Vec<_>>();
+    Element::new(ElementKey::one(&key))
+}
+
+/// The element that leads a port to a chain.
+pub(crate) fn dispatch_element(port: &PortDev, chain: &ChainName) -> Element {
+    Element::with(ElementKey::One(port_key(port)), ElementValue::Verdict(Verdict::Goto(chain.clone())))
+}

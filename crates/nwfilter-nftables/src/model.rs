@@ -1,0 +1,216 @@
+//! What the table holds, as it was read, and kept in step with what is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::class::Way;
+use crate::kernel::expr::{IFNAMSIZ, Verdict};
+use crate::kernel::{
+    Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation, Rule,
+    Set, SetName,
+};
+use crate::layout;
+
+/// What the table holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    /// Whether there is the table.
+    pub(crate) exists: bool,
+    /// The chains and their rules.
+    pub(crate) chains: BTreeMap<ChainName, (Chain, Vec<Rule>)>,
+    /// The sets and maps.
+    pub(crate) sets: BTreeMap<SetName, HeldSet>,
+    /// The helpers.
+    pub(crate) objects: BTreeMap<ObjectName, Object>,
+    /// How many elements of the maps lead to each class.
+    users: BTreeMap<String, usize>,
+    /// The sets with elements of each port.
+    by_port: BTreeMap<Vec<u8>, BTreeSet<SetName>>,
+}
+
+/// A set of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldSet {
+    pub(crate) set: Set,
+    pub(crate) elements: BTreeMap<ElementKey, Element>,
+}
+
+impl Model {
+    /// What was read.
+    pub(crate) fn of(table: Option<InstalledTable>) -> Self {
+        let mut model = Self::default();
+        let Some(table) = table else { return model };
+        model.exists = true;
+        model.objects = table.objects;
+        for (name, chain) in table.chains {
+            let rules = chain.rules.into_iter().map(|rule| rule.rule).collect();
+            model.chains.insert(name, (chain.chain, rules));
+        }
+        for (name, set) in table.sets {
+            // What is in these comes from packets.
+            let dynamic = set.set.flags.dynamic;
+            model.sets.insert(name.clone(), HeldSet { set: set.set, elements: BTreeMap::new() });
+            if !dynamic {
+                set.elements.into_iter().for_each(|element| model.add_element(&name, element.element));
+            }
+        }
+        model
+    }
+
+    /// The port's element in a map.
+    pub(crate) fn dispatched(&self, way: Way, port: &[u8]) -> Option<&Element> {
+        let map = self.sets.get(&layout::dispatch_map(way).name)?;
+        map.elements.get(&ElementKey::One(port.to_vec()))
+    }
+
+    /// The ports that maps lead somewhere.
+    pub(crate) fn dispatched_ports(&self) -> BTreeSet<&[u8]> {
+        let maps = [Way::FromGuest, Way::ToGuest].map(|way| layout::dispatch_map(way).name.clone());
+        let elements = maps.iter().filter_map(|map| self.sets.get(map)).flat_map(|map| map.elements.keys());
+        elements.filter_map(port_of).collect()
+    }
+
+    /// All ports that sets or maps have elements of.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = &[u8]> {
+        self.by_port.keys().map(Vec::as_slice)
+    }
+
+    /// The elements of a port in each set of a class.
+    pub(crate) fn values(&self, port: &[u8]) -> BTreeMap<&SetName, BTreeSet<&Element>> {
+        let mut values = BTreeMap::new();
+        for name in self.by_port.get(port).into_iter().flatten() {
+            let Some(held) = self.sets.get(name).filter(|_| layout::class_of(name.as_str()).is_some()) else {
+                continue;
+            };
+            let behind = held.elements.range(ElementKey::One(port.to_vec())..);
+            let own = behind.take_while(|(key, _)| port_of(key) == Some(port));
+            values.insert(name, own.map(|(_, element)| element).collect());
+        }
+        values
+    }
+
+    /// How many elements of the maps lead to a class.
+    pub(crate) fn users(&self, class: &str) -> usize {
+        self.users.get(class).copied().unwrap_or(0)
+    }
+
+    /// The classes that there are chains or sets of.
+    pub(crate) fn classes(&self) -> BTreeSet<&str> {
+        let chains = self.chains.keys().map(ChainName::as_str);
+        let sets = self.sets.keys().map(SetName::as_str);
+        chains.chain(sets).filter_map(layout::class_of).collect()
+    }
+
+    /// The chains of a class.
+    pub(crate) fn chains_of<'a>(&'a self, class: &'a str) -> impl Iterator<Item = &'a ChainName> {
+        self.chains.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
+    }
+
+    /// The sets of a class.
+    pub(crate) fn sets_of<'a>(&'a self, class: &'a str) -> impl Iterator<Item = &'a SetName> {
+        self.sets.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
+    }
+
+    /// Takes note of what was carried out.
+    pub(crate) fn carry_out(&mut self, operation: Operation) {
+        match operation {
+            Operation::AddTable { .. } => self.exists = true,
+            Operation::DeleteTable { .. } => *self = Self::default(),
+            Operation::AddChain { chain, .. } => {
+                self.chains.entry(chain.name.clone()).or_insert_with(|| (chain, Vec::new()));
+            }
+            Operation::FlushChain { chain, .. } => {
+                if let Some((_, rules)) = self.chains.get_mut(&chain) {
+                    rules.clear();
+                }
+            }
+            Operation::DeleteChain { chain, .. } => {
+                self.chains.remove(&chain);
+            }
+            Operation::AddRule { chain, rule, .. } => {
+                if let Some((_, rules)) = self.chains.get_mut(&chain) {
+                    rules.push(rule);
+                }
+            }
+            Operation::AddSet { set, .. } => {
+                let held = HeldSet { set: (*set).clone(), elements: BTreeMap::new() };
+                self.sets.entry(set.name.clone()).or_insert(held);
+            }
+            Operation::DeleteSet { set, .. } => {
+                let elements =
+                    self.sets.get(&set).map(|held| held.elements.values().cloned().collect::<Vec<_>>());
+                elements.into_iter().flatten().for_each(|element| self.delete_element(&set, &element));
+                self.sets.remove(&set);
+            }
+            Operation::AddElements { set, elements, .. } => {
+                elements.into_iter().for_each(|element| self.add_element(&set.name, element));
+            }
+            Operation::DeleteElements { set, elements, .. } => {
+                elements.iter().for_each(|element| self.delete_element(&set.name, element));
+            }
+            Operation::AddObject { object, .. } => {
+                self.objects.insert(object.name().clone(), object);
+            }
+            Operation::DeleteObject { object, .. } => {
+                self.objects.remove(object.name());
+            }
+            // This crate's plans have no others.
+            _ => {}
+        }
+    }
+
+    fn add_element(&mut self, set: &SetName, element: Element) {
+        if let Some(port) = port_of(&element.key) {
+            self.by_port.entry(port.to_vec()).or_default().insert(set.clone());
+        }
+        if let Some(class) = class_led_to(&element) {
+            *self.users.entry(class.into()).or_default() += 1;
+        }
+        if let Some(held) = self.sets.get_mut(set) {
+            held.elements.insert(element.key.clone(), element);
+        }
+    }
+
+    fn delete_element(&mut self, set: &SetName, element: &Element) {
+        let Some(held) = self.sets.get_mut(set) else { return };
+        let Some(element) = held.elements.remove(&element.key) else { return };
+        if let Some(class) = class_led_to(&element)
+            && let Some(users) = self.users.get_mut(class)
+        {
+            *users -= 1;
+        }
+        let Some(port) = port_of(&element.key) else { return };
+        let first = held.elements.range(ElementKey::One(port.to_vec())..).next();
+        if first.and_then(|(key, _)| port_of(key)) != Some(port)
+            && let Some(sets) = self.by_port.get_mut(port)
+        {
+            sets.remove(set);
+            if sets.is_empty() {
+                self.by_port.remove(port);
+            }
+        }
+    }
+}
+
+/// The port that a key begins with.
+fn port_of(key: &ElementKey) -> Option<&[u8]> {
+    match key {
+        ElementKey::One(key) => key.get(..IFNAMSIZ),
+        ElementKey::Range(..) => None,
+    }
+}
+
+/// The class that an element of a map leads to.
+pub(crate) fn class_led_to(element: &Element) -> Option<&str> {
+    match &element.value {
+        Some(ElementValue::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain))) => {
+            layout::class_of(chain.as_str())
+        }
+        _ => None,
+    }
+}
+
+/// The name of a port in a key.
+pub(crate) fn port_name(key: &[u8]) -> Option<nwfilter_xml::PortDev> {
+    let end = key.iter().position(|byte| *byte == 0).unwrap_or(key.len());
+    std::str::from_utf8(key.get(..end)?).ok()?.parse().ok()
+}

@@ -1,0 +1,413 @@
+//! What differs between what the table holds and what ports must have, as one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use nwfilter_rules::{Difference, DifferenceKind, KernelObject, Origin, Subject};
+use nwfilter_xml::PortDev;
+
+use crate::class::{Class, Values, Way};
+use crate::kernel::{Chain, ChainName, Element, Operation, Place, Rule, Set, Transaction};
+use crate::layout::{self, Rendered};
+use crate::model::{Model, class_led_to};
+
+/// What a port must have.
+pub(crate) enum Wanted {
+    /// The rules of a class, with these values.
+    Class(Arc<Rendered>, Values),
+    /// Nothing.
+    Gone,
+}
+
+/// The classes of a batch, each once.
+#[derive(Default)]
+pub(crate) struct Classes(BTreeMap<u64, Arc<Rendered>>);
+
+impl Classes {
+    pub(crate) fn rendered(&mut self, class: &Class) -> Arc<Rendered> {
+        self.0.entry(class.digest()).or_insert_with(|| Arc::new(layout::render(class))).clone()
+    }
+}
+
+/// Where an operation comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Cause {
+    /// The first port that asks for it; `None` for what all share.
+    pub(crate) port: Option<PortDev>,
+    /// The filter's rule.
+    pub(crate) origin: Origin,
+    /// Where it is.
+    pub(crate) object: KernelObject,
+    /// The rule.
+    pub(crate) rule: String,
+}
+
+/// A plan.
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// What is to be done.
+    pub(crate) transaction: Transaction<Cause>,
+    /// The ports that it is done for.
+    pub(crate) changed: BTreeSet<PortDev>,
+    /// What differs, sorted.
+    pub(crate) differences: Vec<Difference>,
+}
+
+struct Planner<'a> {
+    model: &'a Model,
+    wanted: &'a BTreeMap<PortDev, Wanted>,
+    report: bool,
+    plan: Plan,
+    /// Operations that come behind all others.
+    last: Vec<(Operation, Cause)>,
+}
+
+/// Plans what gives each port what it must have.
+pub(crate) fn plan(model: &Model, wanted: &BTreeMap<PortDev, Wanted>, report: bool) -> Plan {
+    let mut planner = Planner { model, wanted, report, plan: Plan::default(), last: Vec::new() };
+    let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)));
+    if filters_any || model.exists {
+        planner.base();
+        planner.classes();
+        planner.values();
+        planner.dispatch();
+        planner.unused();
+    }
+    let mut plan = planner.plan;
+    plan.transaction.extend(planner.last);
+    plan.differences.sort();
+    plan
+}
+
+fn chain_object(chain: &ChainName) -> KernelObject {
+    KernelObject::Chain { table: layout::TABLE.into(), chain: chain.to_string() }
+}
+
+fn set_object(set: &Set) -> KernelObject {
+    KernelObject::Set { table: layout::TABLE.into(), set: set.name.to_string() }
+}
+
+impl Planner<'_> {
+    fn cause(&self, port: Option<&PortDev>, object: KernelObject) -> Cause {
+        Cause { port: port.cloned(), origin: Origin::BUILT_IN, object, rule: String::new() }
+    }
+
+    fn push(&mut self, operation: Operation, cause: Cause) {
+        self.plan.transaction.push(operation, cause);
+    }
+
+    fn difference(
+        &mut self,
+        subject: Subject,
+        object: &KernelObject,
+        kind: DifferenceKind,
+        rule: &dyn std::fmt::Display,
+        origin: Option<&Origin>,
+    ) {
+        if self.report {
+            let origin = origin.filter(|origin| **origin != Origin::BUILT_IN).cloned();
+            let difference =
+                Difference { subject, object: object.clone(), kind, rule: rule.to_string(), origin };
+            self.plan.differences.push(difference);
+        }
+    }
+
+    // ---- what all share ----
+
+    fn base(&mut self) {
+        let table = layout::table();
+        let object = KernelObject::Table { table: layout::TABLE.into() };
+        if !self.model.exists {
+            let cause = self.cause(None, object);
+            self.push(Operation::AddTable { table, flags: Default::default() }, cause);
+        }
+        for way in [Way::FromGuest, Way::ToGuest] {
+            self.set(&layout::dispatch_map(way), None);
+        }
+        for (chain, rules) in layout::base_chains() {
+            let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
+            self.chain(chain, &rules, &[]);
+        }
+    }
+
+    /// Adds a set that is not there; tells whether it was.
+    fn set(&mut self, set: &Arc<Set>, port: Option<&PortDev>) -> bool {
+        if self.model.sets.contains_key(&set.name) {
+            return true;
+        }
+        let cause = self.cause(port, set_object(set));
+        self.push(Operation::AddSet { table: layout::table(), set: set.clone() }, cause);
+        false
+    }
+
+    /// Gives a chain its rules. `ports` are those that it is for; none for all of them.
+    fn chain(&mut self, chain: Chain, rules: &[(Rule, Origin)], ports: &[&PortDev]) {
+        let name = chain.name.clone();
+        let object = chain_object(&name);
+        let (table, model) = (layout::table(), self.model);
+        let held = model.chains.get(&name);
+        if held.is_some_and(|(held, held_rules)| {
+            *held == chain && held_rules.iter().eq(rules.iter().map(|(rule, _)| rule))
+        }) {
+            return;
+        }
+        self.plan.changed.extend(ports.iter().map(|port| (*port).clone()));
+        let subjects: Vec<Subject> = match ports {
+            [] => vec![Subject::Host],
+            ports => ports.iter().map(|port| Subject::Port((*port).clone())).collect(),
+        };
+        if self.report {
+            self.chain_differences(&subjects, &object, held.map_or(&[], |(_, rules)| rules), rules);
+        }
+        let cause = self.cause(ports.first().copied(), object.clone());
+        if let Some((_, held_rules)) = held
+            && !held_rules.is_empty()
+        {
+            self.push(Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone());
+        }
+        self.push(Operation::AddChain { table: table.clone(), chain }, cause.clone());
+        for (rule, origin) in rules {
+            let cause = Cause { origin: origin.clone(), rule: rule.to_string(), ..cause.clone() };
+            let (table, chain, rule) = (table.clone(), name.clone(), rule.clone());
+            self.push(Operation::AddRule { table, chain, place: Place::End, rule }, cause);
+        }
+    }
+
+    fn chain_differences(
+        &mut self,
+        subjects: &[Subject],
+        object: &KernelObject,
+        held: &[Rule],
+        rules: &[(Rule, Origin)],
+    ) {
+        let held_set: BTreeSet<&Rule> = held.iter().collect();
+        let wanted_set: BTreeSet<&Rule> = rules.iter().map(|(rule, _)| rule).collect();
+        for subject in subjects {
+            for (rule, origin) in rules.iter().filter(|(rule, _)| !held_set.contains(rule)) {
+                self.difference(subject.clone(), object, DifferenceKind::Missing, rule, Some(origin));
+            }
+            for rule in held.iter().filter(|rule| !wanted_set.contains(rule)) {
+                self.difference(subject.clone(), object, DifferenceKind::Foreign, rule, None);
+            }
+        }
+    }
+
+    // ---- classes ----
+
+    fn classes(&mut self) {
+        let wanted = self.wanted;
+        let mut classes: BTreeMap<&str, (&Rendered, Vec<&PortDev>)> = BTreeMap::new();
+        for (port, wanted) in wanted {
+            if let Wanted::Class(class, _) = wanted {
+                classes.entry(&class.name).or_insert_with(|| (class, Vec::new())).1.push(port);
+            }
+        }
+        for (class, ports) in classes.values() {
+            self.class(class, ports);
+        }
+    }
+
+    fn class(&mut self, class: &Rendered, ports: &[&PortDev]) {
+        let (table, first) = (layout::table(), ports.first().copied());
+        for kind in &class.helpers {
+            let object = layout::helper(*kind);
+            if self.model.objects.get(object.name()) != Some(&object) && !self.adds_object(&object) {
+                let cause = self.cause(first, KernelObject::Table { table: layout::TABLE.into() });
+                let cause = Cause { rule: format!("ct helper {}", kind.name), ..cause };
+                self.push(Operation::AddObject { table: table.clone(), object }, cause);
+            }
+        }
+        if class.needs_same_bytes && !self.model.sets.contains_key(&layout::same_bytes().0.name) {
+            self.same_bytes(first);
+        }
+        for set in class.sets.iter().chain(&class.counted) {
+            self.set(set, first);
+        }
+        // Rules lead to chains that come later.
+        let cause = self.cause(first, KernelObject::Table { table: layout::TABLE.into() });
+        for (name, _) in class.chains.iter().filter(|(name, _)| !self.model.chains.contains_key(name)) {
+            let chain = Chain::regular(name.clone());
+            self.push(Operation::AddChain { table: table.clone(), chain }, cause.clone());
+        }
+        for (name, rules) in &class.chains {
+            self.chain(Chain::regular(name.clone()), rules, ports);
+        }
+    }
+
+    fn adds_object(&self, object: &crate::kernel::Object) -> bool {
+        let mut operations = self.plan.transaction.operations().iter();
+        operations.any(|(operation, _)| matches!(operation, Operation::AddObject { object: added, .. } if added == object))
+    }
+
+    fn same_bytes(&mut self, port: Option<&PortDev>) {
+        let (set, elements) = layout::same_bytes();
+        let added = |(operation, _): &(Operation, _)| matches!(operation, Operation::AddSet { set: added, .. } if added.name == set.name);
+        if self.plan.transaction.operations().iter().any(added) {
+            return;
+        }
+        self.set(&set, port);
+        let cause = self.cause(port, set_object(&set));
+        self.push(Operation::AddElements { table: layout::table(), set, elements }, cause);
+    }
+
+    // ---- ports ----
+
+    fn values(&mut self) {
+        let (wanted, model) = (self.wanted, self.model);
+        let mut changes: BTreeMap<&str, (Arc<Set>, Changes<'_>)> = BTreeMap::new();
+        for (port, wanted) in wanted {
+            let key = layout::port_key(port);
+            let mut held = model.values(&key);
+            let (class, values) = match wanted {
+                Wanted::Class(class, values) => (Some(class), &values[..]),
+                Wanted::Gone => (None, &[][..]),
+            };
+            let sets = class.map_or(&[][..], |class| &class.sets);
+            for (set, values) in sets.iter().zip(values) {
+                let mut stale = held.remove(&set.name).unwrap_or_default();
+                let mut add = Vec::new();
+                for fields in values {
+                    let element = layout::value_element(port, fields);
+                    if !stale.remove(&element) {
+                        add.push(element);
+                    }
+                }
+                let delete: Vec<Element> = stale.into_iter().cloned().collect();
+                if !add.is_empty() || !delete.is_empty() {
+                    let entry =
+                        changes.entry(set.name.as_str()).or_insert_with(|| (set.clone(), Changes::default()));
+                    entry.1.take(port, delete, add);
+                }
+            }
+            for (name, stale) in held {
+                let Some(set) = model.sets.get(name) else { continue };
+                let entry = changes
+                    .entry(name.as_str())
+                    .or_insert_with(|| (Arc::new(set.set.clone()), Changes::default()));
+                entry.1.take(port, stale.into_iter().cloned().collect(), Vec::new());
+            }
+        }
+        for (set, changes) in changes.into_values() {
+            self.elements(set, changes);
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let (wanted, model) = (self.wanted, self.model);
+        for way in [Way::FromGuest, Way::ToGuest] {
+            let mut changes = Changes::default();
+            for (port, wanted) in wanted {
+                let held = model.dispatched(way, &layout::port_key(port));
+                let chain = match wanted {
+                    Wanted::Class(class, _) => class.entries.iter().find(|(of, _)| *of == way),
+                    Wanted::Gone => None,
+                };
+                let element = chain.map(|(_, chain)| layout::dispatch_element(port, chain));
+                if held != element.as_ref() {
+                    let (delete, add) = (held.cloned().into_iter().collect(), element.into_iter().collect());
+                    changes.take(port, delete, add);
+                }
+            }
+            self.elements(layout::dispatch_map(way), changes);
+        }
+    }
+
+    fn elements(&mut self, set: Arc<Set>, changes: Changes<'_>) {
+        let object = set_object(&set);
+        let Some(first) = changes.ports.first().copied() else { return };
+        for port in &changes.ports {
+            self.plan.changed.insert((*port).clone());
+        }
+        if self.report {
+            let of = |elements: &[(&PortDev, Element)], kind| {
+                elements
+                    .iter()
+                    .map(|(port, element)| (Subject::Port((*port).clone()), kind, element.to_string()))
+                    .collect::<Vec<_>>()
+            };
+            let all =
+                [of(&changes.delete, DifferenceKind::Foreign), of(&changes.add, DifferenceKind::Missing)];
+            for (subject, kind, text) in all.into_iter().flatten() {
+                self.difference(subject, &object, kind, &text, None);
+            }
+        }
+        let cause = self.cause(Some(first), object);
+        let elements = |elements: Vec<(&PortDev, Element)>| {
+            elements.into_iter().map(|(_, element)| element).collect::<Vec<_>>()
+        };
+        let (delete, add) = (elements(changes.delete), elements(changes.add));
+        let table = layout::table();
+        if !delete.is_empty() {
+            self.push(
+                Operation::DeleteElements { table: table.clone(), set: set.clone(), elements: delete },
+                cause.clone(),
+            );
+        }
+        if !add.is_empty() {
+            self.push(Operation::AddElements { table, set, elements: add }, cause);
+        }
+    }
+
+    // ---- what nobody needs ----
+
+    /// Removes classes that no port is of any more.
+    fn unused(&mut self) {
+        let (wanted, model) = (self.wanted, self.model);
+        let used: BTreeSet<&str> = wanted
+            .values()
+            .filter_map(|wanted| match wanted {
+                Wanted::Class(class, _) => Some(class.name.as_str()),
+                Wanted::Gone => None,
+            })
+            .collect();
+        // How many elements of the maps that lead to a class go.
+        let mut gone: BTreeMap<&str, usize> = BTreeMap::new();
+        for port in wanted.keys() {
+            let key = layout::port_key(port);
+            let held =
+                [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
+            for class in held.filter_map(class_led_to) {
+                *gone.entry(class).or_default() += 1;
+            }
+        }
+        let unused = model.classes().into_iter().filter(|class| {
+            !used.contains(class) && model.users(class) == gone.get(class).copied().unwrap_or(0)
+        });
+        for class in unused {
+            self.remove_class(class);
+        }
+    }
+
+    fn remove_class(&mut self, class: &str) {
+        let (model, table) = (self.model, layout::table());
+        for chain in model.chains_of(class) {
+            let cause = self.cause(None, chain_object(chain));
+            self.last.push((Operation::FlushChain { table: table.clone(), chain: chain.clone() }, cause));
+        }
+        for chain in model.chains_of(class) {
+            let cause = self.cause(None, chain_object(chain));
+            self.last.push((Operation::DeleteChain { table: table.clone(), chain: chain.clone() }, cause));
+        }
+        for name in model.sets_of(class) {
+            let Some(held) = model.sets.get(name) else { continue };
+            let cause = self.cause(None, set_object(&held.set));
+            self.last.push((Operation::DeleteSet { table: table.clone(), set: name.clone() }, cause));
+        }
+    }
+}
+
+/// Elements of a set that go and come.
+#[derive(Default)]
+struct Changes<'a> {
+    ports: Vec<&'a PortDev>,
+    delete: Vec<(&'a PortDev, Element)>,
+    add: Vec<(&'a PortDev, Element)>,
+}
+
+impl<'a> Changes<'a> {
+    fn take(&mut self, port: &'a PortDev, delete: Vec<Element>, add: Vec<Element>) {
+        self.ports.push(port);
+        self.delete.extend(delete.into_iter().map(|element| (port, element)));
+        self.add.extend(add.into_iter().map(|element| (port, element)));
+    }
+}
