@@ -12,7 +12,7 @@ use nwfilter::xml::{
     Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
     nearest, read_binding, read_domain, read_filter_with,
 };
-use nwfilterctl_shared::say;
+use nwfilterctl_shared::{check_readable, say, warn, with_causes};
 
 use crate::documents::{read_bytes, shown};
 use crate::output::{Answer, number_of};
@@ -36,10 +36,13 @@ pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<A
     let mut filters = stock_filters().clone();
     match stored_filters(store) {
         Ok(stored) => filters.extend(stored),
-        Err(error) => say(format_args!(
-            "warning: the store {} cannot be read, and includes are not looked up in it: {error}",
+        Err(error) => warn(format_args!(
+            "the store {} cannot be read, and includes are not looked up in it: {error}",
             store.display()
         )),
+    }
+    if let Err(error) = check_readable(store) {
+        warn(format_args!("filters of the store are not looked up: {}", with_causes(error.chain())));
     }
     let given = documents.iter().filter_map(|document| document.filter.clone());
     filters.extend(given.map(|filter| (filter.name.clone(), filter)));

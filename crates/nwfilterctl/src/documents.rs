@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nwfilter::xml::{Reading, Strictness, decode};
-use nwfilterctl_shared::say;
+use nwfilterctl_shared::{say, warns};
 
 /// The file name that stands for standard input.
 const STDIN: &str = "-";
@@ -37,7 +37,7 @@ pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
 
 /// What a document says. Where part of it is ignored or replaced, as libvirt does, that is told.
 pub(crate) fn accepted<T>(reading: Reading<T>) -> Result<T> {
-    if let Some(warnings) = reading.warnings() {
+    if let Some(warnings) = reading.warnings().filter(|_| warns()) {
         say(format_args!("{warnings}\n"));
     }
     Ok(reading.into_result()?)

@@ -59,7 +59,7 @@ fn define(driver: &Driver, watch: &Watch, old: &Arc<Filter>, file: &Path) -> Res
     let mut transaction = Transaction::new();
     transaction.define_filter(new);
     let committed = watch.during(|| driver.commit(transaction))?;
-    verbs::warn(&committed.applied);
+    verbs::warn_all(&committed.applied.warnings);
     Ok(committed)
 }
 

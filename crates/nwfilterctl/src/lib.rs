@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
+use log::LevelFilter;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
@@ -48,6 +49,12 @@ pub struct Options {
     /// Give up a change after so many seconds if another process keeps the stores locked; without it, wait
     #[arg(long, value_name = "SECONDS", global = true)]
     timeout: Option<u64>,
+    /// Log more; twice for what helps to find a bug
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print errors only, no warnings
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -88,12 +95,26 @@ impl Options {
 
     fn open_with(&self, config: Config, backend: Box<dyn Backend>) -> Result<Driver> {
         // One message, instead of one for each file.
-        [&config.config_dir, &config.state_dir].into_iter().try_for_each(|dir| check_readable(dir))?;
+        [&config.config_dir, &config.state_dir]
+            .into_iter()
+            .try_for_each(|dir| check_readable(dir))
+            .context(CANNOT_OPEN)?;
         let driver = Driver::open(config, backend).context(CANNOT_OPEN)?;
         Ok(match self.timeout {
             Some(seconds) => driver.with_patience(Duration::from_secs(seconds)),
             None => driver,
         })
+    }
+
+    /// Starts the log on stderr. A program logs at `level` and above, unless the options or RUST_LOG ask for other levels.
+    pub fn start_log(&self, level: LevelFilter) {
+        let level = if self.quiet { LevelFilter::Error } else { level };
+        let level = LevelFilter::iter().nth(level as usize + usize::from(self.verbose));
+        let level = level.unwrap_or(LevelFilter::Trace);
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level.as_str()))
+            .format_timestamp(None)
+            .format_target(false)
+            .init();
     }
 
     /// Whether connections get conntrack helpers.
@@ -145,9 +166,11 @@ impl Options {
         let switches = [
             ("--keep-bridge-nf", self.keep_bridge_nf),
             ("--no-helpers", self.no_helpers),
+            ("--quiet", self.quiet),
             ("--dispatch=tree", matches!(self.dispatch, Some(DispatchName::Tree))),
             ("--dispatch=list", matches!(self.dispatch, Some(DispatchName::List))),
         ];
+        args.extend(std::iter::repeat_n("--verbose".into(), self.verbose.into()));
         args.extend(self.timeout.map(|seconds| format!("--timeout={seconds}").into()));
         args.extend(switches.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).into()));
         Ok(args)
@@ -162,14 +185,6 @@ impl ListenOptions {
             options.into_iter().filter_map(|(name, value)| Some([name.into(), value.as_ref()?.into()]));
         given.flatten().collect()
     }
-}
-
-/// Starts the log on stderr, at `level` unless RUST_LOG says another.
-pub fn start_log(level: &str) {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .format_timestamp(None)
-        .format_target(false)
-        .init();
 }
 
 /// The exit code of a program, whose error is told on stderr.
@@ -189,8 +204,20 @@ pub fn say(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Whether warnings are wanted, and not only errors.
+pub fn warns() -> bool {
+    log::max_level() >= LevelFilter::Warn
+}
+
+/// Warns on stderr, unless only errors are logged.
+pub fn warn(text: impl Display) {
+    if warns() {
+        say(format_args!("warning: {text}"));
+    }
+}
+
 /// Refuses a store with documents that this user may not read: they would be as if they were not there.
-fn check_readable(store: &Path) -> Result<()> {
+pub fn check_readable(store: &Path) -> Result<()> {
     if geteuid().is_root() {
         return Ok(());
     }
@@ -202,9 +229,9 @@ fn check_readable(store: &Path) -> Result<()> {
         if is_document { access().err().filter(|errno| *errno == Errno::EACCES) } else { None }
     };
     match documents.find_map(|file| refusal(&file).map(|errno| (file, errno))) {
-        Some((file, errno)) => Err(io::Error::from(errno))
-            .with_context(|| format!("cannot read {}", file.display()))
-            .context(CANNOT_OPEN),
+        Some((file, errno)) => {
+            Err(io::Error::from(errno)).with_context(|| format!("cannot read {}", file.display()))
+        }
         None => Ok(()),
     }
 }

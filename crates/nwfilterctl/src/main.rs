@@ -21,8 +21,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Error, Result};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use log::LevelFilter;
 use nwfilter::Driver;
-use nwfilterctl_shared::{ListenOptions, Options, exit_code, say, start_log};
+use nwfilterctl_shared::{ListenOptions, Options, exit_code, warn};
 
 use crate::cli::{Change, Cli, Verb};
 use crate::output::Answer;
@@ -33,7 +34,8 @@ const NO_DRY_RUN: &str =
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(if matches!(cli.verb, Verb::Learn) { "info" } else { "warn" });
+    let level = if matches!(cli.verb, Verb::Learn) { LevelFilter::Info } else { LevelFilter::Warn };
+    cli.options.start_log(level);
     exit_code(run(cli))
 }
 
@@ -79,7 +81,7 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     if may_need_learner {
         // The verb has done its work: what is missing now can be made good.
         if let Err(error) = learn::start_if_needed(&driver, options) {
-            say(format_args!("warning: {error:#}; 'nwfilterctl reload' tries again"));
+            warn(format_args!("{error:#}; 'nwfilterctl reload' tries again"));
         }
     }
     Ok(answer)

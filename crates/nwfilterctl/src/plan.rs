@@ -3,7 +3,6 @@
 use anyhow::Result;
 use nwfilter::rules::{Difference, DifferenceKind};
 use nwfilter::{Driver, Preview};
-use nwfilterctl_shared::say;
 use serde_json::json;
 
 use crate::cli::Change;
@@ -38,7 +37,7 @@ fn shown(preview: &Preview, as_json: bool) -> Answer {
         );
         return Answer::json(&json!({"stores": texts, "rules": differences, "warnings": warnings}));
     }
-    warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
+    verbs::warn_all(warnings);
     let is_new = |difference: &&Difference| difference.kind == DifferenceKind::Missing;
     let written = differences.iter().filter(is_new).count();
     let rule = |difference: &Difference| {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nwfilter::{Driver, Progress};
+use nwfilterctl_shared::warns;
 
 /// How long a change takes before the line appears.
 const LONG: Duration = Duration::from_secs(1);
@@ -17,7 +18,7 @@ pub(crate) struct Watch(Option<Arc<Mutex<Option<Progress>>>>);
 
 /// A driver whose changes can be watched, if stderr is a terminal.
 pub(crate) fn watched(driver: Driver) -> (Driver, Watch) {
-    if !stderr().is_terminal() {
+    if !stderr().is_terminal() || !warns() {
         return (driver, Watch(None));
     }
     let last: Arc<Mutex<Option<Progress>>> = Arc::default();

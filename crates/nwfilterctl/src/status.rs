@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use nwfilter::{Driver, PortStatus};
-use nwfilterctl_shared::{Options, say, with_causes};
+use nwfilterctl_shared::{Options, with_causes};
 use serde_json::json;
 
 use crate::output::{Answer, address_text, number_of, port_json};
 use crate::places::Places;
-use crate::verbs::tell_of_ports;
+use crate::verbs::{tell_of_ports, warn_all};
 
 /// What a driver has and how the kernel is; bad if that is not as it should be, or not known.
 pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Result<Answer> {
@@ -17,7 +17,7 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
     let (ports, problems) = (driver.port_statuses()?, driver.problems()?);
     let drift = driver.diff();
     if let Ok(drift) = &drift {
-        drift.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
+        warn_all(&drift.warnings);
         tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.odd);
     }
     let is_good = drift.as_ref().is_ok_and(nwfilter::Drift::is_empty);

@@ -9,9 +9,11 @@ use nwfilter::xml::{
     DocumentKind, Filter, PortDev, Strictness, Uuid, read_binding, read_filter, read_filter_with,
     write_binding, write_filter,
 };
-use nwfilter::{Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction};
+use nwfilter::{
+    Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction, Warning,
+};
 use nwfilter_xtables::restore_text;
-use nwfilterctl_shared::{say, with_causes};
+use nwfilterctl_shared::{say, warn, with_causes};
 use serde_json::json;
 
 use crate::documents::{accepted, is_stdin, read, shown};
@@ -31,7 +33,7 @@ pub(crate) fn define(
     let (transaction, read_from) = definitions(files, strictness)?;
     let committed =
         watch.during(|| driver.commit(transaction)).map_err(|error| in_files(error, &read_from))?;
-    warn(&committed.applied);
+    warn_all(&committed.applied.warnings);
     let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
     Ok(defined(&committed, &sources, as_json))
 }
@@ -129,7 +131,7 @@ pub(crate) fn binding_create(
 ) -> Result<Answer> {
     let (transaction, created) = new_bindings(files)?;
     let applied = watch.during(|| driver.commit(transaction))?.applied;
-    warn(&applied);
+    warn_all(&applied.warnings);
     if as_json {
         let created: Vec<_> =
             created.iter().map(|(port, file)| json!({"port": port.as_str(), "file": file})).collect();
@@ -213,7 +215,7 @@ pub(crate) fn render(driver: &Driver, file: &Path, helpers: bool, as_json: bool)
 
 pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
-    drift.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
+    warn_all(&drift.warnings);
     let mut places = Places::new(driver);
     tell_of_ports(&mut places, &drift.failed, &drift.odd);
     Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))
@@ -221,7 +223,7 @@ pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
 
 pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<Answer> {
     let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
-    warn(&applied);
+    warn_all(&applied.warnings);
     tell_of_ports(&mut Places::new(driver), &failed, &odd);
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     let answer = if as_json {
@@ -257,7 +259,7 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
 /// Says which damaged files were moved aside earlier. Those that are found damaged are in the log, on stderr.
 pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
     let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
-    aside.for_each(|problem| say(format_args!("warning: {problem}")));
+    aside.for_each(warn);
     Ok(())
 }
 
@@ -275,16 +277,14 @@ pub(crate) fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], odd:
 /// Says the same of some ports, and how many more there are.
 fn tell_of_many(ports: &[PortDev], what: &str) {
     const SHOWN: usize = 10;
-    ports.iter().take(SHOWN).for_each(|port| say(format_args!("warning: port '{port}' {what}")));
+    ports.iter().take(SHOWN).for_each(|port| warn(format_args!("port '{port}' {what}")));
     if ports.len() > SHOWN {
-        say(format_args!("warning: the same is true of {}", number_of(ports.len() - SHOWN, "more port")));
+        warn(format_args!("the same is true of {}", number_of(ports.len() - SHOWN, "more port")));
     }
 }
 
-pub(crate) fn warn(applied: &Applied) {
-    for warning in &applied.warnings {
-        say(format_args!("warning: {warning}"));
-    }
+pub(crate) fn warn_all(warnings: &[Warning]) {
+    warnings.iter().for_each(warn);
 }
 
 fn warnings(applied: &Applied) -> Vec<String> {

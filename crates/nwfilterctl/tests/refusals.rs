@@ -72,6 +72,23 @@ fn what_cannot_be_told_on_stderr_stops_nothing() {
 }
 
 #[test]
+fn warnings_are_not_printed_when_only_errors_are_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f.xml"), FILTER.replace("<rule", "<rule prio='1'")).unwrap();
+    let said = |args: &[&str]| {
+        let output = run(&dir, args);
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(said(&["fmt", "f.xml"]).contains("warning[NWF0027]"));
+    assert_eq!(said(&["fmt", "f.xml", "-q"]), "");
+    assert_eq!(run(&dir, &["list", "-q", "-v"]).status.code(), Some(2));
+    fs::create_dir(dir.path().join("etc")).unwrap();
+    fs::write(dir.path().join("etc/broken.xml"), "<filter").unwrap();
+    assert!(said(&["list", "-q"]).contains("is damaged"), "an error is an error");
+}
+
+#[test]
 fn who_may_not_read_the_stores_is_told_so_once() {
     skip_unless!(Need::Root);
     let dir = tempfile::tempdir().unwrap();
@@ -99,6 +116,13 @@ fn who_may_not_read_the_stores_is_told_so_once() {
     for verb in ["list", "binding-list", "diff", "reload"] {
         assert!(run(&[verb]).contains("cannot read etc/"));
     }
+    let checked = dir.path().join("check.xml");
+    fs::write(&checked, "<filter name='c'><filterref filter='allow-arp'/></filter>").unwrap();
+    fs::set_permissions(&checked, Permissions::from_mode(0o644)).unwrap();
+    let checked = command(&program, &dir, &["check", "check.xml"]).uid(NOBODY).gid(NOBODY).output().unwrap();
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.success() && said.matches("Permission denied").count() == 1, "{said}");
+
     fs::set_permissions(dir.path().join("etc"), Permissions::from_mode(0o700)).unwrap();
     for verb in ["list", "binding-list"] {
         assert!(run(&[verb]).starts_with("error: cannot open the stores\n"));

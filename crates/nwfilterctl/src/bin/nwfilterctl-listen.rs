@@ -9,10 +9,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
 use nwfilter::Driver;
 use nwfilter_libvirt::{Guard, Listener, Status, Stopper};
-use nwfilterctl_shared::{ListenOptions, Options, exit_code, start_log};
+use nwfilterctl_shared::{ListenOptions, Options, exit_code};
 
 /// Keeps the bindings in step with the guests of a libvirt, until SIGTERM.
 #[derive(Parser)]
@@ -26,7 +27,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log("info");
+    cli.options.start_log(LevelFilter::Info);
     let done = cli.options.open().and_then(|driver| listen(&driver, &cli.listen));
     exit_code(done.map(|()| ExitCode::SUCCESS))
 }
