@@ -9,6 +9,24 @@ use nix::unistd::Uid;
 use crate::packages::{DEMO, TEST, ensure_installed};
 use crate::vm;
 
+/// Makes a package of each crate but those that are only for this workspace.
+const PACKAGE: [&str; 14] = [
+    "package",
+    "--workspace",
+    "--exclude",
+    "nwfilter-testlab",
+    "--exclude",
+    "nwfilter-examples",
+    "--exclude",
+    "nwfilter-benches",
+    "--exclude",
+    "xtask",
+    "--no-verify",
+    "--offline",
+    "--allow-dirty",
+    "--quiet",
+];
+
 /// Runs all checks; the tests come last, so that their summary does.
 pub(crate) fn run() -> Result<ExitCode> {
     ensure_installed(&[DEMO, TEST])?;
@@ -16,9 +34,11 @@ pub(crate) fn run() -> Result<ExitCode> {
     if !root {
         println!("not root: tests that need namespaces say that they are skipped");
     }
-    let checks: [&[&str]; 4] = [
+    let checks: [&[&str]; 5] = [
         &["fmt", "--all", "--check"],
         &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        // Whether each crate could be published; it is not built from its package.
+        &PACKAGE,
         // Tests load the module and run the command line from where cargo puts them.
         &["build", "--workspace", "--quiet"],
         &["test", "--workspace", "--no-fail-fast"],

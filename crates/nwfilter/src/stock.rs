@@ -7,7 +7,7 @@ use nwfilter_xml::{Filter, FilterName, Uuid, read_filter, write_filter};
 
 macro_rules! stock {
     ($($name:literal),+ $(,)?) => {
-        [$(($name, include_str!(concat!("../../../xml-fixtures/stock/", $name, ".xml")))),+]
+        [$(($name, include_str!(concat!("../stock/", $name, ".xml")))),+]
     };
 }
 
