@@ -205,13 +205,15 @@ fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
     let texts: Vec<_> = thread::scope(|scope| {
         let start = |tool: &Tool| {
             let tool = *tool;
-            (tool, scope.spawn(move || tool::save(tool)))
+            (tool, thread::Builder::new().spawn_scoped(scope, move || tool::save(tool)))
         };
         let readers: Vec<_> = tools.iter().map(start).collect();
-        let text = |reader: thread::ScopedJoinHandle<'_, _>| {
-            reader.join().unwrap_or_else(|panic| resume_unwind(panic))
+        let text = |(tool, reader): (Tool, io::Result<thread::ScopedJoinHandle<'_, _>>)| match reader {
+            Ok(reader) => (tool, reader.join().unwrap_or_else(|panic| resume_unwind(panic))),
+            // Where no thread can be started, one is asked after the other.
+            Err(_) => (tool, tool::save(tool)),
         };
-        readers.into_iter().map(|(tool, reader)| (tool, text(reader))).collect()
+        readers.into_iter().map(text).collect()
     });
     let mut tables = Tables::new();
     for (tool, text) in texts {

@@ -191,6 +191,24 @@ fn a_port_is_not_listed_as_learning_while_no_process_learns() -> Result<()> {
 }
 
 #[test]
+fn a_port_is_bound_and_learned_where_no_thread_can_be_started() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let tap = host.tap("tap0")?;
+    let file = dir.path().join("binding.xml");
+    fs::write(&file, cli.binding(0, ""))?;
+    let mut create = cli.command(&["binding-create", &file.display().to_string()]);
+    // A stack of a petabyte: the kernel refuses it.
+    let output = create.env("RUST_MIN_STACK", (1_u64 << 50).to_string()).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let ends = Ends::v4(mac(0), [10, 0, 0, 1].into(), mac(99), [10, 0, 0, 254].into());
+    tap.send(&frames::udp(&ends, 1000, 2000, b"anything"))?;
+    cli.wait_for("binding-list", "10.0.0.1 (ipv4)")?;
+    cli.wait_for("diff", "0 differences")
+}
+
+#[test]
 fn learning_by_dhcp_from_any_server_is_warned_of() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let (host, dir) = (Host::new()?, tempfile::tempdir()?);
