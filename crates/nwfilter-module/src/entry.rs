@@ -14,7 +14,8 @@ use crate::abi::{
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
 use crate::probe::{self, Slot};
 use crate::refusal::{Code, Refusal};
-use crate::service::{Role, Service, Validation};
+use crate::service::{Role, Service};
+use crate::validation::Validation;
 
 /// VIR_NWFILTER_DEFINE_VALIDATE and VIR_NWFILTER_BINDING_CREATE_VALIDATE
 const VALIDATE: c_uint = 1;

@@ -15,6 +15,7 @@ mod logging;
 mod probe;
 mod refusal;
 mod service;
+mod validation;
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,7 @@
 //! What the caller of libvirt is told: libvirt's error code for the case, and our message.
 
 use nwfilter::{Error, with_causes};
+use nwfilter_xml::{Code as Problem, Diagnostics};
 
 /// libvirt's error numbers (virErrorNumber) that this driver uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub(crate) enum Code {
     OperationFailed = 9,
     /// VIR_ERR_XML_ERROR
     Xml = 27,
+    /// VIR_ERR_XML_DETAIL
+    XmlDetail = 35,
     /// VIR_ERR_OPERATION_INVALID
     OperationInvalid = 55,
     /// VIR_ERR_NO_NWFILTER
@@ -52,7 +55,7 @@ impl From<Error> for Refusal {
 /// The code that libvirt's own driver uses in the same case.
 fn code(error: &Error) -> Code {
     match error {
-        Error::Invalid(_) => Code::Xml,
+        Error::Invalid(problems) => document_code(problems),
         Error::NoSuchFilter(_) => Code::NoFilter,
         Error::NoSuchBinding(_) => Code::NoBinding,
         Error::StockFilter(_) | Error::FilterInUse { .. } => Code::OperationInvalid,
@@ -61,4 +64,19 @@ fn code(error: &Error) -> Code {
         }
         _ => Code::Internal,
     }
+}
+
+/// The code for a document that is refused, where no schema is asked for: whether it is no XML, or says something wrong.
+pub(crate) fn document_code(problems: &Diagnostics) -> Code {
+    let no_xml = |problem| {
+        let all = [
+            Problem::DocumentType,
+            Problem::MalformedXml,
+            Problem::EndsEarly,
+            Problem::EmptyDocument,
+            Problem::TooDeep,
+        ];
+        all.contains(&problem)
+    };
+    if problems.items.iter().any(|item| no_xml(item.code)) { Code::XmlDetail } else { Code::Xml }
 }

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nwfilter::{Applied, Config, Driver, Error, Keeper, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
-    Binding, Diagnostics, Filter, Reading, Strictness, Uuid, read_binding, read_filter_with, write_binding,
-    write_filter,
+    Binding, Filter, Strictness, Uuid, read_binding, read_filter_with, write_binding, write_filter,
 };
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
@@ -13,6 +12,7 @@ use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};
 use crate::lock;
 use crate::refusal::{Code, Refusal};
+use crate::validation::{Validation, valid};
 
 /// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
 const FILTERS: &str = "/etc/libvirt/nwfilter";
@@ -48,15 +48,6 @@ fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
 fn driver(dispatch: Dispatch) -> Result<Driver, Error> {
     let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
     Driver::open(config, Xtables::new(Settings { dispatch, ..Settings::default() }))
-}
-
-/// How a document is checked before it is taken.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Validation {
-    /// What libvirt ignores or replaces is taken.
-    Lenient,
-    /// The document must be as the schema says.
-    Schema,
 }
 
 impl Service {
@@ -234,17 +225,6 @@ impl Service {
     pub(crate) fn binding_xml(&self, binding: &Binding) -> String {
         write_binding(binding)
     }
-}
-
-fn valid<T>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
-    let problems = &reading.diagnostics;
-    if validation == Validation::Schema && !problems.items.is_empty() {
-        return Err(Refusal::new(Code::XmlInvalidSchema, problems.to_string()));
-    }
-    if let Some(warnings) = reading.warnings() {
-        log::log!(if warnings.widen_a_rule() { log::Level::Error } else { log::Level::Warn }, "{warnings}");
-    }
-    reading.into_result().map_err(|problems: Diagnostics| Refusal::new(Code::Xml, problems.to_string()))
 }
 
 /// What a reload did, in libvirt's log.

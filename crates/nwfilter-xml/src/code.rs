@@ -38,8 +38,9 @@ codes! {
         "An element has at most 256 attributes. No element of the language has more than 40."
     4 TooManyParts "The document has too many parts"
         "A document has at most 1,000,000 elements and texts, and at most 256 declarations of namespaces (`xmlns`)."
-    5 DocumentType "The document has a document type"
-        "`<!DOCTYPE …>` is not read, because it can make a short document arbitrarily long. Take it out."
+    5 DocumentType "The document has a document type with declarations"
+        "`<!DOCTYPE … [ … ]>` is not read, because it can make a short document arbitrarily long. Take it out. A document \
+         type without brackets has no effect."
     6 MalformedXml "The document is not well-formed XML"
         "The message says what was expected at this place. Frequent causes: a quote is missing, an end tag does not have the \
          name of its start tag, `&` or `<` is not written as `&amp;` or `&lt;`."

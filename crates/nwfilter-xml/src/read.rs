@@ -184,12 +184,13 @@ impl Reader<'_> {
             return None;
         }
         let limits = Limits { depth: MAX_DEPTH, attributes: MAX_ATTRIBUTES, namespaces: MAX_NAMESPACES };
-        let Scan { excess, open } = scan(self.text, limits);
+        let Scan { excess, open, plain_type } = scan(self.text, limits);
         if let Some(excess) = excess {
             self.excessive(excess);
             return None;
         }
-        let options = ParsingOptions { nodes_limit: MAX_NODES, ..ParsingOptions::default() };
+        let options =
+            ParsingOptions { nodes_limit: MAX_NODES, allow_dtd: plain_type, ..ParsingOptions::default() };
         let text = self.text;
         match Document::parse_with_options(text, options) {
             Ok(xml) => {
@@ -231,9 +232,9 @@ impl Reader<'_> {
             }
             roxmltree::Error::DtdDetected => {
                 let at = text.find("<!DOCTYPE").unwrap_or(0);
-                let help = "take it out: a filter needs no document type, and entities are not expanded";
+                let help = "take it out: a filter needs no entities, and none is expanded";
                 let covered = if text[at..].starts_with("<!DOCTYPE") { "<!DOCTYPE".len() } else { 0 };
-                let message = "a document type declaration is not read";
+                let message = "a document type with declarations is not read";
                 self.problems.error(Code::DocumentType, at..at + covered, message, Some(help.into()));
             }
             roxmltree::Error::NodesLimitReached => {

@@ -27,6 +27,8 @@ pub(crate) struct Scan {
     pub(crate) excess: Option<Excess>,
     /// Where the innermost element, comment or tag starts that the end of the text leaves open.
     pub(crate) open: Option<usize>,
+    /// Whether there is a document type, and each there is declares nothing.
+    pub(crate) plain_type: bool,
 }
 
 /// Scans a document.
@@ -38,17 +40,24 @@ pub(crate) fn scan(text: &str, limits: Limits) -> Scan {
     let mut open: Vec<usize> = Vec::new();
     let mut namespaces = 0;
     let mut at = 0;
-    let excess = |excess| Scan { excess: Some(excess), open: None };
+    let mut plain_type = false;
+    let excess = |excess| Scan { excess: Some(excess), ..Scan::default() };
     loop {
         let Some(start) = memchr(b'<', &bytes[at..]).map(|found| at + found) else {
-            return Scan { excess: None, open: open.last().copied() };
+            return Scan { excess: None, open: open.last().copied(), plain_type };
         };
         let tag = start + 1;
         let end = match bytes.get(tag) {
             Some(b'!') if bytes[tag..].starts_with(b"!--") => behind(text, tag + 3, "-->"),
             Some(b'!') if bytes[tag..].starts_with(b"![CDATA[") => behind(text, tag + 8, "]]>"),
             Some(b'?') => behind(text, tag + 1, "?>"),
-            Some(b'!') => return Scan::default(),
+            Some(b'!') => match document_type(bytes, tag) {
+                Some(end) => {
+                    plain_type = true;
+                    Some(end)
+                }
+                None => return Scan::default(),
+            },
             Some(b'/') => {
                 if open.pop().is_none() {
                     return Scan::default();
@@ -76,7 +85,7 @@ pub(crate) fn scan(text: &str, limits: Limits) -> Scan {
         };
         match end {
             Some(end) => at = end,
-            None => return Scan { excess: None, open: Some(start) },
+            None => return Scan { excess: None, open: Some(start), plain_type },
         }
     }
 }
@@ -115,6 +124,19 @@ fn start_tag(bytes: &[u8], from: usize) -> StartTag {
     tag
 }
 
+/// Where a document type ends that declares nothing, as entities are declared between brackets.
+fn document_type(bytes: &[u8], tag: usize) -> Option<usize> {
+    let mut at = tag + bytes[tag..].strip_prefix(b"!DOCTYPE").map(|_| "!DOCTYPE".len())?;
+    loop {
+        match bytes.get(at)? {
+            b'>' => return Some(at + 1),
+            b'[' | b'<' => return None,
+            quote @ (b'"' | b'\'') => at += memchr(*quote, &bytes[at + 1..])? + 2,
+            _ => at += 1,
+        }
+    }
+}
+
 fn behind(text: &str, from: usize, end: &str) -> Option<usize> {
     Some(from + text.get(from..)?.find(end)? + end.len())
 }
@@ -144,7 +166,9 @@ mod tests {
             ("<a><b></b></a>", 2),
             ("<a><b><c", 2),
             ("</a><a><b><c>", 0),
-            ("<!DOCTYPE a><a><b>", 0),
+            ("<!DOCTYPE a><a><b>", 2),
+            ("<!DOCTYPE a SYSTEM '>[' \"<\"><a><b>", 2),
+            ("<!DOCTYPE a [<!ENTITY e ''>]><a><b>", 0),
         ] {
             // The third of `<a><b><c` is not a whole tag, but may become one.
             let deepest = deepest + usize::from(text.ends_with("<c"));
@@ -163,6 +187,22 @@ mod tests {
         assert_eq!(excess(text, Limits { attributes: 2, ..LIMITS }), Some(Excess::Attributes(0)));
         let second = text.find("<g").map(Excess::Namespaces);
         assert_eq!(excess(text, Limits { namespaces: 1, ..LIMITS }), second);
+    }
+
+    #[test]
+    fn a_document_type_is_plain_if_none_declares_anything() {
+        for (text, plain) in [
+            ("<a/>", false),
+            ("<!-- <!DOCTYPE a> --><a/>", false),
+            ("<!DOCTYPE a><a/>", true),
+            ("<!DOCTYPE a PUBLIC '[' \">\" ><a/>", true),
+            ("<!DOCTYPE a []><a/>", false),
+            ("<!DOCTYPE a [<!ENTITY e ''>]><a/>", false),
+            ("<!DOCTYPE a><!DOCTYPE a [<!ENTITY e ''>]><a/>", false),
+            ("<!DOCTYPE a", false),
+        ] {
+            assert_eq!(scan(text, LIMITS).plain_type, plain, "{text}");
+        }
     }
 
     #[test]

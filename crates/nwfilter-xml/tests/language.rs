@@ -308,7 +308,7 @@ Seen with libvirt 9.0.0.
 | an element in a rule that is no protocol, or an attribute that a protocol does not have | is ignored: the rule matches more | is refused, except in the libvirt module |
 | more than 256 attributes of an element, or 256 declarations of namespaces | are read | are refused |
 | a document in UTF-16 or Latin-1 | is read | is refused, with how to convert it |
-| a document type declaration | is read, and entities are expanded | is refused |
+| a document type with declarations (`<!DOCTYPE … [ … ]>`) | is read, and entities are expanded | is refused |
 | a namespace prefix that is not declared | is taken | is refused |
 | `<filterref filter=…>` with what cannot be the name of a filter | is taken, and fails when a port is bound | is refused |
 | in `<ip>` and `<ipv6>`, a `protocol` that is a variable replaces one that has ports | ports are taken, in a form that libvirt cannot read again | ports are refused |
