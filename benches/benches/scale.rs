@@ -87,8 +87,7 @@ struct Lab {
 impl Lab {
     fn new(ports: usize) -> Result<Self> {
         let (host, dir) = (Host::new()?, tempfile::tempdir()?);
-        let config =
-            Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+        let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
         for dir in [&config.config_dir, &config.state_dir] {
             fs::create_dir(dir)?;
         }

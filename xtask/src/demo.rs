@@ -31,7 +31,7 @@ fn demonstrate() -> Result<ExitCode> {
     println!("building a host: a bridge, a guest that serves FTP, HTTP and SSH, a client outside");
     let lab = SeedLab::new()?;
     let dir = tempfile::tempdir()?;
-    let config = Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+    let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
     let driver = Driver::open(config, Xtables::default())?;
     println!("defining the filter '{name}' of the libvirt manual");
     driver.define_filter(name, filter)?;

@@ -60,7 +60,7 @@ fn with_listener(
 }
 
 fn driver(host: &Host, dir: &tempfile::TempDir) -> Result<Driver> {
-    let config = Config { config_dir: dir.path().join("etc"), state_dir: dir.path().join("run") };
+    let config = Config::new(dir.path().join("etc"), dir.path().join("run"));
     Ok(host.enter(|| Driver::open(config, Xtables::default()))?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nwfilter::{Applied, Config, Driver, Error, Keeper, Reloaded, Transaction, with_causes};
+use nwfilter::{Applied, Builder, Config, Driver, Error, Keeper, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
     Binding, Filter, Strictness, Uuid, read_binding, read_filter_with, write_binding, write_filter,
 };
@@ -13,10 +13,6 @@ use crate::libvirt::{LoadError, uuid_of};
 use crate::lock;
 use crate::refusal::{Code, Refusal};
 use crate::validation::{Validation, valid};
-
-/// libvirt's own directories, so that the module can be put in its driver's place and taken out again.
-const FILTERS: &str = "/etc/libvirt/nwfilter";
-const BINDINGS: &str = "/run/libvirt/nwfilter-binding";
 
 /// The driver behind every connection.
 pub(crate) struct Service {
@@ -45,9 +41,9 @@ fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
     SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn driver(dispatch: Dispatch) -> Result<Driver, Error> {
-    let config = Config { config_dir: FILTERS.into(), state_dir: BINDINGS.into() };
-    Driver::open(config, Xtables::new(Settings { dispatch, ..Settings::default() }))
+/// A driver over libvirt's own directories, so that the module can be put in its driver's place and taken out again.
+fn driver(dispatch: Dispatch, builder: Builder) -> Result<Driver, Error> {
+    builder.config(Config::libvirt()).open(Xtables::new(Settings { dispatch, ..Settings::default() }))
 }
 
 impl Service {
@@ -88,7 +84,8 @@ impl Service {
         service.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Ends what it learns too, unless a call is still running.
         drop(service);
-        let left = driver(Dispatch::List).and_then(|driver| driver.without_learner().reload());
+        let left =
+            driver(Dispatch::List, Driver::builder().without_learner()).and_then(|driver| driver.reload());
         lock::release();
         left?;
         Ok(())
@@ -96,7 +93,7 @@ impl Service {
 
     fn open(role: Role) -> Result<Self, Refusal> {
         let driver = match role {
-            Role::System => Some(Arc::new(driver(Dispatch::Tree)?)),
+            Role::System => Some(Arc::new(driver(Dispatch::Tree, Driver::builder())?)),
             Role::Session => None,
         };
         // What can be served must be: a host whose tables cannot be read now may have them read later.

@@ -29,8 +29,8 @@ impl Driver {
     ///   names a filter the transaction brought or took away. Of the transaction's documents only the first may be
     ///   in the store; the next [`Driver::reload`] brings the kernel to those that are.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
-        let ticket = self.queue.join(transaction);
-        let lead = match self.queue.turn(&ticket) {
+        let ticket = self.queue().join(transaction);
+        let lead = match self.queue().turn(&ticket) {
             Turn::Answered(answer) => return answer,
             Turn::Leads(lead) => lead,
         };
@@ -46,7 +46,7 @@ impl Driver {
     fn carry_out(&self, stores: &mut Stores, group: Vec<Waiting>) {
         let mut groups = VecDeque::from([group]);
         while let Some(group) = groups.pop_front() {
-            let (mut draft, mut accepted) = (Draft::new(stores, &self.reporter), Vec::new());
+            let (mut draft, mut accepted) = (Draft::new(stores, self.host(), &self.reporter), Vec::new());
             for waiting in group {
                 match draft.add(&waiting.transaction) {
                     Ok(outcome) => accepted.push((waiting, outcome)),

@@ -1,37 +1,21 @@
 //! The driver: holds filters and bindings, decides which ruleset each port must have, and brings the kernel there.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
 use nwfilter_xml::{Binding, Filter, Strictness, read_filter_with};
 
+use crate::config::{Builder, Config};
 use crate::events::Feed;
 use crate::files::{Problem, log_warnings};
 use crate::group::Queue;
 use crate::learn::service::Background;
-use crate::links::unbridged;
 use crate::lock::lock;
 use crate::metrics::Meter;
 use crate::progress::Reporter;
 use crate::stores::Stores;
-use crate::{Error, Phase, Transaction};
-
-/// Where a driver keeps its filters and bindings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The filter store. libvirt's is `/etc/libvirt/nwfilter`.
-    pub config_dir: PathBuf,
-    /// The binding store. libvirt's is `/run/libvirt/nwfilter-binding`.
-    pub state_dir: PathBuf,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { config_dir: "/etc/nwfilter".into(), state_dir: "/run/nwfilter".into() }
-    }
-}
+use crate::{Error, Host, Phase, Transaction};
 
 /// A network-filter driver over two directories and a backend.
 ///
@@ -62,74 +46,77 @@ impl Default for Config {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Driver {
+    shared: Arc<Shared>,
+    pub(crate) learner: Background,
+    pub(crate) reporter: Reporter,
+}
+
+/// What a driver owns together with its threads, which learn addresses and repair: they change it as callers do.
+struct Shared {
     config: Config,
-    backend: Arc<dyn Backend>,
+    backend: Box<dyn Backend>,
     /// The stores as they were seen last. Held only to read or replace them, never while the kernel is changed.
     view: Mutex<Arc<Stores>>,
     /// The transactions that wait for another one.
-    pub(crate) queue: Queue,
-    pub(crate) learner: Background,
-    pub(crate) reporter: Reporter,
-    /// How long a change waits for other processes.
-    patience: Option<Duration>,
-    shared: Arc<Shared>,
-}
-
-/// What a driver has in common with the one that learns for it.
-#[derive(Debug, Default)]
-struct Shared {
+    queue: Queue,
     feed: Feed,
     meter: Meter,
 }
 
 impl Driver {
-    /// Opens the stores. Nothing is written, neither to disk nor to the kernel.
+    /// Opens a driver that learns addresses by a thread of its own: [`Driver::builder`] without any option.
     pub fn open(config: Config, backend: impl Backend + 'static) -> Result<Self, Error> {
-        Self::over(config, Arc::new(backend), Background::default(), Arc::default())
+        Self::builder().config(config).open(backend)
     }
 
-    /// Another driver over the same stores and backend, which leaves learning to others.
-    pub(crate) fn over_same_stores(&self) -> Result<Self, Error> {
-        let theirs = (self.config.clone(), self.backend.clone(), self.shared.clone());
-        let other = Self::over(theirs.0, theirs.1, Background::elsewhere(), theirs.2)?;
-        Ok(Self { patience: self.patience, ..other })
+    /// The steps to a driver with other options.
+    pub fn builder() -> Builder {
+        Builder::default()
     }
 
-    /// The same driver, whose changes fail with [`Error::Locked`] if another process keeps the stores locked for longer.
-    /// Without a limit they wait, and a log message names the process after a second.
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
-        self
-    }
-
-    fn over(
+    pub(crate) fn with(
         config: Config,
-        backend: Arc<dyn Backend>,
-        learner: Background,
-        shared: Arc<Shared>,
+        backend: Box<dyn Backend>,
+        reporter: Reporter,
+        without_learner: bool,
     ) -> Result<Self, Error> {
         let mut stores = Stores::new(&config);
         stores.refresh()?;
-        shared.meter.stores(&stores);
-        Ok(Self {
+        let meter = Meter::default();
+        meter.stores(&stores);
+        let shared = Shared {
             config,
             backend,
             view: Mutex::new(Arc::new(stores)),
             queue: Queue::default(),
-            learner,
-            reporter: Reporter::default(),
-            patience: None,
-            shared,
-        })
+            feed: Feed::default(),
+            meter,
+        };
+        let learner = if without_learner { Background::elsewhere() } else { Background::default() };
+        Ok(Self { shared: Arc::new(shared), learner, reporter })
+    }
+
+    /// The same driver for a thread of its own.
+    pub(crate) fn for_thread(&self) -> Self {
+        let (learner, reporter) = (Background::elsewhere(), Reporter::default());
+        Self { shared: self.shared.clone(), learner, reporter }
     }
 
     /// What enforces the rules, as users choose it: `xtables`.
     pub fn backend_name(&self) -> &'static str {
-        self.backend.name()
+        self.backend().name()
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {
-        &*self.backend
+        &*self.shared.backend
+    }
+
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.shared.queue
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.shared.config.host
     }
 
     pub(crate) fn feed(&self) -> &Feed {
@@ -142,7 +129,7 @@ impl Driver {
 
     /// Where the filters and the bindings are.
     pub(crate) fn config(&self) -> &Config {
-        &self.config
+        &self.shared.config
     }
 
     // ---- filters ----
@@ -275,13 +262,13 @@ impl Driver {
 
     fn view(&self) -> MutexGuard<'_, Arc<Stores>> {
         // A panic while the stores were held left them at most out of date, and they are read again before each use.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a change while no other thread or process makes one, on a copy of the stores. Lookups see the copy when the
     /// change is done.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        let lock = lock(&self.config.state_dir, self.patience)?;
+        let lock = lock(&self.shared.config.state_dir, self.shared.config.patience)?;
         let mut stores = Arc::unwrap_or_clone(self.look()?);
         stores.tidy();
         let done = change(&mut stores)?;
@@ -307,8 +294,8 @@ impl Driver {
         }
         self.reporter.report(Phase::Kernel, 0, batch.ports.len());
         let begin = Instant::now();
-        let mut applied = self.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
-        applied.warnings.extend(unbridged(batch));
+        let mut applied = self.shared.backend.apply(batch).inspect_err(|_| self.meter().refused())?;
+        applied.warnings.extend(self.host().unbridged(batch));
         applied.warnings.sort();
         self.meter().applied(batch, begin.elapsed());
         self.reporter.report(Phase::Kernel, batch.ports.len(), batch.ports.len());

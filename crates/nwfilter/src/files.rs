@@ -14,13 +14,12 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nwfilter_xml::{Diagnostics, Reading, decode};
 use tempfile::NamedTempFile;
 
+use crate::config::Layout;
 use crate::{Error, atomic};
 
 /// What tells whether a file is still the one that was read.
 type Stamp = (u64, i64, i64, u64);
 
-/// Where libvirt keeps its own documents.
-const LIBVIRTS: [&str; 3] = ["/etc/libvirt", "/run/libvirt", "/var/run/libvirt"];
 /// What a damaged file's name has behind its own.
 const DAMAGED: &str = ".damaged";
 /// Damaged files of one name that are kept.
@@ -30,8 +29,8 @@ const MAX_DAMAGED: u32 = 100;
 ///
 /// A damaged file is moved aside by the next operation that writes: `NAME.xml` becomes `NAME.xml.damaged`, or
 /// `NAME.xml.damaged.1` and so on where that exists already. Its content stays as it is, and an editor that is about
-/// to write it goes on in the file that was moved. Operations that only look move nothing. In libvirt's own stores,
-/// below `/etc/libvirt` and `/run/libvirt`, a file stays where it is, because libvirt may be able to read it; it is
+/// to write it goes on in the file that was moved. Operations that only look move nothing. In libvirt's own stores
+/// ([`Layout::Libvirt`]) a file stays where it is, because libvirt may be able to read it; it is
 /// moved only so that a new document of its name does not overwrite it. A file that cannot be read is never moved
 /// and never overwritten.
 ///
@@ -69,6 +68,7 @@ impl fmt::Display for Problem {
 #[derive(Clone)]
 pub(crate) struct Directory<T> {
     path: PathBuf,
+    layout: Layout,
     read: fn(&str, &str) -> Reading<T>,
     name_of: fn(&T) -> String,
     loaded: BTreeMap<String, (Stamp, Content<T>)>,
@@ -94,15 +94,15 @@ pub(crate) struct Step {
     over_damaged: bool,
 }
 
-/// Whether a store is libvirt's own, which libvirt's driver reads too.
-pub(crate) fn is_libvirts(path: &Path) -> bool {
-    LIBVIRTS.iter().any(|libvirts| path.starts_with(libvirts))
-}
-
 impl<T> Directory<T> {
-    pub(crate) fn new(path: &Path, read: fn(&str, &str) -> Reading<T>, name_of: fn(&T) -> String) -> Self {
+    pub(crate) fn new(
+        path: &Path,
+        layout: Layout,
+        read: fn(&str, &str) -> Reading<T>,
+        name_of: fn(&T) -> String,
+    ) -> Self {
         let (loaded, aside, leftovers) = Default::default();
-        Self { path: path.to_owned(), read, name_of, loaded, aside, leftovers }
+        Self { path: path.to_owned(), layout, read, name_of, loaded, aside, leftovers }
     }
 
     /// Reads what changed since the last call. A directory that does not exist is empty. A file that is no document
@@ -189,7 +189,7 @@ impl<T> Directory<T> {
 
     /// Moves damaged files aside, if the directory is not libvirt's. What cannot be moved stays.
     pub(crate) fn set_damaged_aside(&mut self) {
-        if is_libvirts(&self.path) {
+        if self.layout == Layout::Libvirt {
             return;
         }
         let mut moved = Vec::new();

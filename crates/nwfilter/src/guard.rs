@@ -78,9 +78,10 @@ impl Driver {
         let watch = watch.ok_or_else(|| {
             failed(format!("backend '{}' cannot watch for changes", self.backend().name()).into())
         })?;
-        let links = LinkWatch::open().map_err(|error| failed(Box::new(error)))?;
+        let follows = self.host().is_kernel().then(LinkWatch::open).transpose();
+        let links = follows.map_err(|error| failed(Box::new(error)))?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
-        let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.over_same_stores()?);
+        let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.for_thread());
         let guard = Guard::new(driver, watch, links, waker.clone(), repairs.clone());
         let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| guard.run());
         let thread = thread.map_err(|error| failed(Box::new(error)))?;
@@ -93,7 +94,8 @@ struct Guard {
     driver: Driver,
     /// `None` after it failed, until there is another.
     watch: Option<Box<dyn Watch>>,
-    links: LinkWatch,
+    /// `None` where the interfaces are not the kernel's.
+    links: Option<LinkWatch>,
     waker: Arc<Waker>,
     repairs: Arc<AtomicU64>,
     pending: Option<Pending>,
@@ -118,7 +120,7 @@ impl Guard {
     fn new(
         driver: Driver,
         watch: Box<dyn Watch>,
-        links: LinkWatch,
+        links: Option<LinkWatch>,
         waker: Arc<Waker>,
         repairs: Arc<AtomicU64>,
     ) -> Self {
@@ -165,7 +167,8 @@ impl Guard {
             None => PollTimeout::NONE,
         };
         let watch = self.watch.iter().map(|watch| watch.as_fd());
-        let descriptors = watch.chain([self.waker.as_fd(), self.links.as_fd()]);
+        let links = self.links.iter().map(|links| links.as_fd());
+        let descriptors = watch.chain(links).chain([self.waker.as_fd()]);
         let mut descriptors: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => (),
@@ -216,7 +219,8 @@ impl Guard {
 
     /// Takes what became of the interfaces.
     fn follow_links(&mut self) {
-        let changes = self.links.changes().unwrap_or_else(|error| {
+        let Some(links) = &mut self.links else { return };
+        let changes = links.changes().unwrap_or_else(|error| {
             log::error!("what becomes of network interfaces is not known: {error}");
             std::thread::sleep(PAUSES.0);
             self.hear_of([]);

@@ -8,12 +8,14 @@
 
 mod atomic;
 mod commit;
+mod config;
 mod driver;
 mod error;
 mod events;
 mod files;
 mod group;
 mod guard;
+mod host;
 mod learn;
 mod link_watch;
 mod links;
@@ -28,11 +30,13 @@ mod stores;
 mod transaction;
 mod written;
 
-pub use driver::{Config, Driver};
+pub use config::{Builder, Config, Layout};
+pub use driver::Driver;
 pub use error::{Error, with_causes};
 pub use events::Event;
 pub use files::{Problem, ProblemKind};
 pub use guard::Keeper;
+pub use host::Host;
 pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;

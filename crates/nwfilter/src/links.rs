@@ -9,7 +9,6 @@ use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkExtentMask, Li
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
-use nwfilter_rules::{Batch, Warning};
 use nwfilter_xml::PortDev;
 
 /// Whether packets of a port get to its rules.
@@ -89,24 +88,6 @@ impl Links {
             }
         }
     }
-}
-
-/// A warning for each port that a batch filters and that is in no bridge.
-pub(crate) fn unbridged(batch: &Batch) -> Vec<Warning> {
-    let find = || {
-        let links = Links::open()?;
-        let mut warnings = Vec::new();
-        for (port, _) in batch.filtered() {
-            if links.attachment(port)? == Attachment::Unbridged {
-                warnings.push(Warning::Unbridged { port: port.clone() });
-            }
-        }
-        Ok(warnings)
-    };
-    find().unwrap_or_else(|error: io::Error| {
-        log::warn!("whether ports are in a bridge is not known: {error}");
-        Vec::new()
-    })
 }
 
 /// What is known of an interface.

@@ -2,7 +2,6 @@
 
 use nwfilter_rules::{Difference, Planned, Warning};
 
-use crate::links::unbridged;
 use crate::transaction::Draft;
 use crate::{Driver, Error, Event, Transaction};
 
@@ -25,14 +24,14 @@ impl Driver {
     /// committed.
     pub fn preview(&self, transaction: &Transaction) -> Result<Preview, Error> {
         let stores = self.look()?;
-        let mut draft = Draft::new(&stores, &self.reporter);
+        let mut draft = Draft::new(&stores, self.host(), &self.reporter);
         let events = draft.add(transaction)?.events;
         let batch = draft.into_change().batch;
         if batch.ports.is_empty() {
             return Ok(Preview { events, ..Preview::default() });
         }
         let Planned { differences, mut warnings } = self.backend().plan(&batch)?;
-        warnings.extend(unbridged(&batch));
+        warnings.extend(self.host().unbridged(&batch));
         warnings.sort();
         Ok(Preview { events, differences, warnings })
     }

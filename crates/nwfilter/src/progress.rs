@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Driver;
-
 /// How far the change is that a driver is about to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -39,18 +37,9 @@ impl fmt::Display for Progress {
     }
 }
 
-impl Driver {
-    /// The same driver, telling how far its changes are. It waits while it tells: `report` must return soon, and
-    /// must not call the driver.
-    pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        self.reporter = Reporter(Some(Arc::new(report)));
-        self
-    }
-}
-
 /// Tells of progress whoever wants to hear of it.
 #[derive(Clone, Default)]
-pub(crate) struct Reporter(Option<Arc<dyn Fn(Progress) + Send + Sync>>);
+pub(crate) struct Reporter(pub(crate) Option<Arc<dyn Fn(Progress) + Send + Sync>>);
 
 impl Reporter {
     pub(crate) fn report(&self, phase: Phase, done: usize, total: usize) {

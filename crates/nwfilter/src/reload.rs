@@ -8,9 +8,8 @@ use std::sync::Arc;
 use nwfilter_rules::{Applied, Batch, Difference, Planned, Ruleset, Subject, Warning};
 use nwfilter_xml::{Binding, FilterName, PortDev};
 
-use crate::links::unbridged;
 use crate::salvage::{self, Salvaged};
-use crate::stores::{Stores, interface_exists};
+use crate::stores::Stores;
 use crate::{Driver, Error, Event, Phase};
 
 /// What a reload did.
@@ -100,7 +99,7 @@ impl Driver {
         let stores = self.look()?;
         let wish = Wish::of(self, &stores)?;
         let Planned { differences, mut warnings } = self.backend().plan(&wish.batch)?;
-        warnings.extend(unbridged(&wish.batch));
+        warnings.extend(self.host().unbridged(&wish.batch));
         warnings.sort();
         Ok(Drift { differences, failed: wish.failed, odd: wish.odd, warnings })
     }
@@ -169,7 +168,7 @@ impl Wish {
         for (done, binding) in stores.bindings.documents().enumerate() {
             driver.reporter.report(Phase::Rules, done, total);
             let port = binding.port.clone();
-            if !interface_exists(&port) {
+            if !driver.host().has(&port) {
                 wish.odd.absent.push(port);
                 continue;
             }
@@ -186,7 +185,7 @@ impl Wish {
         }
         let unbound = installed.ports.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
         for port in unbound {
-            match interface_exists(port) || stores.bindings.is_lost(port.as_str()) {
+            match driver.host().has(port) || stores.bindings.is_lost(port.as_str()) {
                 true => wish.odd.unbound.push(port.clone()),
                 false => {
                     wish.removed.push(port.clone());

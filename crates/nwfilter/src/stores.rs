@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use nwfilter_rules::Ruleset;
 use nwfilter_xml::{
-    Binding, Filter, FilterName, PortDev, Reading, Strictness, read_binding, read_filter, read_filter_with,
+    Binding, Filter, FilterName, Reading, Strictness, read_binding, read_filter, read_filter_with,
 };
 
 use crate::Error;
-use crate::driver::Config;
-use crate::files::{Directory, is_libvirts};
+use crate::config::{Config, Layout};
+use crate::files::Directory;
 use crate::learn::known::Known;
 use crate::learn::now;
 use crate::learn::service::NeedCache;
@@ -36,10 +36,14 @@ impl Stores {
     pub(crate) fn new(config: &Config) -> Self {
         let state_dir: &Path = &config.state_dir;
         // Libvirt has made rules of its files as it reads them, and guests run with these rules.
-        let read = if is_libvirts(&config.config_dir) { read_as_libvirt } else { read_filter };
+        let read = if config.layout == Layout::Libvirt { read_as_libvirt } else { read_filter };
         Self {
-            filters: Directory::new(&config.config_dir, read, |filter| filter.name.to_string()),
-            bindings: Directory::new(state_dir, read_binding, |binding| binding.port.to_string()),
+            filters: Directory::new(&config.config_dir, config.layout, read, |filter| {
+                filter.name.to_string()
+            }),
+            bindings: Directory::new(state_dir, config.layout, read_binding, |binding| {
+                binding.port.to_string()
+            }),
             known: Known::new(state_dir),
             need_cache: Arc::default(),
         }
@@ -82,9 +86,4 @@ impl Stores {
 
 fn read_as_libvirt(document: &str, text: &str) -> Reading<Filter> {
     read_filter_with(document, text, Strictness::AsLibvirt)
-}
-
-/// Whether the host, as the calling thread's network namespace shows it, has an interface of that name.
-pub(crate) fn interface_exists(port: &PortDev) -> bool {
-    nix::net::if_::if_nametoindex(port.as_str()).is_ok()
 }

@@ -12,9 +12,9 @@ use crate::learn::now;
 use crate::learn::wanted::{Past, wanted};
 use crate::progress::Reporter;
 use crate::stock::stock_filters;
-use crate::stores::{FilterMap, Stores, interface_exists};
+use crate::stores::{FilterMap, Stores};
 use crate::written::comment;
-use crate::{Error, Event, Phase};
+use crate::{Error, Event, Host, Phase};
 
 /// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
 ///
@@ -125,6 +125,7 @@ pub(crate) struct Change {
 #[derive(Clone)]
 pub(crate) struct Draft<'a> {
     stores: &'a Stores,
+    host: &'a Host,
     reporter: &'a Reporter,
     /// The filters that names refer to.
     filters: FilterMap,
@@ -144,8 +145,8 @@ pub(crate) struct Outcome {
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(stores: &'a Stores, reporter: &'a Reporter) -> Self {
-        Self { stores, reporter, filters: stores.filter_map(), change: Change::default() }
+    pub(crate) fn new(stores: &'a Stores, host: &'a Host, reporter: &'a Reporter) -> Self {
+        Self { stores, host, reporter, filters: stores.filter_map(), change: Change::default() }
     }
 
     pub(crate) fn into_change(self) -> Change {
@@ -245,7 +246,7 @@ impl<'a> Draft<'a> {
     /// `None` if the port is bound just so.
     fn bind(&mut self, mut binding: Binding) -> Result<Option<Event>, Error> {
         let port = binding.port.clone();
-        if !interface_exists(&port) {
+        if !self.host.has(&port) {
             return Err(Error::NoSuchPort(port));
         }
         binding.pass_mac();
@@ -324,7 +325,7 @@ impl<'a> Draft<'a> {
 
     /// The ports among them that have an interface: one without has its binding for nothing.
     fn present_users(&self, names: &BTreeSet<FilterName>) -> BTreeSet<PortDev> {
-        self.users(names).map(|user| user.port.clone()).filter(interface_exists).collect()
+        self.users(names).map(|user| user.port.clone()).filter(|port| self.host.has(port)).collect()
     }
 }
 

@@ -41,10 +41,7 @@ impl Lab {
     }
 
     fn driver(&self, dispatch: Dispatch) -> Driver {
-        let config = Config {
-            config_dir: self.dir.path().join("filters"),
-            state_dir: self.dir.path().join("bindings"),
-        };
+        let config = Config::new(self.dir.path().join("filters"), self.dir.path().join("bindings"));
         Driver::open(config, Xtables::new(Settings { dispatch, ..Settings::default() })).unwrap()
     }
 

@@ -28,8 +28,7 @@ impl Lab {
         let host = Host::builder().bridge_nf(bridge_nf).build().unwrap();
         let taps = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
         let dir = tempfile::tempdir().unwrap();
-        let config =
-            Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+        let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
         let driver = Driver::open(config, Xtables::default()).unwrap();
         Self { host, driver, dir, _taps: taps }
     }
@@ -124,7 +123,7 @@ fn a_filter_in_use_is_not_undefined() {
 #[test]
 fn a_filter_that_would_include_itself_is_not_defined() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+    let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
     let driver = Driver::open(config, Xtables::default()).unwrap();
     let filter = |name: &str, includes: &str| {
         let text = format!("<filter name='{name}'><filterref filter='{includes}'/></filter>");
@@ -257,8 +256,7 @@ fn bridge_filtering_is_switched_on_before_ip_rules_count_or_they_are_refused() {
         || lab.host.enter(|| fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap());
     lab.define(&accepting(22)).unwrap();
     let forbidding = nwfilter_xtables::Settings { enable_bridge_filtering: false, ..Default::default() };
-    let config =
-        Config { config_dir: lab.dir.path().join("filters"), state_dir: lab.dir.path().join("other") };
+    let config = Config::new(lab.dir.path().join("filters"), lab.dir.path().join("other"));
     let strict = Driver::open(config, Xtables::new(forbidding)).unwrap();
     let binding =
         "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
@@ -275,8 +273,7 @@ fn bridge_filtering_is_switched_on_before_ip_rules_count_or_they_are_refused() {
 fn another_process_on_the_same_stores_is_seen() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new();
-    let config =
-        Config { config_dir: lab.dir.path().join("filters"), state_dir: lab.dir.path().join("bindings") };
+    let config = Config::new(lab.dir.path().join("filters"), lab.dir.path().join("bindings"));
     let other = Driver::open(config, Xtables::default()).unwrap();
     other.define_filter("test.xml", &accepting(22)).unwrap();
     lab.bind("tap0", "f").unwrap();
@@ -286,7 +283,7 @@ fn another_process_on_the_same_stores_is_seen() {
 #[test]
 fn a_damaged_file_is_ignored_and_the_rest_of_the_store_works() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+    let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
     fs::create_dir(&config.config_dir).unwrap();
     fs::write(config.config_dir.join("broken.xml"), "<filter name='broken'><rule").unwrap();
     fs::write(config.config_dir.join("wrong.xml"), "<filter name='right'/>").unwrap();

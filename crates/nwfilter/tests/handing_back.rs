@@ -33,10 +33,10 @@ fn libvirt_takes_ports_back_from_a_list_as_it_left_them() {
     daemon.stop().unwrap();
 
     let take_over = |dispatch| {
-        let config = Config {
-            config_dir: daemon.path("/etc/libvirt/nwfilter").unwrap(),
-            state_dir: daemon.path("/run/libvirt/nwfilter-binding").unwrap(),
-        };
+        let config = Config::new(
+            daemon.path("/etc/libvirt/nwfilter").unwrap(),
+            daemon.path("/run/libvirt/nwfilter-binding").unwrap(),
+        );
         let settings = Settings { dispatch, ..Settings::default() };
         let driver = Driver::open(config, Xtables::new(settings)).unwrap();
         host.enter(|| driver.reload()).unwrap();

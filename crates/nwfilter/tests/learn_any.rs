@@ -301,7 +301,7 @@ fn a_port_waits_in_vain_while_nobody_learns_and_says_so() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let lab = Lab::new()?;
     let _guest = lab.host.tap("tap0")?;
-    let driver = lab.driver()?.without_learner();
+    let driver = lab.passive_driver()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[])?;
     let (family, method) = (Family::Ipv4, Method::Any);
     let unattended = BindingState::Unattended { family, method };

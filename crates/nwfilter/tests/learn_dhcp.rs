@@ -152,7 +152,7 @@ fn the_lease_file_is_libvirts_own_where_the_bindings_are() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let Ports { lab, guest, net, driver } = ports()?;
     drop(driver);
-    let config = Config { state_dir: lab.dir.path().join("nwfilter-binding"), ..lab.config() };
+    let config = Config::new(lab.config().config_dir, lab.dir.path().join("nwfilter-binding"));
     let driver = Driver::open(config, Xtables::default())?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
     exchange(&guest, &net, ADDRESS, 600)?;

@@ -195,7 +195,7 @@ fn an_address_of_the_host_or_a_neighbour_is_not_learned_and_only_dhcp_passes_unt
         assert!(!guest.delivers(net, &claim(taken))?);
         assert!(guest.delivers(net, &asked(&request(MessageType::Request, FREE), GUEST))?);
 
-        let other = lab.driver()?.without_learner();
+        let other = lab.passive_driver()?;
         assert_eq!(other.binding_state("tap0")?, refused(taken), "every process knows it");
         assert_eq!(lab.host.enter(|| other.diff())?.differences, []);
         guest.send(&claim(FREE))?;

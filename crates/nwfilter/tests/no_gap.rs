@@ -59,7 +59,7 @@ impl Lab {
 }
 
 fn stores(dir: &tempfile::TempDir) -> Config {
-    Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") }
+    Config::new(dir.path().join("filters"), dir.path().join("bindings"))
 }
 
 #[test]

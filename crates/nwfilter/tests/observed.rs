@@ -7,7 +7,7 @@ mod driver_support;
 use std::sync::{Arc, Mutex};
 
 use driver_support::{Lab, accepting, binding, define, refused};
-use nwfilter::{Fake, Metrics, Phase, Progress, Transaction};
+use nwfilter::{Driver, Fake, Metrics, Phase, Progress, Transaction};
 use nwfilter_testlab::{Need, skip_unless};
 
 #[test]
@@ -90,7 +90,9 @@ fn progress_goes_through_all_ports_and_phases() {
     skip_unless!(Need::Root);
     let (lab, fake, told) = (Lab::new(20), Fake::new(), Arc::new(Mutex::new(Vec::new())));
     let heard = told.clone();
-    let driver = lab.fake_driver(&fake).on_progress(move |progress| heard.lock().unwrap().push(progress));
+    let builder = Driver::builder().config(lab.config()).without_learner();
+    let driver =
+        builder.on_progress(move |progress| heard.lock().unwrap().push(progress)).open(fake).unwrap();
     let mut transaction = Transaction::new();
     let filter = nwfilter::xml::read_filter("f.xml", &accepting("f", 22)).into_result().unwrap();
     transaction.define_filter(filter);

@@ -93,7 +93,8 @@ fn what_the_host_lacks_keeps_only_the_ports_that_need_it() {
     let lab = Lab::new(2);
     lab.host.set_bridge_nf(false).unwrap();
     let settings = Settings { enable_bridge_filtering: false, ..Settings::default() };
-    let driver = Driver::open(lab.config(), Xtables::new(settings)).unwrap().without_learner();
+    let driver =
+        Driver::builder().config(lab.config()).without_learner().open(Xtables::new(settings)).unwrap();
     let ethernet = "<filter name='e'><rule action='accept' direction='out'><arp opcode='1'/></rule></filter>";
     define(&driver, &[accepting("ip", 22), ethernet.to_owned()]).unwrap();
     lab.write_binding("p0", "ip");

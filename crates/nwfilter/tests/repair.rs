@@ -91,7 +91,7 @@ impl Lab {
 }
 
 fn config(dir: PathBuf) -> Config {
-    Config { config_dir: dir.join("filters"), state_dir: dir.join("bindings") }
+    Config::new(dir.join("filters"), dir.join("bindings"))
 }
 
 #[track_caller]

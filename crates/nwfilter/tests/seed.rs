@@ -23,7 +23,7 @@ const NEEDS: [Need; 6] = [
 /// A driver with stores of its own.
 fn driver() -> (Driver, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { config_dir: dir.path().join("filters"), state_dir: dir.path().join("bindings") };
+    let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
     (Driver::open(config, Xtables::default()).unwrap(), dir)
 }
 

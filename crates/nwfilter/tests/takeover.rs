@@ -22,10 +22,10 @@ const REST: Duration = Duration::from_millis(2);
 
 /// The driver on the stores of a libvirtd.
 fn driver(daemon: &Libvirtd) -> Driver {
-    let config = Config {
-        config_dir: daemon.path("/etc/libvirt/nwfilter").unwrap(),
-        state_dir: daemon.path("/run/libvirt/nwfilter-binding").unwrap(),
-    };
+    let config = Config::new(
+        daemon.path("/etc/libvirt/nwfilter").unwrap(),
+        daemon.path("/run/libvirt/nwfilter-binding").unwrap(),
+    );
     Driver::open(config, Xtables::default()).unwrap()
 }
 

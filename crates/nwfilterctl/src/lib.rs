@@ -19,7 +19,7 @@ use log::LevelFilter;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
-use nwfilter::{Backend, Config, Driver};
+use nwfilter::{Backend, Builder, Config, Driver, Layout};
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const CANNOT_OPEN: &str = "cannot open the stores";
@@ -80,30 +80,25 @@ pub struct ListenOptions {
 }
 
 impl Options {
-    /// Opens the driver that the options describe. What the tables hold it asks of the kernel.
-    pub fn open(&self) -> Result<Driver> {
-        self.open_with(self.config(), self.backend(None))
+    /// Opens the driver that the options describe, with more options of the caller's. What the tables hold it asks of
+    /// the kernel.
+    pub fn open(&self, with: Builder) -> Result<Driver> {
+        self.open_with(with, self.backend(None))
     }
 
     /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
     /// if nobody changed them since.
-    pub fn open_for_a_change(&self) -> Result<Driver> {
-        let config = self.config();
-        let backend = self.backend(Some(&config.state_dir));
-        self.open_with(config, backend)
+    pub fn open_for_a_change(&self, with: Builder) -> Result<Driver> {
+        self.open_with(with, self.backend(Some(&self.state_dir)))
     }
 
-    fn open_with(&self, config: Config, backend: Box<dyn Backend>) -> Result<Driver> {
+    fn open_with(&self, builder: Builder, backend: Box<dyn Backend>) -> Result<Driver> {
         // One message, instead of one for each file.
-        [&config.config_dir, &config.state_dir]
+        [&self.config_dir, &self.state_dir]
             .into_iter()
             .try_for_each(|dir| check_readable(dir))
             .context(CANNOT_OPEN)?;
-        let driver = Driver::open(config, backend).context(CANNOT_OPEN)?;
-        Ok(match self.timeout {
-            Some(seconds) => driver.with_patience(Duration::from_secs(seconds)),
-            None => driver,
-        })
+        builder.config(self.config()).open(backend).context(CANNOT_OPEN)
     }
 
     /// Starts the log on stderr. A program logs at `level` and above, unless the options or RUST_LOG ask for other levels.
@@ -123,7 +118,12 @@ impl Options {
     }
 
     fn config(&self) -> Config {
-        Config { config_dir: self.config_dir.clone(), state_dir: self.state_dir.clone() }
+        let mut config = Config::new(&self.config_dir, &self.state_dir);
+        config.patience = self.timeout.map(Duration::from_secs);
+        if [&self.config_dir, &self.state_dir].into_iter().any(|dir| is_libvirts(dir)) {
+            config.layout = Layout::Libvirt;
+        }
+        config
     }
 
     /// The backend; one that leaves what it knows of the kernel in a directory, where that is given.
@@ -149,7 +149,7 @@ impl Options {
         match self.dispatch {
             Some(DispatchName::Tree) => Dispatch::Tree,
             Some(DispatchName::List) => Dispatch::List,
-            None if self.state_dir.starts_with("/run/libvirt") => Dispatch::Keep,
+            None if is_libvirts(&self.state_dir) => Dispatch::Keep,
             None => Dispatch::Tree,
         }
     }
@@ -175,6 +175,13 @@ impl Options {
         args.extend(switches.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).into()));
         Ok(args)
     }
+}
+
+/// Whether a store is libvirt's own.
+fn is_libvirts(directory: &Path) -> bool {
+    ["/etc/libvirt", "/run/libvirt", "/var/run/libvirt"]
+        .iter()
+        .any(|libvirts| directory.starts_with(libvirts))
 }
 
 impl ListenOptions {

@@ -62,11 +62,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
 /// Carries out a verb that needs the stores.
 fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     // Who asks whether the kernel is as it should be wants it asked.
+    let (builder, watch) = progress::watched(Driver::builder().without_learner());
     let driver = match verb {
-        Verb::Diff | Verb::Status | Verb::Change(Change::Reload) | Verb::Plan { .. } => options.open()?,
-        _ => options.open_for_a_change()?,
+        Verb::Diff | Verb::Status | Verb::Change(Change::Reload) | Verb::Plan { .. } => {
+            options.open(builder)?
+        }
+        _ => options.open_for_a_change(builder)?,
     };
-    let driver = driver.without_learner();
     if matches!(verb, Verb::List | Verb::BindingList | Verb::Diff | Verb::Change(Change::Reload)) {
         verbs::tell_of_files(&driver)?;
     }
@@ -75,7 +77,6 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
         Verb::Edit { .. }
             | Verb::Change(Change::Define { .. } | Change::BindingCreate { .. } | Change::Reload)
     );
-    let (driver, watch) = progress::watched(driver);
     let answer = carry_out(&driver, &watch, options, verb, json);
     let answer = answer.map_err(|error| places::Places::new(&driver).with_place(error))?;
     if may_need_learner {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nwfilter::{Driver, Progress};
+use nwfilter::{Builder, Progress};
 use nwfilterctl_shared::warns;
 
 /// How long a change takes before the line appears.
@@ -16,17 +16,17 @@ const TICK: Duration = Duration::from_millis(200);
 /// What a driver told last of its progress; `None` if nobody would see it.
 pub(crate) struct Watch(Option<Arc<Mutex<Option<Progress>>>>);
 
-/// A driver whose changes can be watched, if stderr is a terminal.
-pub(crate) fn watched(driver: Driver) -> (Driver, Watch) {
+/// The steps to a driver whose changes can be watched, if stderr is a terminal.
+pub(crate) fn watched(builder: Builder) -> (Builder, Watch) {
     if !stderr().is_terminal() || !warns() {
-        return (driver, Watch(None));
+        return (builder, Watch(None));
     }
     let last: Arc<Mutex<Option<Progress>>> = Arc::default();
     let told = last.clone();
-    let driver = driver.on_progress(move |progress| {
+    let builder = builder.on_progress(move |progress| {
         *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
     });
-    (driver, Watch(Some(last)))
+    (builder, Watch(Some(last)))
 }
 
 impl Watch {

@@ -44,7 +44,6 @@ fn run() -> Result<()> {
     // This process ends at once: it leaves what it knows of the tables to the next one, so that not every guest that
     // starts has to wait until they are read, and learning addresses to `nwfilterctl learn`.
     let backend = Xtables::default().remembering_in(&config.state_dir);
-    let driver = Driver::open(config, backend)?;
-    let driver = driver.without_learner();
+    let driver = Driver::builder().config(config).without_learner().open(backend)?;
     call.run(&driver, &xml).with_context(|| format!("guest '{}'", call.guest))
 }

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
 
     // One driver for the life of the manager; it may be used from many threads.
     let store = PathBuf::from(store);
-    let config = Config { config_dir: store.join("filters"), state_dir: store.join("bindings") };
+    let config = Config::new(store.join("filters"), store.join("bindings"));
     let driver = Driver::open(config, Xtables::default()).context("cannot open the stores")?;
 
     // A thread that hears of everything, also of what the driver does by itself, such as learning an address.

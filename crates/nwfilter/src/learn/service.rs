@@ -16,7 +16,6 @@ use super::serving::serves_dhcp;
 use super::taken::Taken;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
-use crate::links::Links;
 use crate::stores::{FilterMap, Stores};
 use crate::{Driver, Error, Event};
 
@@ -61,12 +60,11 @@ impl Drop for Background {
     }
 }
 
-/// Starts a thread with a driver of its own over the same stores and backend, as another process would have. It
-/// stays in the network namespace of the calling thread.
+/// Starts a thread that works with the same driver, in the network namespace of the calling thread.
 fn start(driver: &Driver) -> Result<(Arc<Waker>, JoinHandle<()>), Error> {
     let failed = |source| Error::Learner { source };
     let waker = Waker::new().map_err(failed)?;
-    let theirs = (driver.over_same_stores()?, waker.clone());
+    let theirs = (driver.for_thread(), waker.clone());
     let (ready, is_ready) = std::sync::mpsc::channel::<()>();
     let learn = move || {
         let (driver, waker) = theirs;
@@ -152,10 +150,10 @@ impl Driver {
         let stores = self.look()?;
         let (filters, now) = (stores.filter_map(), super::now());
         let failed = |source| Error::Links { source };
-        let links = Links::open().map_err(failed)?;
+        let ports = self.host().ports().map_err(failed)?;
         let status = |binding: &Arc<Binding>| {
             let wanted = wanted(&filters, binding, &stores.known, Past::Counts, now);
-            let attachment = links.attachment(&binding.port).map_err(failed)?;
+            let attachment = ports.attachment(&binding.port).map_err(failed)?;
             let (binding, state) = (binding.clone(), wanted.and_then(|wanted| self.attended(wanted.state)));
             Ok(PortStatus { binding, state, attachment })
         };
@@ -170,12 +168,6 @@ impl Driver {
             }
             state => Ok(state),
         }
-    }
-
-    /// The same driver, starting no thread: addresses are learned by another process, with [`Driver::learn`].
-    pub fn without_learner(mut self) -> Self {
-        self.learner = Background::elsewhere();
-        self
     }
 
     /// Whether a port waits for an address, or has one for the time of a lease.

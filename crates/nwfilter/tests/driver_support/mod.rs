@@ -29,7 +29,7 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config { config_dir: self.filters(), state_dir: self.bindings() }
+        Config::new(self.filters(), self.bindings())
     }
 
     pub(crate) fn filters(&self) -> PathBuf {
@@ -41,11 +41,11 @@ impl Lab {
     }
 
     pub(crate) fn driver(&self) -> Driver {
-        Driver::open(self.config(), Xtables::default()).unwrap().without_learner()
+        Driver::builder().config(self.config()).without_learner().open(Xtables::default()).unwrap()
     }
 
     pub(crate) fn fake_driver(&self, fake: &Fake) -> Driver {
-        Driver::open(self.config(), fake.clone()).unwrap().without_learner()
+        Driver::builder().config(self.config()).without_learner().open(fake.clone()).unwrap()
     }
 
     /// Puts a binding into the store behind the driver's back.

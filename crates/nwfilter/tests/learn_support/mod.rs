@@ -33,10 +33,15 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config { config_dir: self.dir.path().join("filters"), state_dir: self.dir.path().join("state") }
+        Config::new(self.dir.path().join("filters"), self.dir.path().join("state"))
     }
 
     /// A driver whose threads and tools act in the host.
+    /// A driver that leaves learning to others.
+    pub(crate) fn passive_driver(&self) -> Result<Driver> {
+        Ok(Driver::builder().config(self.config()).without_learner().open(Xtables::default())?)
+    }
+
     pub(crate) fn driver(&self) -> Result<Driver> {
         Ok(Driver::open(self.config(), Xtables::default())?)
     }

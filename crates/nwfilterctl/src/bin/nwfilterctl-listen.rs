@@ -28,7 +28,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.options.start_log(LevelFilter::Info);
-    let done = cli.options.open().and_then(|driver| listen(&driver, &cli.listen));
+    let done = cli.options.open(Driver::builder()).and_then(|driver| listen(&driver, &cli.listen));
     exit_code(done.map(|()| ExitCode::SUCCESS))
 }
 
