@@ -7,7 +7,7 @@ use std::time::Duration;
 use nwfilter_rules::Backend;
 
 use crate::progress::Reporter;
-use crate::{Driver, Error, Host, Progress};
+use crate::{Clock, Driver, Error, Host, Progress};
 
 /// Where a driver keeps its documents, and what it takes for its host.
 ///
@@ -28,6 +28,8 @@ pub struct Config {
     pub layout: Layout,
     /// Where the interfaces of ports are.
     pub host: Host,
+    /// The clock by which leases end.
+    pub clock: Clock,
     /// How long a change waits for another process that keeps the stores locked; then it fails with
     /// [`Error::Locked`]. Without a limit it waits, and a log message names the process after a second.
     pub patience: Option<Duration>,
@@ -51,6 +53,7 @@ impl Config {
             state_dir: state_dir.into(),
             layout: Layout::Own,
             host: Host::kernel(),
+            clock: Clock::system(),
             patience: None,
         }
     }
@@ -99,6 +102,12 @@ impl Builder {
     /// With the ports of this host, instead of the kernel's interfaces.
     pub fn host(mut self, host: Host) -> Self {
         self.config.host = host;
+        self
+    }
+
+    /// With this clock, instead of the system's.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.config.clock = clock;
         self
     }
 

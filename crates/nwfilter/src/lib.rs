@@ -7,6 +7,7 @@
 //! has the one that writes iptables, ip6tables and ebtables.
 
 mod atomic;
+mod clock;
 mod commit;
 mod config;
 mod driver;
@@ -30,6 +31,7 @@ mod stores;
 mod transaction;
 mod written;
 
+pub use clock::Clock;
 pub use config::{Builder, Config, Layout};
 pub use driver::Driver;
 pub use error::{Error, with_causes};

@@ -13,7 +13,6 @@ use crate::Error;
 use crate::config::{Config, Layout};
 use crate::files::Directory;
 use crate::learn::known::Known;
-use crate::learn::now;
 use crate::learn::service::NeedCache;
 use crate::learn::wanted::{Past, wanted};
 use crate::stock::stock_filters;
@@ -44,7 +43,7 @@ impl Stores {
             bindings: Directory::new(state_dir, config.layout, read_binding, |binding| {
                 binding.port.to_string()
             }),
-            known: Known::new(state_dir),
+            known: Known::new(state_dir, config.clock.clone()),
             need_cache: Arc::default(),
         }
     }
@@ -80,7 +79,7 @@ impl Stores {
 
     /// The ruleset that a binding asks for, of these filters.
     pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
-        Ok(wanted(filters, binding, &self.known, Past::Counts, now())?.ruleset)
+        Ok(wanted(filters, binding, &self.known, Past::Counts)?.ruleset)
     }
 }
 

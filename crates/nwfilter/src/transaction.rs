@@ -8,7 +8,6 @@ use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, write_binding_status, write_filter};
 
 use crate::files::Step;
-use crate::learn::now;
 use crate::learn::wanted::{Past, wanted};
 use crate::progress::Reporter;
 use crate::stock::stock_filters;
@@ -270,7 +269,6 @@ impl<'a> Draft<'a> {
 
     /// Makes the rules of ports anew; those without a binding have none.
     fn make_rules(&mut self, ports: &BTreeSet<PortDev>) -> Result<(), Error> {
-        let now = now();
         for (done, port) in ports.iter().enumerate() {
             self.reporter.report(Phase::Rules, done, ports.len());
             let Some(binding) = self.binding(port.as_str()) else {
@@ -278,7 +276,7 @@ impl<'a> Draft<'a> {
                 continue;
             };
             let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
-            let wanted = wanted(&self.filters, binding, &self.stores.known, past, now)?;
+            let wanted = wanted(&self.filters, binding, &self.stores.known, past)?;
             if past == Past::Forgotten {
                 wanted.warn(binding);
             }

@@ -6,6 +6,7 @@ mod learn_support;
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dhcproto::v4::MessageType;
@@ -90,6 +91,22 @@ fn an_answer_that_the_guest_did_not_ask_for_is_not_believed() -> Result<()> {
         street.has(&["10.0.0.2"]).with_context(|| format!("{params:?}"))?;
     }
     Ok(())
+}
+
+#[test]
+fn an_answer_that_comes_minutes_after_the_request_is_not_believed() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[DHCP], "clean-traffic")?;
+    street.asks()?;
+    let mut renewed = request(MessageType::Request, ADDRESS);
+    renewed.set_xid(UNASKED);
+    street.guest.send(&asked(&renewed, GUEST))?;
+    street.net.send(&unasked(ADDRESS, 600))?;
+    street.has(&["10.0.0.2"])?;
+    street.lab.clock.advance(Duration::from_secs(120));
+    street.net.send(&answer(&ack(GUEST, FORGED, 600)))?;
+    exchange(&street.guest, &street.net, FREE, 600)?;
+    street.has(&["10.0.0.2", "10.0.0.77"])
 }
 
 #[test]
@@ -202,6 +219,22 @@ fn an_address_of_the_host_or_a_neighbour_is_not_learned_and_only_dhcp_passes_unt
         street.has(&["10.0.0.77"])?;
     }
     Ok(())
+}
+
+#[test]
+fn an_address_that_is_free_again_is_learned_when_the_guest_goes_on_using_it() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let street = street(&[], "clean-traffic")?;
+    let Street { lab, guest, driver, .. } = &street;
+    guest.send(&claim(SERVER_ADDRESS))?;
+    eventually("refused", || Ok(driver.binding_state("tap0")? == refused(SERVER_ADDRESS)))?;
+    lab.host.enter(|| driver.delete_binding("tap1"))?;
+    eventually("learned", || {
+        lab.clock.advance(Duration::from_secs(30));
+        guest.send(&claim(SERVER_ADDRESS))?;
+        Ok(driver.binding_state("tap0")? != refused(SERVER_ADDRESS))
+    })?;
+    street.has(&["10.0.0.1"])
 }
 
 #[test]

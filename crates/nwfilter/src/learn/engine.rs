@@ -30,7 +30,7 @@ use super::wanted::Need;
 use crate::error::with_causes;
 use crate::files::make_directory;
 use crate::link_watch::LinkWatch;
-use crate::{Driver, Error};
+use crate::{Clock, Driver, Error};
 
 /// Frames of one port that are read in a row before the others have their turn.
 const BURST: u32 = 64;
@@ -325,6 +325,10 @@ impl<'a> Engine<'a> {
         }
     }
 
+    fn clock(&self) -> &Clock {
+        &self.driver.config().clock
+    }
+
     // ---- which ports ----
 
     /// Listens on the ports that need it now, and on no others.
@@ -455,9 +459,9 @@ impl<'a> Engine<'a> {
 
     fn timeout(&self) -> EpollTimeout {
         let now = Instant::now();
-        let lease = self
-            .next_expiry
-            .map(|at| Duration::from_secs(at.saturating_sub(super::now()).clamp(1, MAX_WAIT_FOR_LEASE)));
+        let lease = self.next_expiry.map(|at| {
+            Duration::from_secs(at.saturating_sub(self.clock().now()).clamp(1, MAX_WAIT_FOR_LEASE))
+        });
         let deadlines = self.resting.values().chain(&self.retry_at);
         let waits = deadlines.map(|at| at.saturating_duration_since(now)).chain(lease);
         match waits.min() {
@@ -486,7 +490,7 @@ impl<'a> Engine<'a> {
         let Some(name) = self.tokens.get(&token) else { return };
         let Some(port) = self.ports.get_mut(name) else { return };
         let Some(capture) = &port.capture else { return };
-        let (now, mut frame) = (super::now(), [0; MAX_FRAME]);
+        let (now, mut frame) = (self.driver.config().clock.now(), [0; MAX_FRAME]);
         let mac = port.learner.interest().mac;
         while port.budget.take() {
             match capture.next(&mut frame) {
@@ -534,7 +538,7 @@ impl<'a> Engine<'a> {
     // ---- what follows ----
 
     fn end_expired(&mut self) {
-        if self.next_expiry.is_none_or(|at| at > super::now()) {
+        if self.next_expiry.is_none_or(|at| at > self.clock().now()) {
             return;
         }
         match self.driver.expired(self.ports.keys()) {
@@ -554,7 +558,7 @@ impl<'a> Engine<'a> {
         match self.driver.learned(&changes, &ports) {
             Ok(Settled { complete, refused }) => {
                 complete.iter().for_each(|port| self.leave(port));
-                let now = super::now();
+                let now = self.clock().now();
                 for (name, address) in refused {
                     if let Some(port) = self.ports.get_mut(&name) {
                         port.learner.ignore(address, now);

@@ -18,7 +18,7 @@ use nwfilter_xml::{Binding, MacAddr, PortDev, Uuid};
 use super::packets::usable;
 use super::port::{MAX_LEASES, is_link_local};
 use super::{Family, Source};
-use crate::{Error, atomic};
+use crate::{Clock, Error, atomic};
 
 /// The expiry of a lease without end, as libvirt writes it.
 const NEVER: u64 = u64::MAX;
@@ -129,18 +129,24 @@ pub(crate) struct Forgotten(Vec<(PortDev, (GuestKey, Seen))>);
 /// The three files.
 #[derive(Clone)]
 pub(crate) struct Known {
+    clock: Clock,
     leases: LeaseFile,
     leases6: LeaseFile,
     learned: LearnedFile,
 }
 
 impl Known {
-    pub(crate) fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path, clock: Clock) -> Self {
         let leases = lease_path(state_dir);
         let leases6 = leases.with_extension("leases6");
         let learned = LearnedFile { path: state_dir.join("learned"), ..LearnedFile::default() };
         let leases = LeaseFile::new(leases, Family::Ipv4);
-        Self { leases, leases6: LeaseFile::new(leases6, Family::Ipv6), learned }
+        Self { clock, leases, leases6: LeaseFile::new(leases6, Family::Ipv6), learned }
+    }
+
+    /// Seconds since the epoch, as the lease files count.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now()
     }
 
     /// Reads what others wrote since the last call. A damaged line is as if it were not there.
@@ -200,6 +206,7 @@ impl Known {
 
     /// Keeps what was found out at ports. Returns the ports whose guests now have other addresses.
     pub(crate) fn record(&mut self, changes: &[(PortDev, Change)]) -> Result<BTreeSet<PortDev>, Error> {
+        let now = self.now();
         let mut affected = BTreeSet::new();
         let mut learned = false;
         for (port, change) in changes {
@@ -215,13 +222,12 @@ impl Known {
                     differs
                 }
                 Change::Granted { guest, lease } => {
-                    self.file_mut(Family::of(lease.address)).grant(*guest, *lease)
+                    self.file_mut(Family::of(lease.address)).grant(*guest, *lease, now)
                 }
                 Change::Ended { guest, address, .. } => {
                     self.file_mut(Family::of(*address)).end(*guest, *address, |_| true)
                 }
                 Change::Expired { guest, address } => {
-                    let now = super::now();
                     let ran_out = |lease: &Lease| !lease.holds_at(now);
                     self.file_mut(Family::of(*address)).end(*guest, *address, ran_out)
                 }
@@ -234,8 +240,8 @@ impl Known {
         if learned {
             self.learned.write()?;
         }
-        self.leases.flush()?;
-        self.leases6.flush()?;
+        self.leases.flush(now)?;
+        self.leases6.flush(now)?;
         Ok(affected)
     }
 
@@ -377,8 +383,7 @@ impl LeaseFile {
 
     /// Whether the guest did not have the address before. Where it has too many, the one that was not granted for the
     /// longest time ends.
-    fn grant(&mut self, guest: GuestKey, lease: Lease) -> bool {
-        let now = super::now();
+    fn grant(&mut self, guest: GuestKey, lease: Lease, now: u64) -> bool {
         // One that has run out is a new one when it is granted again, behind the others.
         self.end(guest, lease.address, |old| !old.holds_at(now));
         while let Some(oldest) = self.one_too_many(guest, lease.address) {
@@ -432,7 +437,7 @@ impl LeaseFile {
     }
 
     /// Appends what happened, or writes the file anew when it is mostly about the past.
-    fn flush(&mut self) -> Result<(), Error> {
+    fn flush(&mut self, now: u64) -> Result<(), Error> {
         let lines = std::mem::take(&mut self.unwritten);
         if lines.is_empty() {
             return Ok(());
@@ -440,7 +445,6 @@ impl LeaseFile {
         self.lines += lines.lines().count();
         let count: usize = self.leases.values().map(Vec::len).sum();
         if self.lines > 3 * count + SPARE_LINES {
-            let now = super::now();
             for (guest, leases) in &self.leases {
                 for lease in leases.iter().map(|kept| kept.lease).filter(|lease| lease.holds_at(now)) {
                     let expiry = lease.expires.unwrap_or(NEVER);

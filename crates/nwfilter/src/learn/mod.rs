@@ -213,9 +213,3 @@ impl fmt::Display for BindingState {
         }
     }
 }
-
-/// Seconds since the epoch, as the lease file counts.
-pub(crate) fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}

@@ -141,18 +141,18 @@ impl Driver {
     pub fn binding_state(&self, port: &str) -> Result<BindingState, Error> {
         let stores = self.look()?;
         let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-        let wanted = wanted(&stores.filter_map(), binding, &stores.known, Past::Counts, super::now())?;
+        let wanted = wanted(&stores.filter_map(), binding, &stores.known, Past::Counts)?;
         self.attended(wanted.state)
     }
 
     /// Every binding and how far its port is from its filter, sorted by port.
     pub fn port_statuses(&self) -> Result<Vec<PortStatus>, Error> {
         let stores = self.look()?;
-        let (filters, now) = (stores.filter_map(), super::now());
+        let filters = stores.filter_map();
         let failed = |source| Error::Links { source };
         let ports = self.host().ports().map_err(failed)?;
         let status = |binding: &Arc<Binding>| {
-            let wanted = wanted(&filters, binding, &stores.known, Past::Counts, now);
+            let wanted = wanted(&filters, binding, &stores.known, Past::Counts);
             let attachment = ports.attachment(&binding.port).map_err(failed)?;
             let (binding, state) = (binding.clone(), wanted.and_then(|wanted| self.attended(wanted.state)));
             Ok(PortStatus { binding, state, attachment })
@@ -199,7 +199,8 @@ impl Driver {
         &self,
         ports: impl Iterator<Item = &'a PortDev>,
     ) -> Result<Vec<(PortDev, Change)>, Error> {
-        let (stores, now) = (self.look()?, super::now());
+        let stores = self.look()?;
+        let now = stores.known.now();
         let ended = |port: &'a PortDev| {
             let leases = stores.leases(port).filter(|(_, lease)| !lease.holds_at(now));
             let change = |(guest, lease): (_, &Lease)| Change::Expired { guest, address: lease.address };
@@ -216,14 +217,13 @@ impl Driver {
         ports: &BTreeSet<PortDev>,
     ) -> Result<Settled, Error> {
         self.change(|stores| {
-            let now = super::now();
-            let Judged { changes, refused } = stores.judge(changes, now)?;
+            let Judged { changes, refused } = stores.judge(changes)?;
             let mut affected = stores.known.record(&changes)?;
             affected.extend(ports.iter().cloned());
             let filters = stores.filter_map();
             let (mut batch, mut complete, mut events) = (Batch::default(), Vec::new(), Vec::new());
             for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
-                match wanted(&filters, binding, &stores.known, Past::Counts, now) {
+                match wanted(&filters, binding, &stores.known, Past::Counts) {
                     Ok(wanted) => {
                         if wanted.state.is_complete() {
                             complete.push(binding.port.clone());
@@ -257,7 +257,7 @@ struct Judged {
 }
 
 impl Stores {
-    fn judge(&self, changes: &[(PortDev, Change)], now: u64) -> Result<Judged, Error> {
+    fn judge(&self, changes: &[(PortDev, Change)]) -> Result<Judged, Error> {
         let mut judged = Judged { changes: Vec::new(), refused: Vec::new() };
         let failed = |source| Error::Links { source };
         let mut taken = None;
@@ -272,7 +272,7 @@ impl Stores {
             };
             let taken = match &mut taken {
                 Some(taken) => taken,
-                None => taken.insert(Taken::at(now, self).map_err(failed)?),
+                None => taken.insert(Taken::now(self).map_err(failed)?),
             };
             match taken.by(binding, address).map_err(failed)? {
                 None => {

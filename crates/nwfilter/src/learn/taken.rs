@@ -38,12 +38,12 @@ impl fmt::Display for Holder {
 }
 
 impl Taken {
-    /// What is taken at a time in seconds since the epoch.
-    pub(crate) fn at(now: u64, stores: &Stores) -> io::Result<Self> {
+    /// What is taken now.
+    pub(crate) fn now(stores: &Stores) -> io::Result<Self> {
         let (links, host) = (Links::open()?, addresses_of_host()?);
         let mut taken = Self { links, host, ports: BTreeMap::new() };
         for binding in stores.bindings.documents() {
-            for address in addresses(stores, binding, now) {
+            for address in addresses(stores, binding) {
                 taken.add(binding, address);
             }
         }
@@ -73,8 +73,8 @@ impl Taken {
 }
 
 /// The addresses of a guest that its binding gives, that were learned, and of its leases.
-fn addresses(stores: &Stores, binding: &Binding, now: u64) -> Vec<IpAddr> {
-    let guest = GuestKey::of(binding);
+fn addresses(stores: &Stores, binding: &Binding) -> Vec<IpAddr> {
+    let (guest, now) = (GuestKey::of(binding), stores.known.now());
     let mut addresses = Vec::new();
     for family in [Family::Ipv4, Family::Ipv6] {
         let given = binding.params.get(family.variable()).unwrap_or_default();

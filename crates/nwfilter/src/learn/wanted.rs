@@ -57,7 +57,7 @@ pub(crate) enum Past {
     Forgotten,
 }
 
-/// What a port with this binding must have at a time in seconds since the epoch.
+/// What a port with this binding must have now.
 ///
 /// A binding that needs an address is refused unless its filter makes rules with one.
 pub(crate) fn wanted(
@@ -65,8 +65,8 @@ pub(crate) fn wanted(
     binding: &Binding,
     known: &Known,
     past: Past,
-    now: u64,
 ) -> Result<Wanted, Error> {
+    let now = known.now();
     let missing = match instantiate(filters, binding) {
         Ok(ruleset) => return Ok(Wanted { ruleset, state: BindingState::Filtered }),
         Err(missing) => missing,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode};
 use dhcproto::{Encodable, Encoder};
 use nwfilter::xml::read_binding;
-use nwfilter::{BindingState, Config, Driver};
+use nwfilter::{BindingState, Clock, Config, Driver};
 use nwfilter_testlab::{Ends, Host, Mac, Saved, Tap, frames};
 use nwfilter_xtables::Xtables;
 use tempfile::TempDir;
@@ -25,23 +25,33 @@ pub(crate) const SOON: Duration = Duration::from_secs(5);
 pub(crate) struct Lab {
     pub(crate) host: Host,
     pub(crate) dir: TempDir,
+    /// The clock of all drivers. It stands still.
+    pub(crate) clock: Clock,
 }
 
 impl Lab {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self { host: Host::new()?, dir: tempfile::tempdir()? })
+        Ok(Self { host: Host::new()?, dir: tempfile::tempdir()?, clock: Clock::standing() })
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config::new(self.dir.path().join("filters"), self.dir.path().join("state"))
+        let mut config = Config::new(self.dir.path().join("filters"), self.dir.path().join("state"));
+        config.clock = self.clock.clone();
+        config
     }
 
-    /// A driver whose threads and tools act in the host.
+    /// Lets a time pass at once, and has the learner of the guest at a tap notice.
+    pub(crate) fn pass(&self, time: Duration, guest: &Tap) -> Result<()> {
+        self.clock.advance(time);
+        guest.send(&asked(&dhcp(Opcode::BootRequest, MessageType::Discover, GUEST), GUEST))
+    }
+
     /// A driver that leaves learning to others.
     pub(crate) fn passive_driver(&self) -> Result<Driver> {
         Ok(Driver::builder().config(self.config()).without_learner().open(Xtables::default())?)
     }
 
+    /// A driver whose threads and tools act in the host.
     pub(crate) fn driver(&self) -> Result<Driver> {
         Ok(Driver::open(self.config(), Xtables::default())?)
     }
