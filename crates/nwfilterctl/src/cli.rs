@@ -72,6 +72,8 @@ pub(crate) enum Verb {
     },
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
+    /// Do as `reload` and go on: repair what others change, and learn addresses, until SIGTERM. Prints what happens
+    Keep,
     /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
     Listen(ListenOptions),
     /// Learn the addresses of guests until none is left to learn

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod daemon;
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;

@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod documents;
 mod edit;
+mod keep;
 mod learn;
 mod output;
 mod places;
@@ -34,7 +35,8 @@ const NO_DRY_RUN: &str =
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = if matches!(cli.verb, Verb::Learn) { LevelFilter::Info } else { LevelFilter::Warn };
+    let level =
+        if matches!(cli.verb, Verb::Learn | Verb::Keep) { LevelFilter::Info } else { LevelFilter::Warn };
     cli.options.start_log(level);
     exit_code(run(cli))
 }
@@ -53,6 +55,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             check::check(&options.config_dir, &files, checks)?
         }
         Verb::Fmt { files } => verbs::fmt(&files, json)?,
+        Verb::Keep => {
+            keep::keep(options.open(Driver::builder())?, json)?;
+            Answer::default()
+        }
         Verb::Listen(listen) => return Err(become_listener(&options, &listen)),
         verb => with_driver(&options, verb, json)?,
     };
@@ -116,7 +122,9 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             learn::learn(driver)?;
             Answer::default()
         }
-        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Listen(_) => unreachable!("they need no driver"),
+        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep | Verb::Listen(_) => {
+            unreachable!("they need no driver")
+        }
     })
 }
 

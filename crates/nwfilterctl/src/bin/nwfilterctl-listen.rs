@@ -3,17 +3,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use log::LevelFilter;
-use nix::sys::signal::{SigSet, Signal};
 use nwfilter::Driver;
 use nwfilter_libvirt::{Guard, Listener, Status, Stopper};
+use nwfilterctl_shared::daemon::{ending_signals, notify};
 use nwfilterctl_shared::{ListenOptions, Options, exit_code};
+use sd_notify::NotifyState;
 
 /// Keeps the bindings in step with the guests of a libvirt, until SIGTERM.
 #[derive(Parser)]
@@ -47,36 +46,24 @@ fn listen(driver: &Driver, options: &ListenOptions) -> Result<()> {
             Status::Disconnected { .. } => log::warn!("{status}"),
             _ => log::info!("{status}"),
         }
-        let ready = if status == Status::Ready { "READY=1\n" } else { "" };
-        notify(&format!("{ready}STATUS={status}"));
+        let text = status.to_string();
+        match status {
+            Status::Ready => notify(&[NotifyState::Ready, NotifyState::Status(&text)]),
+            _ => notify(&[NotifyState::Status(&text)]),
+        }
     })?;
-    notify("STOPPING=1");
+    notify(&[NotifyState::Stopping]);
     log::info!("ended; what is bound stays filtered");
     Ok(())
 }
 
 /// Has a thread wait for the signals, which no other thread then gets.
 fn stop_at_signals(stopper: Stopper) -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().context("cannot block signals")?;
+    let signals = ending_signals()?;
     let wait = move || match signals.wait() {
         Ok(_) => stopper.stop(),
         Err(error) => log::error!("signals are not handled: {error}"),
     };
     std::thread::Builder::new().spawn(wait).context("cannot start the thread that waits for signals")?;
     Ok(())
-}
-
-/// Tells the service manager, where there is one: sd_notify(3).
-fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let abstract_name = path.to_str().and_then(|path| path.strip_prefix('@'));
-    let address = match abstract_name {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = sent {
-        log::debug!("{}: {error}", path.display());
-    }
 }

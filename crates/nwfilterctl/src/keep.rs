@@ -1,0 +1,67 @@
+//! `keep`: the daemon of hosts without libvirt, which keeps the kernel as the bindings ask for.
+
+use std::io::{Write, stdout};
+use std::sync::mpsc::Receiver;
+use std::thread;
+
+use anyhow::{Context, Result};
+use nwfilter::xml::{FilterName, PortDev};
+use nwfilter::{Driver, Event};
+use nwfilterctl_shared::daemon::{ending_signals, notify};
+use nwfilterctl_shared::with_causes;
+use sd_notify::NotifyState;
+use serde_json::{Value, json};
+
+/// Reloads, and repairs and learns until SIGTERM or SIGINT. Prints what happens, a line each.
+pub(crate) fn keep(driver: Driver, as_json: bool) -> Result<()> {
+    let signals = ending_signals()?;
+    let events = driver.subscribe();
+    let print = move || print(&events, as_json);
+    let printing =
+        thread::Builder::new().name("print".into()).spawn(print).context("cannot start a thread")?;
+    let reloaded = driver.reload()?;
+    reloaded.applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    for failed in &reloaded.failed {
+        log::error!("{}", with_causes(anyhow::Chain::new(failed)));
+    }
+    let keeper = driver.keep()?;
+    notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
+    signals.wait().context("cannot wait for signals")?;
+    notify(&[NotifyState::Stopping]);
+    drop(keeper);
+    drop(driver);
+    // It ends with the driver. A panic was reported when it happened.
+    let _ = printing.join();
+    Ok(())
+}
+
+/// Prints events until there can be no more, or nobody reads them.
+fn print(events: &Receiver<Event>, as_json: bool) {
+    for event in events {
+        let line = if as_json { as_value(&event).to_string() } else { event.to_string() };
+        let mut out = stdout().lock();
+        if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+            log::error!("events are not printed any more: {error}");
+            return;
+        }
+    }
+}
+
+fn as_value(event: &Event) -> Value {
+    let of_filter = |event: &str, name: &FilterName| json!({"event": event, "filter": name.as_str()});
+    let of_port = |event: &str, port: &PortDev| json!({"event": event, "port": port.as_str()});
+    match event {
+        Event::FilterDefined(name) => of_filter("filter-defined", name),
+        Event::FilterUndefined(name) => of_filter("filter-undefined", name),
+        Event::BindingCreated(port) => of_port("binding-created", port),
+        Event::BindingReplaced(port) => of_port("binding-replaced", port),
+        Event::BindingDeleted(port) => of_port("binding-deleted", port),
+        Event::DriftRepaired(port) => of_port("drift-repaired", port),
+        Event::HostRepaired => json!({"event": "host-repaired"}),
+        Event::AddressChanged { port, state } => {
+            json!({"event": "address-changed", "port": port.as_str(), "state": state.to_string()})
+        }
+        Event::Lost(count) => json!({"event": "lost", "count": count}),
+        other => json!({"event": "other", "text": other.to_string()}),
+    }
+}

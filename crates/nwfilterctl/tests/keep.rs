@@ -1,0 +1,89 @@
+//! `nwfilterctl keep`: the daemon of hosts without libvirt.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nwfilter_testlab::{Host, Need, skip_unless};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Lab {
+    host: Host,
+    dir: TempDir,
+}
+
+impl Lab {
+    fn ctl(&self, args: &[&str]) -> Command {
+        let mut command = self.host.command(env!("CARGO_BIN_EXE_nwfilterctl"));
+        command.current_dir(self.dir.path()).args(["--config-dir", "etc", "--state-dir", "run"]).args(args);
+        command.env_remove("RUST_LOG");
+        command
+    }
+
+    fn run(&self, args: &[&str]) {
+        let output = self.ctl(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn bind(&self, port: &str, filter: &str) {
+        let binding = format!(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='{port}'/><mac address='52:54:00:7b:35:93'/><filterref filter='{filter}'/></filterbinding>"
+        );
+        fs::write(self.dir.path().join("b.xml"), binding).unwrap();
+        self.run(&["binding-create", "b.xml"]);
+    }
+
+    /// Starts the daemon and waits until the service manager would start others.
+    fn keep(&self) -> Child {
+        let socket = self.dir.path().join("notify");
+        let notified = UnixDatagram::bind(&socket).unwrap();
+        notified.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = self.ctl(&["keep", "--json"]);
+        let child = command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::piped()).spawn().unwrap();
+        let mut buffer = [0; 256];
+        let length = notified.recv(&mut buffer).unwrap();
+        assert!(buffer[..length].starts_with(b"READY=1\n"));
+        child
+    }
+}
+
+#[test]
+fn what_others_change_is_repaired_and_printed_until_sigterm() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
+    let _taps = ["tap0", "tap1"].map(|name| lab.host.tap(name).unwrap());
+    fs::write(
+        lab.dir.path().join("f.xml"),
+        "<filter name='f'><rule action='accept' direction='in'><tcp dstportstart='22'/></rule></filter>",
+    )
+    .unwrap();
+    lab.run(&["define", "f.xml"]);
+    lab.bind("tap0", "f");
+    let before = lab.host.saved().unwrap().port("tap0");
+    lab.host.run(&["iptables", "-F", "FI-tap0"]).unwrap();
+
+    let mut daemon = lab.keep();
+    assert_eq!(lab.host.saved().unwrap().port("tap0").diff(&before), None, "it reloads first");
+    let mut events = BufReader::new(daemon.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&events.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next(), serde_json::json!({"event": "drift-repaired", "port": "tap0"}));
+    lab.bind("tap1", "f");
+    lab.host.run(&["iptables", "-F", "FI-tap1"]).unwrap();
+    assert_eq!(next(), serde_json::json!({"event": "drift-repaired", "port": "tap1"}));
+    lab.host.run(&["iptables", "-F", "FORWARD"]).unwrap();
+    assert_eq!(next(), serde_json::json!({"event": "host-repaired"}));
+
+    kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert_eq!(lab.host.saved().unwrap().port("tap0").diff(&before), None, "rules stay");
+}
