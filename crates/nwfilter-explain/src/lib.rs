@@ -1,0 +1,61 @@
+//! Which rule of a port decides a packet, and why: a [`Ruleset`](nwfilter_rules::Ruleset) evaluated on paper.
+//!
+//! An [`Explainer`] takes packets one after the other, as a port would: given as bytes ([`Packet::parse`]), as fields, or
+//! in words ([`Question`]). It says whether each passes, which rule decides, what every rule on the way compared, and
+//! which rule came close. No kernel is asked, and nothing is read or written.
+//!
+//! The reference is what the kernel does with the rules that ebtables, iptables and ip6tables are given:
+//!
+//! * A frame from the guest meets the Ethernet rules first, then the IP rules; one to the guest the other way round.
+//! * Accepting in a chain of Ethernet rules ends the Ethernet rules of this port.
+//! * IP rules see IPv4 and IPv6 that is not inside a VLAN tag. Packets in parts come to them whole.
+//! * A [`Tracker`] follows connections as conntrack does, with helpers for FTP and TFTP; a state can be chosen instead.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use nwfilter_explain::{Explainer, Guest, Outcome, Question};
+//!
+//! let filter = nwfilter_xml::read_filter("web.xml", "<filter name='web'>
+//!   <rule action='accept' direction='in'><tcp dstportstart='80'/></rule>
+//!   <rule action='drop' direction='inout'><all/></rule>
+//! </filter>").into_result()?;
+//! let binding = nwfilter_xml::read_binding("b.xml", "<filterbinding>
+//!   <owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+//!   <portdev name='vnet0'/><mac address='52:54:00:7b:35:93'/><filterref filter='web'/>
+//! </filterbinding>").into_result()?;
+//! let filters = BTreeMap::from([(filter.name.clone(), filter)]);
+//! let ruleset = nwfilter_rules::instantiate(&filters, &binding)?;
+//!
+//! let guest = Guest::of(&binding, &ruleset);
+//! let question = Question::read(&guest, &["in", "tcp", "from", "192.0.2.7:40000", "to", ":443"])?;
+//! let explained = Explainer::new(&ruleset).explain(question.way, &question.packet)?;
+//! assert_eq!(explained.outcome, Outcome::Dropped);
+//! assert_eq!(explained.deciding().map(|step| step.origin.to_string()), Some("web:3".to_owned()));
+//! assert_eq!(
+//!     explained.nearest.map(|near| near.to_string()),
+//!     Some("web:2 would let it pass if the destination port were 80".to_owned())
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod connection;
+mod evaluate;
+mod packet;
+mod parse;
+mod question;
+mod sets;
+mod words;
+
+pub use connection::{Connection, State, Tracker};
+pub use evaluate::{
+    Explainer, Explanation, Layer, NearMiss, Outcome, Step, StepKind, Tested, Unanswerable, Way,
+};
+pub use packet::{
+    Arp, Body, Fragment, Icmp, Ip, Packet, Stp, Tcp, Transport, ether_type, protocol, tcp_flag,
+};
+pub use parse::TooShort;
+pub use question::{BadQuestion, Guest, Question};
+pub use sets::{IpSets, NoElement};

@@ -1,0 +1,91 @@
+//! What ipsets hold, as far as the caller says.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use nwfilter_rules::Network;
+use nwfilter_xml::MacAddr;
+use nwfilter_xml::value::SetDirection;
+
+use crate::compare::is_in_network;
+use crate::packet::{Ip, Packet};
+use crate::words;
+
+/// The ipsets that rules ask. One that is missing here makes a question about it unanswerable.
+#[derive(Clone, Debug, Default)]
+pub struct IpSets(BTreeMap<String, Vec<Vec<Part>>>);
+
+/// One dimension of an element.
+#[derive(Clone, Debug)]
+enum Part {
+    Network(Network),
+    Port { protocol: u8, port: u16 },
+    Mac(MacAddr),
+}
+
+/// An element that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' is no element of an ipset: write it as 'ipset add' takes it, as 10.0.0.0/24 or 10.0.0.2,tcp:80"
+)]
+pub struct NoElement(String);
+
+impl IpSets {
+    /// Adds an element, as `ipset add` takes it: addresses, networks, ports and MAC addresses, separated by commas. An
+    /// empty text makes the set without adding anything.
+    pub fn add(&mut self, set: &str, element: &str) -> Result<(), NoElement> {
+        let elements = self.0.entry(set.to_owned()).or_default();
+        if !element.is_empty() {
+            let parts = element.split(',').map(part).collect::<Option<_>>();
+            elements.push(parts.ok_or_else(|| NoElement(element.to_owned()))?);
+        }
+        Ok(())
+    }
+
+    /// Whether a packet is in a set; `None` if nobody said what that holds.
+    pub(crate) fn contains(
+        &self,
+        set: &str,
+        directions: &[SetDirection],
+        packet: &Packet,
+        ip: &Ip,
+    ) -> Option<bool> {
+        let elements = self.0.get(set)?;
+        let is_source = |direction: &SetDirection| *direction == SetDirection::Src;
+        let holds = |part: &Part, direction: &SetDirection| match part {
+            Part::Network(network) => {
+                is_in_network(if is_source(direction) { ip.src } else { ip.dst }, network)
+            }
+            Part::Port { protocol, port } => {
+                let found = ip.ports().map(|(src, dst)| if is_source(direction) { src } else { dst });
+                found == Some(*port) && *protocol == ip.protocol
+            }
+            Part::Mac(addr) => *addr == if is_source(direction) { packet.src_mac } else { packet.dst_mac },
+        };
+        // A set of more dimensions than a rule names matches nothing.
+        let is_it = |parts: &Vec<Part>| {
+            parts.len() <= directions.len()
+                && parts.iter().zip(directions).all(|(part, way)| holds(part, way))
+        };
+        Some(elements.iter().any(is_it))
+    }
+}
+
+fn part(text: &str) -> Option<Part> {
+    if let Ok(addr) = text.parse::<MacAddr>() {
+        return Some(Part::Mac(addr));
+    }
+    if let Ok(port) = text.parse() {
+        return Some(Part::Port { protocol: crate::packet::protocol::TCP, port });
+    }
+    if let Some((protocol, port)) = text.split_once(':')
+        && let (Some(protocol), Ok(port)) = (words::protocol_number(protocol), port.parse())
+    {
+        return Some(Part::Port { protocol, port });
+    }
+    let (addr, prefix) = match text.split_once('/') {
+        Some((addr, prefix)) => (addr, Some(prefix.parse().ok()?)),
+        None => (text, None),
+    };
+    Some(Part::Network(Network { addr: addr.parse::<IpAddr>().ok()?, prefix }))
+}
