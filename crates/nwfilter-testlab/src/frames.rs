@@ -133,6 +133,12 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// IGMP
     pub const IGMP: u8 = 2;
+    /// The hop-by-hop options of IPv6
+    pub const IPV6_HOP_BY_HOP: u8 = 0;
+    /// The routing header of IPv6
+    pub const IPV6_ROUTING: u8 = 43;
+    /// The destination options of IPv6
+    pub const IPV6_DESTINATION: u8 = 60;
     /// TCP
     pub const TCP: u8 = 6;
     /// UDP
@@ -310,19 +316,70 @@ pub fn tcp_segment(
     flags: u8,
     payload: &[u8],
 ) -> Vec<u8> {
+    ip(ends, protocol::TCP, &tcp_bytes(ends, ports, numbers, flags, &[], payload))
+}
+
+/// A TCP segment with options, whose length is a multiple of 4.
+pub fn tcp_with_options(ends: &Ends, src_port: u16, dst_port: u16, flags: u8, options: &[u8]) -> Vec<u8> {
+    ip(ends, protocol::TCP, &tcp_bytes(ends, (src_port, dst_port), (1, 0), flags, options, &[]))
+}
+
+fn tcp_bytes(
+    ends: &Ends,
+    ports: (u16, u16),
+    numbers: (u32, u32),
+    flags: u8,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let words = 5 + (options.len() / 4) as u8;
     let mut segment = [
         &ports.0.to_be_bytes()[..],
         &ports.1.to_be_bytes(),
         &numbers.0.to_be_bytes(),
         &numbers.1.to_be_bytes(),
-        // A header of 20 bytes, a window of 64240, no checksum yet, nothing urgent.
-        &[0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0],
+        // The length of the header, a window of 64240, no checksum yet, nothing urgent.
+        &[words << 4, flags, 0xfa, 0xf0, 0, 0, 0, 0],
+        options,
         payload,
     ]
     .concat();
     let pseudo = pseudo_header(ends, protocol::TCP, segment.len());
     put_checksum(&mut segment, 16, &pseudo);
-    ip(ends, protocol::TCP, &segment)
+    segment
+}
+
+/// A UDP-Lite datagram whose checksum covers all of it.
+pub fn udplite(ends: &Ends, src_port: u16, dst_port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram =
+        [&src_port.to_be_bytes()[..], &dst_port.to_be_bytes(), &[0, 0, 0, 0], payload].concat();
+    let pseudo = pseudo_header(ends, protocol::UDPLITE, datagram.len());
+    put_checksum(&mut datagram, 6, &pseudo);
+    ip(ends, protocol::UDPLITE, &datagram)
+}
+
+/// Puts an extension header of 8 bytes before what an untagged IPv6 frame carries: `kind` is its protocol number, `body` what
+/// follows its two first bytes.
+pub fn extension(mut frame: Vec<u8>, kind: u8, body: [u8; 6]) -> Vec<u8> {
+    let header = ip_header(&frame);
+    let next = std::mem::replace(&mut frame[header.start + 6], kind);
+    let length = (frame.len() - header.end + 8) as u16;
+    frame[header.start + 4..header.start + 6].copy_from_slice(&length.to_be_bytes());
+    frame.splice(header.end..header.end, [&[next, 0][..], &body].concat());
+    frame
+}
+
+/// Gives an untagged IPv4 frame, or a fragment of an IPv6 frame, another identification, which is what tells the fragments of
+/// one packet from those of another.
+pub fn identification(mut frame: Vec<u8>, id: u16) -> Vec<u8> {
+    let header = ip_header(&frame);
+    if is_v6(&frame) {
+        frame[header.end + 6..header.end + 8].copy_from_slice(&id.to_be_bytes());
+    } else {
+        frame[header.start + 4..header.start + 6].copy_from_slice(&id.to_be_bytes());
+        put_checksum(&mut frame[header], 10, &[]);
+    }
+    frame
 }
 
 /// An ICMP or ICMPv6 message; `body` is what follows the checksum.

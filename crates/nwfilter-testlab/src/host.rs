@@ -17,6 +17,9 @@ pub const BRIDGE: &str = "br0";
 /// The MAC address of a host's bridge.
 pub const BRIDGE_MAC: Mac = Mac::new([0x52, 0x54, 0x00, 0xff, 0xff, 0xfe]);
 
+/// What br_netfilter brings.
+const BRIDGE_NF: &str = "/proc/sys/net/bridge";
+
 /// A fresh network namespace with a bridge `br0` that forwards at once and sends nothing by itself.
 ///
 /// ```
@@ -37,14 +40,22 @@ pub struct Host {
 /// How a [`Host`] is to be made.
 #[derive(Clone, Debug)]
 pub struct HostBuilder {
-    bridge_nf: bool,
+    /// `None` leaves the module br_netfilter alone.
+    bridge_nf: Option<bool>,
     bridge_addrs: Vec<String>,
 }
 
 impl HostBuilder {
     /// Whether bridged traffic passes iptables and ip6tables (`bridge-nf-call-*`); on by default.
     pub fn bridge_nf(mut self, on: bool) -> Self {
-        self.bridge_nf = on;
+        self.bridge_nf = Some(on);
+        self
+    }
+
+    /// Does not load br_netfilter, and switches it off if it is there. Where it is a module, and another host of the test has
+    /// it loaded later, bridged traffic passes iptables here too from then on.
+    pub fn without_bridge_nf(mut self) -> Self {
+        self.bridge_nf = Path::new(BRIDGE_NF).exists().then_some(false);
         self
     }
 
@@ -65,7 +76,9 @@ impl HostBuilder {
             format!("link set {BRIDGE} up"),
         ])?;
         let host = Host { netns };
-        host.set_bridge_nf(self.bridge_nf)?;
+        if let Some(on) = self.bridge_nf {
+            host.set_bridge_nf(on)?;
+        }
         for addr in &self.bridge_addrs {
             host.add_bridge_addr(addr)?;
         }
@@ -81,7 +94,7 @@ impl Host {
 
     /// A host with other options.
     pub fn builder() -> HostBuilder {
-        HostBuilder { bridge_nf: true, bridge_addrs: Vec::new() }
+        HostBuilder { bridge_nf: Some(true), bridge_addrs: Vec::new() }
     }
 
     /// The network namespace.
@@ -91,10 +104,7 @@ impl Host {
 
     /// Sets whether bridged traffic passes iptables and ip6tables.
     pub fn set_bridge_nf(&self, on: bool) -> Result<()> {
-        if !Path::new("/proc/sys/net/bridge").exists() {
-            if !on {
-                return Ok(());
-            }
+        if !Path::new(BRIDGE_NF).exists() {
             let _ = Command::new("modprobe").arg("br_netfilter").stderr(Stdio::null()).status();
         }
         let value = if on { "1" } else { "0" };

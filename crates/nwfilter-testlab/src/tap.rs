@@ -18,6 +18,9 @@ use crate::netns::Netns;
 /// a frame from tap to tap within the call that writes it, so that this is mostly for a busy machine.
 const PATIENCE: Duration = Duration::from_millis(150);
 
+/// More than a frame of the interface's 1,500 bytes and its tags are long.
+const LONGEST: usize = 2048;
+
 /// A tap device in `br0`, held open until dropped, when the device disappears.
 #[derive(Debug)]
 pub struct Tap {
@@ -92,7 +95,7 @@ impl Tap {
     }
 
     fn read(&self) -> Result<Option<Vec<u8>>> {
-        let mut frame = vec![0; 1 << 16];
+        let mut frame = vec![0; LONGEST];
         match (&self.file).read(&mut frame) {
             Ok(length) => {
                 frame.truncate(length);

@@ -27,7 +27,7 @@ fn mac(last: u8) -> Mac {
 
 impl Lab {
     fn new(ruleset: &str) -> Self {
-        let host = Host::builder().bridge_nf(false).bridge_addr("10.0.0.254/24").build().unwrap();
+        let host = Host::builder().without_bridge_nf().bridge_addr("10.0.0.254/24").build().unwrap();
         let server = host.guest("vnet0", mac(1)).addr("10.0.0.1/24").start().unwrap();
         let client = host.guest("outside0", mac(2)).addr("10.0.0.2/24").start().unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn without_the_helper_object_no_data_connection_is_related() {
 #[test]
 fn bridged_connections_have_states_without_br_netfilter() {
     skip_unless!(Need::BridgeConntrack);
-    let host = Host::builder().bridge_nf(false).build().unwrap();
+    let host = Host::builder().without_bridge_nf().build().unwrap();
     let (guest, peer): (Tap, Tap) = (host.tap("tap0").unwrap(), host.tap("tap1").unwrap());
     let rules = "table bridge lab { chain c { type filter hook forward priority 0; policy drop;
         ct state invalid drop; iifname \"tap0\" ct state new,established accept; ct state established accept; }; }";
