@@ -199,12 +199,12 @@ fn ratio(what: &'static str, ours: Duration, base: Duration, expected: f64, of: 
 fn repair(what: &'static str, damage: &[&str]) -> Result<Row> {
     let lab = Lab::new(PORTS)?;
     let driver = lab.start()?;
-    let keeper = lab.host.enter(|| driver.keep())?;
+    let reconciler = lab.host.enter(|| driver.keep())?;
     let mut least = Duration::MAX;
     for number in 1..=FEW as u64 {
         lab.host.run(damage)?;
         let begin = Instant::now();
-        while keeper.repairs() < number {
+        while reconciler.repairs() < number {
             ensure!(begin.elapsed() < PATIENCE, "no repair within {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(1));
         }

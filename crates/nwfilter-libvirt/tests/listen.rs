@@ -150,7 +150,7 @@ fn a_port_that_was_renamed_stays_bound_until_its_guest_ends() -> Result<()> {
     let driver = driver(&host, &dir)?;
     let guest = Connect::open(Some(URI))?.create_domain_xml(&domain(7, &interface(7, "clean-traffic")), 0)?;
     with_listener(&host, &driver, None, follows)?;
-    let keeper = host.enter(|| driver.keep())?;
+    let reconciler = host.enter(|| driver.keep())?;
     host.ip(&["link set tap7 down", "link set tap7 name renamed7 up"])?;
     eventually("the binding follows", || Ok(ports(&driver)? == ["renamed7"]))?;
     let saved = host.saved()?.port("renamed7");
@@ -161,7 +161,7 @@ fn a_port_that_was_renamed_stays_bound_until_its_guest_ends() -> Result<()> {
         guest.destroy()?;
         eventually("nothing is bound", || Ok(ports(&driver)?.is_empty()))
     })?;
-    drop(keeper);
+    drop(reconciler);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nwfilter::{Applied, Builder, Config, Driver, Error, Keeper, Reloaded, Transaction, with_causes};
+use nwfilter::{Applied, Builder, Config, Driver, Error, Reconciler, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
     Binding, Filter, Strictness, Uuid, read_binding, read_filter_with, write_binding, write_filter,
 };
@@ -20,7 +20,7 @@ pub(crate) struct Service {
     driver: Option<Arc<Driver>>,
     leaving: Leaving,
     /// `None` while changes of others cannot be followed.
-    keeper: Mutex<Option<Keeper>>,
+    reconciler: Mutex<Option<Reconciler>>,
 }
 
 static SERVICE: Mutex<Option<Arc<Service>>> = Mutex::new(None);
@@ -81,7 +81,7 @@ impl Service {
         if let Some(driver) = &service.driver {
             service.leaving.take_all().iter().for_each(|port| remove(driver, port));
         }
-        service.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        service.reconciler.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Ends what it learns too, unless a call is still running.
         drop(service);
         let left =
@@ -100,7 +100,7 @@ impl Service {
         if let Some(Err(error)) = driver.as_ref().map(|driver| driver.reload().map(tell)) {
             log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
-        let service = Self { driver, leaving: Leaving::default(), keeper: Mutex::default() };
+        let service = Self { driver, leaving: Leaving::default(), reconciler: Mutex::default() };
         service.keep();
         Ok(service)
     }
@@ -120,9 +120,9 @@ impl Service {
     /// Has what others change in the kernel repaired, if that is not so yet.
     fn keep(&self) {
         let Some(driver) = &self.driver else { return };
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        if keeper.is_none() {
-            *keeper = driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
+        let mut reconciler = self.reconciler.lock().unwrap_or_else(PoisonError::into_inner);
+        if reconciler.is_none() {
+            *reconciler = driver.keep().map_err(|error| log::error!("{}", with_causes(&error))).ok();
         }
     }
 
@@ -232,10 +232,10 @@ fn tell(reloaded: Reloaded) {
     }
     warn(&reloaded.applied);
     reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
-    for port in &reloaded.odd.unbound {
+    for port in &reloaded.unmanaged.unbound {
         log::warn!("port '{port}' has rules but no binding; they are left as they are");
     }
-    for port in &reloaded.odd.absent {
+    for port in &reloaded.unmanaged.absent {
         log::warn!("port '{port}' has a binding, but there is no network interface of that name");
     }
 }

@@ -90,7 +90,7 @@ pub enum Error {
     },
     /// What others change in the kernel cannot be followed.
     #[error("changes of others cannot be repaired")]
-    Keeper {
+    Reconciler {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },

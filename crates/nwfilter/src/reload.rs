@@ -22,12 +22,12 @@ pub struct Reloaded {
     /// The ports whose rules were removed because neither a binding nor an interface of that name exists, sorted.
     pub removed: Vec<PortDev>,
     /// The ports that are not as one would think.
-    pub odd: OddPorts,
+    pub unmanaged: UnmanagedPorts,
 }
 
 /// Ports that a reload leaves as they are because it cannot know better.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OddPorts {
+pub struct UnmanagedPorts {
     /// The ports that have rules in the kernel and an interface, but no binding here: a driver over other stores may
     /// have made the rules, or a process was killed before it stored the binding. Also those that have no interface,
     /// but a damaged binding. Sorted.
@@ -46,7 +46,7 @@ pub struct Drift {
     /// The ports of whose bindings no rules can be made, sorted.
     pub failed: Vec<FailedPort>,
     /// The ports that a reload would leave as they are.
-    pub odd: OddPorts,
+    pub unmanaged: UnmanagedPorts,
     /// What does not work although the rules are in the kernel, sorted.
     pub warnings: Vec<Warning>,
 }
@@ -60,14 +60,14 @@ impl Drift {
 
 /// A port that cannot be brought to what its binding asks for.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("port '{port}' does not get filter '{filter}' but {instead}")]
+#[error("port '{port}' does not get filter '{filter}' but {fallback}")]
 pub struct FailedPort {
     /// The port.
     pub port: PortDev,
     /// The filter of its binding.
     pub filter: FilterName,
     /// What it has instead: it is never less filtered than before.
-    pub instead: Instead,
+    pub fallback: Fallback,
     /// Why. Ports that fail for one reason share it.
     #[source]
     pub error: Arc<Error>,
@@ -75,14 +75,14 @@ pub struct FailedPort {
 
 /// What a port has in place of its filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instead {
+pub enum Fallback {
     /// The rules that the kernel holds for it.
     OldRules,
     /// The kernel held none: nothing passes.
     DropAll,
 }
 
-impl fmt::Display for Instead {
+impl fmt::Display for Fallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OldRules => "the rules it has",
@@ -97,11 +97,11 @@ impl Driver {
     /// An error is what makes all of it impossible: stores or tables that cannot be read.
     pub fn diff(&self) -> Result<Drift, Error> {
         let stores = self.look()?;
-        let wish = Wish::of(self, &stores)?;
-        let Planned { differences, mut warnings } = self.backend().plan(&wish.batch)?;
-        warnings.extend(self.host().unbridged(&wish.batch));
+        let desired = DesiredState::of(self, &stores)?;
+        let Planned { differences, mut warnings } = self.backend().plan(&desired.batch)?;
+        warnings.extend(self.host().unbridged(&desired.batch));
         warnings.sort();
-        Ok(Drift { differences, failed: wish.failed, odd: wish.odd, warnings })
+        Ok(Drift { differences, failed: desired.failed, unmanaged: desired.unmanaged, warnings })
     }
 
     /// Brings the kernel to what the bindings ask for. What is already so is not touched.
@@ -112,21 +112,21 @@ impl Driver {
     /// stores or tables that cannot be read, or tools that do not work.
     pub fn reload(&self) -> Result<Reloaded, Error> {
         self.change(|stores| {
-            let wish = Wish::of(self, stores)?;
-            self.bring(stores, wish)
+            let desired = DesiredState::of(self, stores)?;
+            self.bring(stores, desired)
         })
     }
 
     /// The same, and how the kernel differed.
     pub(crate) fn repair(&self) -> Result<Vec<Difference>, Error> {
         self.change(|stores| {
-            let wish = Wish::of(self, stores)?;
-            Ok(self.bring(stores, wish)?.applied.differences)
+            let desired = DesiredState::of(self, stores)?;
+            Ok(self.bring(stores, desired)?.applied.differences)
         })
     }
 
-    fn bring(&self, stores: &Stores, wish: Wish) -> Result<Reloaded, Error> {
-        let Wish { mut batch, mut failed, removed, odd, filtered } = wish;
+    fn bring(&self, stores: &Stores, desired: DesiredState) -> Result<Reloaded, Error> {
+        let DesiredState { mut batch, mut failed, removed, unmanaged, filtered } = desired;
         batch.report_differences = true;
         let Salvaged { applied, refused } = salvage::apply(self, batch, &filtered)?;
         for (port, error) in refused {
@@ -143,61 +143,61 @@ impl Driver {
             self.meter().host_repaired();
             self.feed().publish([Event::HostRepaired]);
         }
-        Ok(Reloaded { applied, failed, removed, odd })
+        Ok(Reloaded { applied, failed, removed, unmanaged })
     }
 }
 
 /// What the bindings ask for, as far as rules can be made of them.
 #[derive(Default)]
-struct Wish {
+struct DesiredState {
     batch: Batch,
     failed: Vec<FailedPort>,
     removed: Vec<PortDev>,
-    odd: OddPorts,
+    unmanaged: UnmanagedPorts,
     /// The ports that are filtered by what the kernel holds.
     filtered: BTreeSet<PortDev>,
 }
 
-impl Wish {
+impl DesiredState {
     fn of(driver: &Driver, stores: &Stores) -> Result<Self, Error> {
         let installed = driver.backend().installed()?;
         let filters = stores.filter_map();
         let filtered = &installed.ports - &installed.unreached;
-        let mut wish = Self { filtered, ..Self::default() };
+        let mut desired = Self { filtered, ..Self::default() };
         let total = stores.bindings.documents().count();
         for (done, binding) in stores.bindings.documents().enumerate() {
             driver.reporter.report(Phase::Rules, done, total);
             let port = binding.port.clone();
             if !driver.host().has(&port) {
-                wish.odd.absent.push(port);
+                desired.unmanaged.absent.push(port);
                 continue;
             }
             match stores.ruleset(&filters, binding) {
-                Ok(ruleset) => wish.batch.filter(port, Arc::new(ruleset)),
+                Ok(ruleset) => desired.batch.filter(port, Arc::new(ruleset)),
                 Err(error) => {
-                    let failed = failed_port(binding, &wish.filtered, Arc::new(error));
-                    if failed.instead == Instead::DropAll {
-                        wish.batch.filter(port, Arc::new(Ruleset::drop_all()));
+                    let failed = failed_port(binding, &desired.filtered, Arc::new(error));
+                    if failed.fallback == Fallback::DropAll {
+                        desired.batch.filter(port, Arc::new(Ruleset::drop_all()));
                     }
-                    wish.failed.push(failed);
+                    desired.failed.push(failed);
                 }
             }
         }
         let unbound = installed.ports.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
         for port in unbound {
             match driver.host().has(port) || stores.bindings.is_lost(port.as_str()) {
-                true => wish.odd.unbound.push(port.clone()),
+                true => desired.unmanaged.unbound.push(port.clone()),
                 false => {
-                    wish.removed.push(port.clone());
-                    wish.batch.remove(port.clone());
+                    desired.removed.push(port.clone());
+                    desired.batch.remove(port.clone());
                 }
             }
         }
-        Ok(wish)
+        Ok(desired)
     }
 }
 
 fn failed_port(binding: &Binding, filtered: &BTreeSet<PortDev>, error: Arc<Error>) -> FailedPort {
-    let instead = if filtered.contains(&binding.port) { Instead::OldRules } else { Instead::DropAll };
-    FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), instead, error }
+    let fallback = if filtered.contains(&binding.port) { Fallback::OldRules } else { Fallback::DropAll };
+    FailedPort { port: binding.port.clone(), filter: binding.filter.clone(), fallback, error }
 }

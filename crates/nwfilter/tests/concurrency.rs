@@ -108,5 +108,5 @@ fn threads_a_redefinition_and_foreign_flushes_end_in_the_desired_state() {
         }
     }
     let drift = lab.host.enter(|| driver.diff()).unwrap();
-    assert!(drift.is_empty() && drift.odd == nwfilter::OddPorts::default(), "{drift:?}");
+    assert!(drift.is_empty() && drift.unmanaged == nwfilter::UnmanagedPorts::default(), "{drift:?}");
 }

@@ -137,8 +137,8 @@ fn a_port_whose_binding_is_damaged_keeps_its_rules_and_can_be_bound_anew() {
     assert_eq!(lab.port("p0"), rules);
     assert!(!file.exists() && lab.bindings().join("p0.xml.damaged").exists());
     lab.host.ip(&["link del p0"]).unwrap();
-    let odd = lab.host.enter(|| driver.reload()).unwrap().odd;
-    assert_eq!((lab.port("p0"), names(&odd.unbound)), (rules.clone(), vec!["p0"]));
+    let unmanaged = lab.host.enter(|| driver.reload()).unwrap().unmanaged;
+    assert_eq!((lab.port("p0"), names(&unmanaged.unbound)), (rules.clone(), vec!["p0"]));
     lab.host.ip(&["tuntap add dev p0 mode tap"]).unwrap();
 
     // A file that is damaged when its name is taken is moved, not overwritten.

@@ -70,7 +70,7 @@ fn a_bound_port_that_comes_back_after_a_flush_is_filtered_again() {
     );
     let (lab, driver) = bound(2);
     let rules = ["p0", "p1"].map(|port| lab.port(port));
-    let keeper = lab.host.enter(|| driver.keep()).unwrap();
+    let reconciler = lab.host.enter(|| driver.keep()).unwrap();
     for round in 0..5 {
         lab.host.ip(&["link del p0"]).unwrap();
         lab.host.run(&["nft", "flush", "ruleset"]).unwrap();
@@ -80,7 +80,7 @@ fn a_bound_port_that_comes_back_after_a_flush_is_filtered_again() {
         lab.host.ip(&["tuntap add dev p0 mode tap", "link set p0 master br0 up"]).unwrap();
         eventually(|| lab.port("p0"), &rules[0]);
     }
-    assert!(keeper.repairs() >= 10);
+    assert!(reconciler.repairs() >= 10);
     // One that is not bound is no business of ours.
     lab.host.ip(&["tuntap add dev p7 mode tap", "link set p7 master br0 up"]).unwrap();
     assert!(lab.host.enter(|| driver.diff()).unwrap().is_empty());
@@ -91,7 +91,7 @@ fn the_binding_of_a_port_that_gets_another_name_follows_it() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (lab, driver) = bound(2);
     let rules = lab.port("p0");
-    let keeper = lab.host.enter(|| driver.keep()).unwrap();
+    let reconciler = lab.host.enter(|| driver.keep()).unwrap();
     lab.host.ip(&["link set p0 down", "link set p0 name q0 up"]).unwrap();
     eventually(|| lab.port("q0").replace("q0", "p0"), &rules);
     eventually(|| ports(&driver), &vec!["p1".to_owned(), "q0".to_owned()]);
@@ -103,7 +103,7 @@ fn the_binding_of_a_port_that_gets_another_name_follows_it() {
     eventually(|| lab.port("p1").replace("p1", "p0"), &rules);
     assert_eq!(ports(&driver), ["p1", "q0"]);
     assert_eq!(driver.binding("p1").unwrap().mac, binding("p1", "f").mac);
-    drop(keeper);
+    drop(reconciler);
 }
 
 #[test]
@@ -123,10 +123,10 @@ fn a_port_in_no_bridge_is_warned_of_and_filtered_once_it_is_in_one() {
     assert!(drift.is_empty());
     assert_eq!(drift.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(), [warning]);
 
-    let keeper = lab.host.enter(|| driver.keep()).unwrap();
+    let reconciler = lab.host.enter(|| driver.keep()).unwrap();
     lab.host.run(&["iptables", "-F", "FI-p1"]).unwrap();
     lab.host.ip(&["link set p1 master br0 up"]).unwrap();
     eventually(|| lab.port("p1").replace("p1", "p0"), &rules);
-    drop(keeper);
+    drop(reconciler);
     assert_eq!(lab.host.enter(|| driver.diff()).unwrap().warnings, []);
 }

@@ -6,7 +6,7 @@ mod driver_support;
 
 use driver_support::{Lab, accepting, binding, define, explained, names, record, refused};
 use nwfilter::rules::Ruleset;
-use nwfilter::{Driver, Error, Fake, Instead};
+use nwfilter::{Driver, Error, Fake, Fallback};
 use nwfilter_testlab::{Need, skip_unless};
 use nwfilter_xtables::{Settings, Xtables};
 
@@ -38,13 +38,13 @@ fn a_port_without_rules_keeps_what_it_has_or_is_closed_and_the_others_are_brough
     let done = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(names(&done.applied.changed), ["p0", "p3"]);
     let [p1, p3] = done.failed.as_slice() else { panic!("{:?}", done.failed) };
-    assert_eq!((p1.port.as_str(), p1.filter.as_str(), p1.instead), ("p1", "lost", Instead::OldRules));
+    assert_eq!((p1.port.as_str(), p1.filter.as_str(), p1.fallback), ("p1", "lost", Fallback::OldRules));
     assert_eq!(
         explained(p1),
         "port 'p1' does not get filter 'lost' but the rules it has: port 'p1' cannot be filtered by 'lost': \
          no filter is named 'lost'"
     );
-    assert_eq!((p3.port.as_str(), p3.instead), ("p3", Instead::DropAll));
+    assert_eq!((p3.port.as_str(), p3.fallback), ("p3", Fallback::DropAll));
     assert!(explained(p3).contains("no value for A"), "{}", explained(p3));
     assert!(matches!(*p3.error, Error::Rules { .. }));
     assert_eq!((lab.port("p0"), lab.port("p1")), (good, lost));
@@ -56,12 +56,12 @@ fn a_port_without_rules_keeps_what_it_has_or_is_closed_and_the_others_are_brough
 
     let again = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!((again.applied.commits, again.failed.len()), (0, 2));
-    assert_eq!(again.failed[1].instead, Instead::OldRules, "the drop is what it has");
+    assert_eq!(again.failed[1].fallback, Fallback::OldRules, "the drop is what it has");
 
     // Rules to which nothing leads filter nothing.
     lab.host.run(&["iptables", "-F", "libvirt-in"]).unwrap();
     let closed = lab.host.enter(|| driver.reload()).unwrap();
-    assert_eq!((closed.failed[0].port.as_str(), closed.failed[0].instead), ("p1", Instead::DropAll));
+    assert_eq!((closed.failed[0].port.as_str(), closed.failed[0].fallback), ("p1", Fallback::DropAll));
     assert!(lab.port("p1").contains("-A libvirt-I-p1 -j DROP"), "{}", lab.port("p1"));
 }
 
@@ -81,7 +81,7 @@ fn a_port_whose_rule_the_tools_refuse_is_left_out_and_the_others_are_brought_in(
         let told = explained(failed);
         assert!(told.contains(&format!("refused on port {} in iptables: ", failed.port)), "{told}");
         assert!(told.contains(&format!("{}:", failed.filter)), "{told}");
-        assert_eq!(failed.instead, Instead::DropAll);
+        assert_eq!(failed.fallback, Fallback::DropAll);
         assert!(lab.port(failed.port.as_str()).contains("DROP"));
     }
     assert!(lab.port("p4").contains("--dport 22"));
@@ -138,7 +138,7 @@ fn of_ports_with_one_rule_only_those_fail_whose_rule_is_refused() {
     asked.lock().unwrap().clear();
     let done = lab.host.enter(|| driver.reload()).unwrap();
     assert_eq!(done.failed.len(), 40);
-    assert!(done.failed.iter().all(|failed| failed.instead == Instead::OldRules));
+    assert!(done.failed.iter().all(|failed| failed.fallback == Fallback::OldRules));
     let asked = asked.lock().unwrap().len();
     assert!(asked < 40, "{asked}");
 }
@@ -159,14 +159,14 @@ fn rules_without_binding_go_when_their_interface_is_gone_and_stay_when_it_exists
     lab.host.ip(&["link del p2"]).unwrap();
 
     let drift = lab.host.enter(|| driver.diff()).unwrap();
-    assert_eq!(names(&drift.odd.unbound), ["p1"]);
+    assert_eq!(names(&drift.unmanaged.unbound), ["p1"]);
     assert!(
         !drift.is_empty()
             && drift.differences.iter().all(|difference| difference.subject.to_string() == "p2"),
         "{drift:?}"
     );
     let done = lab.host.enter(|| driver.reload()).unwrap();
-    assert_eq!((names(&done.removed), names(&done.odd.unbound)), (vec!["p2"], vec!["p1"]));
+    assert_eq!((names(&done.removed), names(&done.unmanaged.unbound)), (vec!["p2"], vec!["p1"]));
     assert_eq!(names(&done.applied.changed), ["p2"]);
     assert!(lab.host.saved().unwrap().port("p2").is_empty());
     assert_eq!(lab.port("p1"), rules);
@@ -185,7 +185,7 @@ fn a_binding_whose_interface_is_gone_stays_and_makes_no_rules() {
     lab.write_binding("p9", "f");
     lab.host.ip(&["link del p1"]).unwrap();
     let done = lab.host.enter(|| driver.reload()).unwrap();
-    assert_eq!(names(&done.odd.absent), ["p1", "p9"]);
+    assert_eq!(names(&done.unmanaged.absent), ["p1", "p9"]);
     assert_eq!((done.applied.commits, done.failed.len()), (0, 0));
     assert_eq!((lab.port("p1"), lab.host.saved().unwrap().port("p9").is_empty()), (rules.clone(), true));
     // Nor is a filter refused because of it.

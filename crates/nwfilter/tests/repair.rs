@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nwfilter::rules::{ApplyError, Batch, Installed, Planned, Ruleset, Scope, Unsupported};
 use nwfilter::xml::read_binding;
-use nwfilter::{Applied, Backend, Config, Difference, Driver, Fake, ForeignChange, Keeper, Watch};
+use nwfilter::{Applied, Backend, Config, Difference, Driver, Fake, ForeignChange, Reconciler, Watch};
 use nwfilter_testlab::{Host, Need, Saved, Tap, skip_unless};
 use nwfilter_xtables::Xtables;
 use nwfilter_xtables::generation;
@@ -64,10 +64,10 @@ impl Lab {
         Self { host, driver, dir, _taps: taps }
     }
 
-    fn keep(&self) -> Keeper {
-        let keeper = self.host.enter(|| self.driver.keep()).unwrap();
-        assert_eq!(keeper.repairs(), 0);
-        keeper
+    fn keep(&self) -> Reconciler {
+        let reconciler = self.host.enter(|| self.driver.keep()).unwrap();
+        assert_eq!(reconciler.repairs(), 0);
+        reconciler
     }
 
     /// Runs a program to its end, and tells what process it was.
@@ -149,7 +149,7 @@ fn whatever_is_lost_or_put_in_comes_back_and_the_log_says_who_did_what() {
     let lab = Lab::new("any");
     let before = lab.saved();
     assert!(before.iptables.contains("CT-any0") && before.ip6tables.contains("FI-any1"), "{before:?}");
-    let mut keeper = lab.keep();
+    let mut reconciler = lab.keep();
     for (damage, said) in [
         ("iptables -F", "- host iptables: FORWARD -j libvirt-in"),
         ("iptables -F FORWARD", "- host iptables: FORWARD -j libvirt-in"),
@@ -164,14 +164,14 @@ fn whatever_is_lost_or_put_in_comes_back_and_the_log_says_who_did_what() {
         ("nft delete table ip6 filter", "- any0 ip6tables: FI-any0"),
         ("nft flush ruleset", "more"),
     ] {
-        if keeper.repairs() == FEW {
-            drop(keeper);
-            keeper = lab.keep();
+        if reconciler.repairs() == FEW {
+            drop(reconciler);
+            reconciler = lab.keep();
         }
         let (number, program, begin) =
-            (keeper.repairs() + 1, damage.split(' ').next().unwrap(), Instant::now());
+            (reconciler.repairs() + 1, damage.split(' ').next().unwrap(), Instant::now());
         let process = lab.run(damage);
-        eventually(|| (keeper.repairs(), lab.saved()), |now| *now == (number, before.clone()));
+        eventually(|| (reconciler.repairs(), lab.saved()), |now| *now == (number, before.clone()));
         eprintln!("{damage}: repaired within {:?}", begin.elapsed());
         let logged = logged(&format!("{program} (process {process}) "));
         let [(log::Level::Warn, text)] = &logged[..] else { panic!("{damage}: {logged:#?}") };
@@ -193,10 +193,10 @@ fn bridged_packets_that_iptables_does_not_see_any_more_are_shown_to_it_again() {
     ];
     lab.host.set_bridge_nf(false).unwrap();
     assert_eq!(off(&lab.host.enter(|| lab.driver.diff()).unwrap().differences), expected);
-    let keeper = lab.keep();
-    eventually(|| (lab.is_kept(), keeper.repairs()), |now| *now == (true, 1));
+    let reconciler = lab.keep();
+    eventually(|| (lab.is_kept(), reconciler.repairs()), |now| *now == (true, 1));
     lab.host.set_bridge_nf(false).unwrap();
-    eventually(|| (lab.is_kept(), keeper.repairs()), |now| *now == (true, 2));
+    eventually(|| (lab.is_kept(), reconciler.repairs()), |now| *now == (true, 2));
     let logged = logged(expected[0]);
     assert!(logged.iter().all(|(_, text)| text.starts_with("repaired what somebody changed")), "{logged:?}");
 }
@@ -206,9 +206,9 @@ fn ours_come_first_again_before_what_others_put_there() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new("first");
     lab.run("iptables -A FORWARD -s 192.0.2.1 -j ACCEPT");
-    let keeper = lab.keep();
+    let reconciler = lab.keep();
     lab.run("iptables -I FORWARD 1 -s 192.0.2.2 -j ACCEPT");
-    eventually(|| keeper.repairs(), |repairs| *repairs == 1);
+    eventually(|| reconciler.repairs(), |repairs| *repairs == 1);
     let saved = lab.host.run(&["iptables-save", "-t", "filter"]).unwrap();
     let forward: Vec<_> = saved.lines().filter_map(|line| line.strip_prefix("-A FORWARD ")).collect();
     let theirs = ["-s 192.0.2.2/32 -j ACCEPT", "-s 192.0.2.1/32 -j ACCEPT"];
@@ -220,10 +220,10 @@ fn a_program_that_writes_its_whole_ruleset_anew_loses_nothing_of_its_own() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new("anew");
     let before = lab.saved();
-    let keeper = lab.keep();
+    let reconciler = lab.keep();
     let theirs = "*raw\nCOMMIT\n*filter\n:theirs - [0:0]\n-A theirs -j DROP\n-A FORWARD -j theirs\nCOMMIT\n";
     lab.host.run_with_stdin(&["iptables-restore"], theirs).unwrap();
-    eventually(|| (keeper.repairs(), lab.is_kept()), |(repairs, kept)| *repairs > 0 && *kept);
+    eventually(|| (reconciler.repairs(), lab.is_kept()), |(repairs, kept)| *repairs > 0 && *kept);
     lab.run("iptables -D FORWARD -j theirs");
     lab.run("iptables -F theirs");
     lab.run("iptables -X theirs");
@@ -234,7 +234,7 @@ fn a_program_that_writes_its_whole_ruleset_anew_loses_nothing_of_its_own() {
 fn what_leaves_the_ports_as_they_are_causes_no_write() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
     let lab = Lab::new("calm");
-    let keeper = lab.keep();
+    let reconciler = lab.keep();
     let begin = lab.generation();
     let theirs = [
         "iptables -N theirs",
@@ -250,7 +250,7 @@ fn what_leaves_the_ports_as_they_are_causes_no_write() {
     // Everything before it has been looked at when this one is repaired.
     std::thread::sleep(Duration::from_secs(1));
     lab.run("iptables -F libvirt-in");
-    eventually(|| keeper.repairs(), |repairs| *repairs == 1);
+    eventually(|| reconciler.repairs(), |repairs| *repairs == 1);
     // One of the tables is written for the repair.
     assert_eq!(lab.generation() - begin, theirs.len() as u32 + 1 + 1);
 }
@@ -261,22 +261,22 @@ fn what_is_there_already_is_looked_at_first_and_an_empty_store_asks_for_nothing(
     let lab = Lab::new("early");
     let before = lab.saved();
     lab.run("iptables -F FI-early0");
-    let keeper = lab.keep();
-    eventually(|| (keeper.repairs(), lab.saved()), |now| *now == (1, before.clone()));
+    let reconciler = lab.keep();
+    eventually(|| (reconciler.repairs(), lab.saved()), |now| *now == (1, before.clone()));
     for port in ["early0", "early1"] {
         lab.host.enter(|| lab.driver.delete_binding(port)).unwrap();
     }
     let begin = lab.generation();
     lab.run("iptables -F");
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!((keeper.repairs(), lab.generation()), (1, begin + 1));
+    assert_eq!((reconciler.repairs(), lab.generation()), (1, begin + 1));
 }
 
 #[test]
 fn changes_by_the_driver_and_by_others_at_the_same_time_end_in_order() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new("both");
-    // A second keeper of the same store, as in another process.
+    // A second reconciler of the same store, as in another process.
     let other = Driver::open(config(lab.dir.path().into()), Xtables::default()).unwrap();
     let _keepers = [lab.keep(), lab.host.enter(|| other.keep()).unwrap()];
     let end = AtomicBool::new(false);
@@ -302,7 +302,7 @@ fn changes_by_the_driver_and_by_others_at_the_same_time_end_in_order() {
     });
     eventually(|| lab.is_kept(), |kept| *kept);
     assert!(lab.saved().iptables.contains("--dport 21"));
-    // What one keeper repairs is none of the other's business.
+    // What one reconciler repairs is none of the other's business.
     std::thread::sleep(Duration::from_secs(1));
     let generation = lab.generation();
     std::thread::sleep(Duration::from_secs(1));
@@ -314,11 +314,11 @@ fn somebody_who_changes_it_back_again_and_again_is_not_fought() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     record_log();
     let lab = Lab::new("fight");
-    let keeper = lab.keep();
+    let reconciler = lab.keep();
     let mut fighter = 0;
     for repair in 1..=11 {
         fighter = lab.run("iptables -F FI-fight0");
-        eventually(|| keeper.repairs(), |repairs| *repairs == repair);
+        eventually(|| reconciler.repairs(), |repairs| *repairs == repair);
     }
     let advice = |process: u32| {
         let logged = logged(&format!("iptables (process {process}) changes again and again"));
@@ -327,11 +327,11 @@ fn somebody_who_changes_it_back_again_and_again_is_not_fought() {
     eventually(|| advice(fighter), |levels| *levels == [log::Level::Error]);
     // It is made good none the less, later.
     fighter = lab.run("iptables -F FI-fight0");
-    eventually(|| keeper.repairs(), |repairs| *repairs == 12);
+    eventually(|| reconciler.repairs(), |repairs| *repairs == 12);
     eventually(|| advice(fighter), |levels| *levels == [log::Level::Error]);
     lab.run("iptables -F FI-fight0");
     // It ends while it rests.
-    drop(keeper);
+    drop(reconciler);
     assert!(!lab.is_kept());
 }
 
@@ -411,7 +411,7 @@ fn what_could_not_be_repaired_is_tried_again() {
     record_log();
     let backend = Failing::default();
     let lab = Lab::with_backend("retry", backend.clone());
-    let keeper = lab.keep();
+    let reconciler = lab.keep();
     let failures = [
         (
             &backend.apply,
@@ -422,13 +422,13 @@ fn what_could_not_be_repaired_is_tried_again() {
     for (number, (fails, said)) in (1..).zip(failures) {
         fails.store(true, Ordering::Relaxed);
         lab.run("iptables -F FI-retry0");
-        eventually(|| keeper.repairs(), |repairs| *repairs == number);
+        eventually(|| reconciler.repairs(), |repairs| *repairs == number);
         assert!(lab.is_kept());
         assert!(logged(said).iter().any(|(level, text)| *level == log::Level::Error && text == said));
     }
     // It follows what happens after the failures.
     lab.run("iptables -F FI-retry0");
-    eventually(|| keeper.repairs(), |repairs| *repairs == 3);
+    eventually(|| reconciler.repairs(), |repairs| *repairs == 3);
 }
 
 #[test]

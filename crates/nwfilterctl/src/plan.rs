@@ -21,7 +21,7 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports))?,
         Change::Reload => {
             let drift = driver.diff()?;
-            verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.odd);
+            verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
             Preview { differences: drift.differences, warnings: drift.warnings, ..Preview::default() }
         }
     };

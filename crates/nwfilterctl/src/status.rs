@@ -18,7 +18,7 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
     let drift = driver.diff();
     if let Ok(drift) = &drift {
         warn_all(&drift.warnings);
-        tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.odd);
+        tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
     }
     let is_good = drift.as_ref().is_ok_and(nwfilter::Drift::is_empty);
     if as_json {

@@ -10,7 +10,8 @@ use nwfilter::xml::{
     write_binding, write_filter,
 };
 use nwfilter::{
-    Applied, Committed, Driver, Error, FailedPort, OddPorts, ProblemKind, Reloaded, Transaction, Warning,
+    Applied, Committed, Driver, Error, FailedPort, ProblemKind, Reloaded, Transaction, UnmanagedPorts,
+    Warning,
 };
 use nwfilter_xtables::restore_text;
 use nwfilterctl_shared::{say, warn, with_causes};
@@ -217,21 +218,21 @@ pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
     warn_all(&drift.warnings);
     let mut places = Places::new(driver);
-    tell_of_ports(&mut places, &drift.failed, &drift.odd);
+    tell_of_ports(&mut places, &drift.failed, &drift.unmanaged);
     Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))
 }
 
 pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<Answer> {
-    let Reloaded { applied, failed, removed, odd } = watch.during(|| driver.reload())?;
+    let Reloaded { applied, failed, removed, unmanaged } = watch.during(|| driver.reload())?;
     warn_all(&applied.warnings);
-    tell_of_ports(&mut Places::new(driver), &failed, &odd);
+    tell_of_ports(&mut Places::new(driver), &failed, &unmanaged);
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     let answer = if as_json {
         let failed = failed.iter().map(|port| {
             json!({
                 "port": port.port.as_str(),
                 "filter": port.filter.as_str(),
-                "instead": port.instead.to_string(),
+                "fallback": port.fallback.to_string(),
                 "why": port.error.to_string(),
             })
         });
@@ -239,8 +240,8 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
             "changed": names(back),
             "removed": names(&removed),
             "failed": failed.collect::<Vec<_>>(),
-            "unbound": names(&odd.unbound),
-            "absent": names(&odd.absent),
+            "unbound": names(&unmanaged.unbound),
+            "absent": names(&unmanaged.absent),
             "warnings": warnings(&applied),
         }))
     } else {
@@ -264,14 +265,14 @@ pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
 }
 
 /// Says of each port why it is not as its binding asks for, or why it is left alone.
-pub(crate) fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], odd: &OddPorts) {
+pub(crate) fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], unmanaged: &UnmanagedPorts) {
     for port in failed {
         let place = port.error.origin().and_then(|origin| places.find(origin));
         let place = place.map(|place| format!("\n  at: {place}")).unwrap_or_default();
         say(format_args!("error: {}{place}", with_causes(anyhow::Chain::new(port))));
     }
-    tell_of_many(&odd.unbound, "has rules but no binding here; they are left as they are");
-    tell_of_many(&odd.absent, "has a binding, but there is no network interface of that name");
+    tell_of_many(&unmanaged.unbound, "has rules but no binding here; they are left as they are");
+    tell_of_many(&unmanaged.absent, "has a binding, but there is no network interface of that name");
 }
 
 /// Says the same of some ports, and how many more there are.

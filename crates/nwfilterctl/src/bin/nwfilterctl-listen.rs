@@ -36,11 +36,11 @@ fn listen(driver: &Driver, options: &ListenOptions) -> Result<()> {
     let guard = options.guard.as_deref().map(Guard::new).transpose()?;
     let listener = Listener::new(options.connect.as_deref(), guard);
     stop_at_signals(listener.stopper())?;
-    let mut keeper = None;
+    let mut reconciler = None;
     listener.run(driver, |status| {
-        if keeper.is_none() {
+        if reconciler.is_none() {
             // Without it the listener does all its other work.
-            keeper = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
+            reconciler = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
         }
         match &status {
             Status::Disconnected { .. } => log::warn!("{status}"),

@@ -40,20 +40,20 @@ const SOMEBODY: &str = "somebody";
 
 /// Keeps the kernel as the bindings ask for; dropping it ends that, and leaves the rules.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Reconciler {
     waker: Arc<Waker>,
     repairs: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl Reconciler {
     /// How often something was brought back since it keeps.
     pub fn repairs(&self) -> u64 {
         self.repairs.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Reconciler {
     fn drop(&mut self) {
         self.waker.stop();
         if let Some(thread) = self.thread.take() {
@@ -72,8 +72,8 @@ impl Driver {
     /// that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
     /// alone, cause no write. A bound interface that comes back gets its rules without that delay, and the binding of an
     /// interface that gets another name follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
-    pub fn keep(&self) -> Result<Keeper, Error> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Keeper { source };
+    pub fn keep(&self) -> Result<Reconciler, Error> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Reconciler { source };
         let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
         let watch = watch.ok_or_else(|| {
             failed(format!("backend '{}' cannot watch for changes", self.backend().name()).into())
@@ -82,15 +82,15 @@ impl Driver {
         let links = follows.map_err(|error| failed(Box::new(error)))?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
         let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.for_thread());
-        let guard = Guard::new(driver, watch, links, waker.clone(), repairs.clone());
-        let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| guard.run());
+        let worker = Worker::new(driver, watch, links, waker.clone(), repairs.clone());
+        let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| worker.run());
         let thread = thread.map_err(|error| failed(Box::new(error)))?;
-        Ok(Keeper { waker, repairs, thread: Some(thread) })
+        Ok(Reconciler { waker, repairs, thread: Some(thread) })
     }
 }
 
 /// What the thread works with.
-struct Guard {
+struct Worker {
     driver: Driver,
     /// `None` after it failed, until there is another.
     watch: Option<Box<dyn Watch>>,
@@ -116,7 +116,7 @@ struct Pending {
     returned: BTreeSet<PortDev>,
 }
 
-impl Guard {
+impl Worker {
     fn new(
         driver: Driver,
         watch: Box<dyn Watch>,
@@ -124,7 +124,7 @@ impl Guard {
         waker: Arc<Waker>,
         repairs: Arc<AtomicU64>,
     ) -> Self {
-        let mut guard = Self {
+        let mut worker = Self {
             driver,
             watch: Some(watch),
             links,
@@ -136,8 +136,8 @@ impl Guard {
             rests_until: None,
         };
         // What was changed before the changes were followed.
-        guard.hear_of([]);
-        guard
+        worker.hear_of([]);
+        worker
     }
 
     fn run(mut self) {
