@@ -1,6 +1,6 @@
 //! What the caller of libvirt is told: libvirt's error code for the case, and our message.
 
-use nwfilter::{Error, with_causes};
+use nwfilter::{Error, Location, with_causes};
 use nwfilter_xml::{Code as Problem, Diagnostics};
 
 /// libvirt's error numbers (virErrorNumber) that this driver uses.
@@ -46,9 +46,17 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// The error, and where the rule is written that it is about.
+    pub(crate) fn at(error: &Error, place: Option<Location>) -> Self {
+        let place = place.map(|place| format!(" (at {place})")).unwrap_or_default();
+        Self::New(code(error), with_causes(error) + &place)
+    }
+}
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self::New(code(&error), with_causes(&error))
+        Self::at(&error, None)
     }
 }
 

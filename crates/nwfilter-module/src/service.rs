@@ -199,7 +199,7 @@ impl Service {
             true => driver.replace_binding(binding).inspect_err(|_| self.leave(driver, &port)),
             false => driver.create_binding(binding),
         };
-        warn(&bound?);
+        warn(&bound.map_err(|error| Refusal::at(&error, driver.location(&error)))?);
         self.keep();
         self.binding(&port)
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Need, Saved, Tools, skip_unless};
 use tempfile::TempDir;
 
@@ -379,5 +379,22 @@ fn a_handle_of_a_filter_that_is_gone_does_nothing_to_the_next_one_of_its_name() 
         Ok(String::from_utf8(output.stdout)?)
     };
     assert_eq!(seen(Module::Ours)?, seen(Module::Libvirts)?);
+    Ok(())
+}
+
+#[test]
+fn an_error_names_the_line_that_dumpxml_shows() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let documents = Documents::new()?;
+    let host = Host::new()?;
+    let _tap = host.tap("tap0")?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    ensure!(see(&daemon, &documents, &["nwfilter-define", "@dangling"])?.0.succeeded);
+    let (shown, _) = see(&daemon, &documents, &["nwfilter-dumpxml", "dangling"])?;
+    let line = 1 + shown.stdout.lines().position(|line| line.contains("nothere")).context("no such line")?;
+    let (_, stderr) = see(&daemon, &documents, &["nwfilter-binding-create", "@binding-dangling"])?;
+    // The line of the UUID is left out of what is compared.
+    let place = format!("(at /etc/libvirt/nwfilter/dangling.xml:{})", line + 1);
+    ensure!(stderr.contains(&place), "{stderr}");
     Ok(())
 }

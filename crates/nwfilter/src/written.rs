@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nwfilter_rules::Origin;
 use nwfilter_xml::{Entry, Filter, Strictness, decode, read_filter_with};
 
 use crate::{Driver, Error};
@@ -33,7 +34,7 @@ pub struct Location {
 }
 
 impl Written {
-    /// Where the rule is that an [`Origin`](nwfilter_rules::Origin) of this filter names by its line.
+    /// Where the rule is that an [`Origin`] of this filter names by its line.
     pub fn at(&self, line: u32) -> Location {
         let source = self.source.as_ref().and_then(|(path, lines)| Some((path.clone(), *lines.get(&line)?)));
         Location { path: self.path.clone(), line, source }
@@ -51,6 +52,13 @@ impl fmt::Display for Location {
 }
 
 impl Driver {
+    /// Where the rule of a filter in the store is written that an error is about.
+    pub fn location(&self, error: &Error) -> Option<Location> {
+        let Origin { filter, line } = error.origin()?;
+        let written = self.written(filter.as_ref()?.as_str()).ok()??;
+        (*line > 0).then(|| written.at(*line))
+    }
+
     /// Where a filter is written; `None` if the store has none of that name, as of a stock filter.
     pub fn written(&self, name: &str) -> Result<Option<Written>, Error> {
         let stores = self.look()?;

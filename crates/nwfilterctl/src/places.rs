@@ -46,16 +46,16 @@ impl<'a> Places<'a> {
         let written = self.known.entry(name.to_owned()).or_insert_with(|| self.driver.written(name).ok()?);
         Some(written.as_ref()?.at(line.parse().ok()?))
     }
+}
 
-    /// The error with the place of the rule that it is about, if it is about one.
-    pub(crate) fn with_place(&mut self, error: anyhow::Error) -> anyhow::Error {
-        match error.downcast::<Error>() {
-            Ok(error) => match error.origin().and_then(|origin| self.find(origin)) {
-                Some(place) => Placed { place: place.to_string(), error }.into(),
-                None => error.into(),
-            },
-            Err(other) => other,
-        }
+/// The error with the place of the rule that it is about, if it is about one.
+pub(crate) fn with_place(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<Error>() {
+        Ok(error) => match driver.location(&error) {
+            Some(place) => Placed { place: place.to_string(), error }.into(),
+            None => error.into(),
+        },
+        Err(other) => other,
     }
 }
 
