@@ -21,6 +21,7 @@ mod link_watch;
 mod links;
 mod lock;
 mod metrics;
+mod openmetrics;
 mod preview;
 mod progress;
 mod reconciler;
@@ -41,13 +42,14 @@ pub use host::Host;
 pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
-pub use metrics::Metrics;
+pub use metrics::{COMMIT_SECONDS, Metrics};
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{
     Applied, ApplyError, Backend, Difference, Fake, ForeignChange, KernelObject, NoHelper, Subject, Warning,
     Watch,
 };
 pub use nwfilter_xml as xml;
+pub use openmetrics::OPENMETRICS;
 pub use preview::Preview;
 pub use progress::{Phase, Progress};
 pub use reconciler::Reconciler;

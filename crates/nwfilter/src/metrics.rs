@@ -11,6 +11,9 @@ use serde::Serialize;
 use crate::Driver;
 use crate::stores::Stores;
 
+/// The bounds, in seconds, that [`Metrics::commits_within`] counts batches within.
+pub const COMMIT_SECONDS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
 /// Numbers about a driver. Counters count from its opening, in this process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -32,6 +35,8 @@ pub struct Metrics {
     pub commit_seconds: f64,
     /// Seconds that it took for the last one.
     pub last_commit_seconds: f64,
+    /// Applied batches that took at most as long as the bound at the same place of [`COMMIT_SECONDS`].
+    pub commits_within: [u64; COMMIT_SECONDS.len()],
     /// Ports whose rules in the kernel were not as they should have been, and were brought back.
     pub repaired: u64,
     /// How often what all ports share, such as the jumps to their chains, was not as it should have been, and was
@@ -84,6 +89,9 @@ impl Meter {
         counters.metrics.commits += 1;
         counters.metrics.commit_seconds += took.as_secs_f64();
         counters.metrics.last_commit_seconds = took.as_secs_f64();
+        for (bound, count) in COMMIT_SECONDS.iter().zip(&mut counters.metrics.commits_within) {
+            *count += u64::from(took.as_secs_f64() <= *bound);
+        }
         for (port, desired) in &batch.ports {
             match desired {
                 Desired::Filtered(ruleset) => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use nwfilterctl_shared::{ListenOptions, Options};
+use nwfilterctl_shared::{DaemonOptions, ListenOptions, Options};
 
 /// Filters the traffic of guests as libvirt's nwfilter documents say.
 #[derive(Parser)]
@@ -73,7 +73,7 @@ pub(crate) enum Verb {
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
     /// Do as `reload` and go on: repair what others change, and learn addresses, until SIGTERM. Prints what happens
-    Keep,
+    Keep(DaemonOptions),
     /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
     Listen(ListenOptions),
     /// Learn the addresses of guests until none is left to learn

@@ -1,6 +1,7 @@
 //! `keep`: the daemon of hosts without libvirt, which keeps the kernel as the bindings ask for.
 
 use std::io::{Write, stdout};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread;
 
@@ -8,13 +9,14 @@ use anyhow::{Context, Result};
 use nwfilter::xml::{FilterName, PortDev};
 use nwfilter::{Driver, Event};
 use nwfilterctl_shared::daemon::{ending_signals, notify};
-use nwfilterctl_shared::with_causes;
+use nwfilterctl_shared::{DaemonOptions, with_causes};
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 
 /// Reloads, and repairs and learns until SIGTERM or SIGINT. Prints what happens, a line each.
-pub(crate) fn keep(driver: Driver, as_json: bool) -> Result<()> {
-    let signals = ending_signals()?;
+pub(crate) fn keep(driver: Driver, options: &DaemonOptions, as_json: bool) -> Result<()> {
+    let (driver, signals) = (Arc::new(driver), ending_signals()?);
+    options.serve(&driver)?;
     let events = driver.subscribe();
     let print = move || print(&events, as_json);
     let printing =

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod daemon;
+pub mod exporter;
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -13,6 +14,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -70,9 +72,28 @@ enum DispatchName {
     List,
 }
 
+/// The options of daemons.
+#[derive(Args, Clone, Debug)]
+pub struct DaemonOptions {
+    /// Serve metrics as OpenMetrics text by HTTP, at HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+}
+
+impl DaemonOptions {
+    /// Begins to serve what the options ask for.
+    pub fn serve(&self, driver: &Arc<Driver>) -> Result<()> {
+        let metrics = self.metrics.as_deref();
+        metrics.map_or(Ok(()), |address| exporter::serve(address, Arc::downgrade(driver)))
+    }
+}
+
 /// The options of the verb `listen`.
 #[derive(Args, Clone, Debug)]
 pub struct ListenOptions {
+    /// Those of every daemon
+    #[command(flatten)]
+    pub daemon: DaemonOptions,
     /// Its URI; without one, libvirt's own default
     #[arg(long, value_name = "URI")]
     pub connect: Option<String>,
@@ -189,7 +210,8 @@ fn is_libvirts(directory: &Path) -> bool {
 impl ListenOptions {
     /// The arguments that give another process the same options.
     pub fn to_args(&self) -> Vec<OsString> {
-        let options = [("--connect", &self.connect), ("--guard", &self.guard)];
+        let options =
+            [("--connect", &self.connect), ("--guard", &self.guard), ("--metrics", &self.daemon.metrics)];
         let given =
             options.into_iter().filter_map(|(name, value)| Some([name.into(), value.as_ref()?.into()]));
         given.flatten().collect()

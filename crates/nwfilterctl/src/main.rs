@@ -36,7 +36,7 @@ const NO_DRY_RUN: &str =
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level =
-        if matches!(cli.verb, Verb::Learn | Verb::Keep) { LevelFilter::Info } else { LevelFilter::Warn };
+        if matches!(cli.verb, Verb::Learn | Verb::Keep(_)) { LevelFilter::Info } else { LevelFilter::Warn };
     cli.options.start_log(level);
     exit_code(run(cli))
 }
@@ -55,8 +55,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             check::check(&options.config_dir, &files, checks)?
         }
         Verb::Fmt { files } => verbs::fmt(&files, json)?,
-        Verb::Keep => {
-            keep::keep(options.open(Driver::builder())?, json)?;
+        Verb::Keep(daemon) => {
+            keep::keep(options.open(Driver::builder())?, &daemon, json)?;
             Answer::default()
         }
         Verb::Listen(listen) => return Err(become_listener(&options, &listen)),
@@ -122,7 +122,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             learn::learn(driver)?;
             Answer::default()
         }
-        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep | Verb::Listen(_) => {
+        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep(_) | Verb::Listen(_) => {
             unreachable!("they need no driver")
         }
     })

@@ -6,7 +6,7 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nwfilter::{Attachment, BindingState, Difference, Driver, Error, Location, PortStatus, RemainingLease};
+use nwfilter::{Attachment, BindingState, Difference, Driver, Location, PortStatus, RemainingLease};
 use serde_json::{Value, json};
 
 use crate::places::Places;
@@ -86,13 +86,14 @@ pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     Ok(Answer::lines(lines))
 }
 
-pub(crate) fn port_json(PortStatus { binding, state, attachment, .. }: &PortStatus) -> Value {
+pub(crate) fn port_json(status: &PortStatus) -> Value {
+    let binding = &status.binding;
     json!({
         "port": binding.port.as_str(),
         "filter": binding.filter.as_str(),
         "mac": binding.mac.to_string(),
         "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid.to_string()},
-        "address": address(state, *attachment),
+        "address": address(status),
     })
 }
 
@@ -108,34 +109,32 @@ pub(crate) fn address_text(PortStatus { state, attachment, .. }: &PortStatus) ->
     }
 }
 
-fn address(state: &Result<BindingState, Error>, attachment: Attachment) -> Value {
-    match attachment {
-        Attachment::Absent => return json!({"state": "absent"}),
-        Attachment::Unbridged => return json!({"state": "unbridged"}),
-        _ => (),
+fn address(status: &PortStatus) -> Value {
+    let mut address = json!({"state": status.state_name()});
+    if status.attachment != Attachment::Bridged {
+        return address;
     }
-    match state {
-        Ok(BindingState::Filtered) => json!({"state": "filtered"}),
-        Ok(BindingState::Learning { family, method }) => {
-            json!({"state": "learning", "variable": family.variable(), "method": method.to_string()})
+    match &status.state {
+        Ok(BindingState::Learning { family, method } | BindingState::Unattended { family, method }) => {
+            address["variable"] = json!(family.variable());
+            address["method"] = json!(method.to_string());
         }
-        Ok(BindingState::Unattended { family, method }) => {
-            json!({"state": "unattended", "variable": family.variable(), "method": method.to_string()})
-        }
-        Ok(BindingState::Refused { address }) => json!({"state": "refused", "address": address.to_string()}),
+        Ok(BindingState::Refused { address: refused }) => address["address"] = json!(refused.to_string()),
         Ok(BindingState::Learned { addresses, source }) => {
-            json!({"state": "learned", "addresses": addresses, "source": source.to_string()})
+            address["addresses"] = json!(addresses);
+            address["source"] = json!(source.to_string());
         }
         Ok(BindingState::Leased { leases }) => {
             let lease = |lease: &RemainingLease| {
                 let remaining = lease.remaining.map(|remaining| remaining.as_secs());
                 json!({"address": lease.address, "server": lease.server, "remaining": remaining})
             };
-            json!({"state": "leased", "leases": leases.iter().map(lease).collect::<Vec<_>>()})
+            address["leases"] = leases.iter().map(lease).collect();
         }
-        Ok(other) => json!({"state": other.to_string()}),
-        Err(error) => json!({"state": "invalid", "error": error.to_string()}),
+        Ok(_) => (),
+        Err(error) => address["error"] = json!(error.to_string()),
     }
+    address
 }
 
 /// Every rule that is missing (-) or foreign (+), and where it is written.

@@ -62,10 +62,9 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
 
 /// How many ports are in which state: `: 2 filtered, 1 learning`.
 fn states(ports: &[PortStatus]) -> String {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for port in ports {
-        let state = port_json(port)["address"]["state"].as_str().unwrap_or_default().to_owned();
-        *counts.entry(state).or_default() += 1;
+        *counts.entry(port.state_name()).or_default() += 1;
     }
     let counts: Vec<_> = counts.into_iter().map(|(state, count)| format!("{count} {state}")).collect();
     if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) }

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixDatagram;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -43,12 +43,21 @@ impl Lab {
         self.run(&["binding-create", "b.xml"]);
     }
 
+    fn metrics(&self) -> String {
+        let mut client = UnixStream::connect(self.dir.path().join("metrics")).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
     /// Starts the daemon and waits until the service manager would start others.
     fn keep(&self) -> Child {
         let socket = self.dir.path().join("notify");
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut command = self.ctl(&["keep", "--json"]);
+        let mut command = self.ctl(&["keep", "--json", "--metrics", "unix:metrics"]);
         let child = command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::piped()).spawn().unwrap();
         let mut buffer = [0; 256];
         let length = notified.recv(&mut buffer).unwrap();
@@ -82,6 +91,26 @@ fn what_others_change_is_repaired_and_printed_until_sigterm() {
     assert_eq!(next(), serde_json::json!({"event": "drift-repaired", "port": "tap1"}));
     lab.host.run(&["iptables", "-F", "FORWARD"]).unwrap();
     assert_eq!(next(), serde_json::json!({"event": "host-repaired"}));
+
+    // The socket is there before the daemon is ready.
+    let metrics = lab.metrics();
+    assert!(
+        metrics.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text;"),
+        "{metrics}"
+    );
+    for line in [
+        "nwfilter_ports{state=\"filtered\"} 2",
+        "nwfilter_filters 1",
+        "nwfilter_repaired_ports_total 2",
+        "nwfilter_repaired_host_total 1",
+        "# TYPE nwfilter_commit_seconds histogram",
+    ] {
+        assert!(metrics.lines().any(|other| other == line), "no {line} in {metrics}");
+    }
+    assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
+    // Who says nothing, or hangs up, does not keep the next one from its answer.
+    drop(UnixStream::connect(lab.dir.path().join("metrics")).unwrap());
+    assert!(lab.metrics().contains("200 OK"));
 
     kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(daemon.wait().unwrap().success());

@@ -115,6 +115,26 @@ pub struct PortStatus {
     pub attachment: Attachment,
 }
 
+impl PortStatus {
+    /// A word for the state: `absent` or `unbridged` if packets do not get to the port's rules, `invalid` if there are none,
+    /// else `filtered`, `learning`, `unattended`, `refused`, `learned` or `leased`.
+    pub fn state_name(&self) -> &'static str {
+        match (self.attachment, &self.state) {
+            (Attachment::Absent, _) => "absent",
+            (Attachment::Unbridged, _) => "unbridged",
+            (Attachment::Bridged, Err(_)) => "invalid",
+            (Attachment::Bridged, Ok(state)) => match state {
+                BindingState::Filtered => "filtered",
+                BindingState::Learning { .. } => "learning",
+                BindingState::Unattended { .. } => "unattended",
+                BindingState::Refused { .. } => "refused",
+                BindingState::Learned { .. } => "learned",
+                BindingState::Leased { .. } => "leased",
+            },
+        }
+    }
+}
+
 /// A lease in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemainingLease {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -27,15 +28,16 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.options.start_log(LevelFilter::Info);
-    let done = cli.options.open(Driver::builder()).and_then(|driver| listen(&driver, &cli.listen));
+    let done = cli.options.open(Driver::builder()).and_then(|driver| listen(&Arc::new(driver), &cli.listen));
     exit_code(done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Listens until SIGTERM or SIGINT. Ports stay filtered, and guarded, after that.
-fn listen(driver: &Driver, options: &ListenOptions) -> Result<()> {
+fn listen(driver: &Arc<Driver>, options: &ListenOptions) -> Result<()> {
     let guard = options.guard.as_deref().map(Guard::new).transpose()?;
     let listener = Listener::new(options.connect.as_deref(), guard);
     stop_at_signals(listener.stopper())?;
+    options.daemon.serve(driver)?;
     let mut reconciler = None;
     listener.run(driver, |status| {
         if reconciler.is_none() {
