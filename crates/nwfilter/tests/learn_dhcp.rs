@@ -246,6 +246,24 @@ fn dhcpv6_leases_the_ipv6_address_where_only_that_is_missing() -> Result<()> {
     eventually("released", || is_learning(&driver, "tap0"))
 }
 
+#[test]
+fn a_server_on_the_host_itself_is_believed() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let Ports { lab, guest, driver, .. } = ports()?;
+    lab.host.add_bridge_addr("10.0.0.254/24")?;
+    lab.host.ip(&["route replace 255.255.255.255 dev br0"])?;
+    let server = lab.host.enter(|| UdpSocket::bind("10.0.0.254:67"))?;
+    server.set_broadcast(true)?;
+    for params in [&[][..], &[DHCP, ("DHCPSERVER", "10.0.0.254")]] {
+        lab.bind(&driver, "tap0", "clean-traffic", params)?;
+        guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))?;
+        server.send_to(&bytes(&ack(GUEST, ADDRESS, 600)), "255.255.255.255:68")?;
+        has(&lab, &driver, "tap0", &["10.0.0.2"]).with_context(|| format!("{params:?}"))?;
+        lab.host.enter(|| driver.delete_binding("tap0"))?;
+    }
+    Ok(())
+}
+
 // ---- a real server and a real stack ----
 
 /// A guest whose stack has no address, the server beside it, and a driver.
