@@ -5,6 +5,7 @@ mod demo;
 mod install_module;
 mod interrupt;
 mod packages;
+mod suite;
 mod test;
 mod vm;
 
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::suite::Suite;
 
 /// The automation of the nwfilter workspace.
 #[derive(Parser)]
@@ -58,7 +61,11 @@ enum Task {
         dir: Option<PathBuf>,
     },
     /// Check format and lints, and run every test
-    Test,
+    Test {
+        /// Only the tests of the module, with the libvirt of this Debian suite, in a chroot that is kept
+        #[arg(long, value_name = "SUITE")]
+        libvirt: Option<Suite>,
+    },
     /// Run things in a virtual machine with Debian's own kernel, under QEMU without KVM
     Vm {
         #[command(subcommand)]
@@ -74,7 +81,8 @@ fn main() -> ExitCode {
         Task::Demo { vm: true } => vm::demo(),
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
-        Task::Test => test::run(),
+        Task::Test { libvirt: Some(suite) } => suite::run(suite),
+        Task::Test { libvirt: None } => test::run(),
         Task::Vm { verb } => vm::run(verb),
     };
     outcome.unwrap_or_else(|error| {

@@ -52,6 +52,9 @@ pub(crate) const VM: &[Package] = &[
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];
 
+/// What making a chroot takes.
+pub(crate) const SUITE: &[Package] = &[("debootstrap", "/usr/sbin/debootstrap")];
+
 /// Installs the packages of `lists` that are missing; where that takes another user, says what to run.
 pub(crate) fn ensure_installed(lists: &[&[Package]]) -> Result<()> {
     let missing: Vec<_> = lists
