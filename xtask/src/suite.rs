@@ -77,11 +77,10 @@ pub(crate) fn run(suite: Suite) -> Result<ExitCode> {
 fn prepare(job: &Path) -> Result<()> {
     let package = ["--package", "nwfilter-module"];
     let module = built(&[&["build"], package.as_slice()].concat(), |message| {
-        let files = message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        files
-            .filter(|file| file.ends_with(".so") && message["target"]["name"] == "virt_driver_nwfilter")
-            .next_back()
-            .map(PathBuf::from)
+        let mut files = message["filenames"].as_array()?.iter().filter_map(Value::as_str);
+        let is_module =
+            |file: &&str| file.ends_with(".so") && message["target"]["name"] == "virt_driver_nwfilter";
+        files.find(is_module).map(PathBuf::from)
     })?;
     fs::copy(module.last().context("cargo does not say where the module is")?, job.join("module.so"))?;
 

@@ -99,7 +99,7 @@ pub(crate) struct StateDriver {
     /// libvirt's to set.
     pub(crate) initialized: bool,
     /// (privileged, root, monolithic, callback, opaque)
-    pub(crate) initialize: extern "C" fn(bool, *const c_char, bool, *const c_void, *mut c_void) -> c_int,
+    pub(crate) initialize: extern "C" fn(bool, *const c_char, bool, Option<Inhibit>, *mut c_void) -> c_int,
     pub(crate) cleanup: extern "C" fn() -> c_int,
     pub(crate) reload: extern "C" fn() -> c_int,
     pub(crate) absent: [*const c_void; 8],
@@ -152,6 +152,9 @@ pub(crate) struct LogSource {
     pub(crate) name: *const c_char,
     pub(crate) state: [c_uint; 14],
 }
+
+/// virStateInhibitCallback(inhibit, opaque)
+pub(crate) type Inhibit = unsafe extern "C" fn(bool, *mut c_void);
 
 pub(crate) type RegisterConnectDriver = unsafe extern "C" fn(*mut ConnectDriver, bool) -> c_int;
 pub(crate) type SetSharedNwFilterDriver = unsafe extern "C" fn(*mut NwFilterDriver) -> c_int;

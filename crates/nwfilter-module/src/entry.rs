@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use nwfilter_xml::Uuid;
 
 use crate::abi::{
-    Connect, ConnectDriver, HYPERVISOR_SLOTS, HypervisorDriver, NwFilter, NwFilterBinding, NwFilterDriver,
-    StateDriver, Tables, open_status, pointers,
+    Connect, ConnectDriver, HYPERVISOR_SLOTS, HypervisorDriver, Inhibit, NwFilter, NwFilterBinding,
+    NwFilterDriver, StateDriver, Tables, open_status, pointers,
 };
+use crate::inhibitor;
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
 use crate::probe::{self, Slot};
 use crate::refusal::{Code, Refusal};
@@ -114,9 +115,10 @@ extern "C" fn initialize(
     privileged: bool,
     _: *const c_char,
     _: bool,
-    _: *const c_void,
-    _: *mut c_void,
+    inhibit: Option<Inhibit>,
+    opaque: *mut c_void,
 ) -> c_int {
+    inhibitor::init(inhibit, opaque);
     let role = if privileged { Role::System } else { Role::Session };
     let ready = report(false, |_| {
         // SAFETY: the table is the registered one, and the daemon serves nobody yet.

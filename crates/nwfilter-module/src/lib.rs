@@ -8,6 +8,7 @@
 
 mod abi;
 mod entry;
+mod inhibitor;
 mod leaving;
 mod libvirt;
 mod lock;

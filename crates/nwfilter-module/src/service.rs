@@ -8,6 +8,7 @@ use nwfilter_xml::{
 };
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
+use crate::inhibitor;
 use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};
 use crate::lock;
@@ -102,6 +103,7 @@ impl Service {
         }
         let service = Self { driver, leaving: Leaving::default(), reconciler: Mutex::default() };
         service.keep();
+        service.stay_while_bound();
         Ok(service)
     }
 
@@ -114,7 +116,16 @@ impl Service {
 
     /// Brings the kernel to what the stores ask for.
     pub(crate) fn reload(&self) -> Result<(), Refusal> {
-        Ok(self.driver()?.reload().map(tell)?)
+        let reloaded = self.driver()?.reload().map(tell);
+        self.stay_while_bound();
+        Ok(reloaded?)
+    }
+
+    /// Keeps the daemon from ending by itself while ports are bound.
+    fn stay_while_bound(&self) {
+        if let Some(driver) = &self.driver {
+            stay_while_bound(driver);
+        }
     }
 
     /// Has what others change in the kernel repaired, if that is not so yet.
@@ -200,6 +211,7 @@ impl Service {
             false => driver.create_binding(binding),
         };
         warn(&bound.map_err(|error| Refusal::at(&error, driver.location(&error)))?);
+        self.stay_while_bound();
         self.keep();
         self.binding(&port)
     }
@@ -209,7 +221,10 @@ impl Service {
         let driver = self.driver()?;
         match exists(port) {
             true => self.leave(driver, port),
-            false => warn(&driver.delete_binding(port)?),
+            false => {
+                warn(&driver.delete_binding(port)?);
+                stay_while_bound(driver);
+            }
         }
         Ok(())
     }
@@ -255,4 +270,10 @@ fn remove(driver: &Driver, port: &str) {
     if let Err(error) = driver.delete_binding(port) {
         log::error!("port '{port}' is still filtered: {}", with_causes(&error));
     }
+    stay_while_bound(driver);
+}
+
+fn stay_while_bound(driver: &Driver) {
+    // If the bindings cannot be read, there may be some.
+    inhibitor::update(|| driver.bindings().map_or(true, |bindings| !bindings.is_empty()));
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nwfilter_testlab::{Connect, Host, Libvirtd, Need, Saved, skip_unless};
+use nwfilter_testlab::{Connect, Host, Libvirtd, LibvirtdOptions, Need, Saved, skip_unless};
 
 use common::traffic::while_sending;
 use common::{Domain, Module, install, libvirtd};
@@ -196,4 +196,30 @@ fn the_modules_are_exchanged_both_ways_under_running_domains() -> Result<()> {
     assert!(!host.saved()?.ebtables.contains("tap1"));
     assert_eq!(daemon.virsh_on(Connect::Qemu, &["list", "--name"])?.trim(), "");
     Ok(())
+}
+
+#[test]
+fn a_daemon_that_ends_when_idle_stays_while_a_port_is_bound() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    const IDLE: u32 = 2;
+    let (host, dir) = (Host::new()?, common::driver_dir(Module::Ours)?);
+    let idle = LibvirtdOptions { idle_timeout: Some(IDLE), ..common::options(&dir) };
+    let mut daemon = Libvirtd::start_with(&host, idle)?;
+    let tap = host.tap("tap0")?;
+    daemon.bind(
+        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+         <portdev name='tap0'/><mac address='52:54:00:00:00:01'/>
+         <filterref filter='no-ip-multicast'/></filterbinding>",
+    )?;
+    std::thread::sleep(Duration::from_secs(3 * u64::from(IDLE)));
+    ensure!(!daemon.has_ended()?, "the daemon has left a port that it filters");
+    // It repairs what others change, which is what it has to stay for.
+    host.run(&["ebtables", "-t", "nat", "-F"])?;
+    common::eventually("the rules are back", Duration::from_secs(30), || {
+        Ok(host.saved()?.ebtables.contains("libvirt-O-tap0")
+            || host.saved()?.ebtables.contains("libvirt-I-tap0"))
+    })?;
+    drop(tap);
+    daemon.unbind("tap0")?;
+    common::eventually("the daemon ends", Duration::from_secs(30), || daemon.has_ended())
 }

@@ -51,6 +51,8 @@ pub struct LibvirtdOptions {
     pub keep_stock_filters: bool,
     /// libvirtd.conf's `log_filters`, such as `1:nwfilter 1:util.firewall`.
     pub log_filters: Option<String>,
+    /// After how many seconds without client the daemon ends.
+    pub idle_timeout: Option<u32>,
     /// More environment variables of the daemon.
     pub env: Vec<(OsString, OsString)>,
     /// Files and directories that the daemon, and what it starts, sees in place of others: what it sees, and where.
@@ -64,6 +66,7 @@ impl Default for LibvirtdOptions {
             qemu_conf: false,
             keep_stock_filters: true,
             log_filters: None,
+            idle_timeout: None,
             env: Vec::new(),
             mounts: Vec::new(),
         }
@@ -154,6 +157,11 @@ impl Libvirtd {
     /// The process id, while the daemon runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.as_mut().map(Process::ended).transpose()?.flatten().is_some())
     }
 
     /// What the daemon logged: its stdout, stderr and log file.
@@ -283,6 +291,12 @@ impl Libvirtd {
         let mut command = self.netns.command("libvirtd");
         command
             .args(["-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"])
+            .args(
+                self.options
+                    .idle_timeout
+                    .iter()
+                    .flat_map(|seconds| ["--timeout".to_owned(), seconds.to_string()]),
+            )
             // No service of this machine shall act on behalf of the daemon.
             .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
             .envs(self.options.driver_dir.iter().map(|dir| ("LIBVIRT_DRIVER_DIR", dir)))
