@@ -52,4 +52,4 @@ pub use ruleset::{
     AnyRule, Ethernet, EthernetRule, EthernetSide, Family, IpPart, IpRule, Jump, Match, Origin, RootEntry,
     Rule, Ruleset, SubChain, Verdict,
 };
-pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable};
+pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable, too_large};

@@ -82,6 +82,15 @@ pub fn reachable(filters: &impl Filters, name: &FilterName) -> BTreeSet<FilterNa
     seen
 }
 
+/// Why no port can have this filter, if that is because it expands to more than [`MAX_EXPANSION`]. Lists of values may
+/// multiply rules further.
+pub fn too_large(filters: &impl Filters, name: &FilterName) -> Option<RulesError> {
+    let too_large = |error: &RulesError| {
+        matches!(error, RulesError::TooLarge { .. } | RulesError::TooManyIncludes { .. })
+    };
+    sizes(filters, name).err().filter(too_large)
+}
+
 /// What a filter and its includes expand to, before lists of values multiply its rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Size {

@@ -147,6 +147,9 @@ codes! {
     48 BadAddress "The address of a guest cannot be read"
         "A parameter `IP` or `IPV6` is no IP address. libvirt drops it, and then learns the address from whatever the guest \
          sends. Give one address without a prefix length; each address is a parameter of its own."
+    49 TooLarge "A filter expands to too much"
+        "With the filters that it includes, the filter expands to more than 100,000 rules or includes, so no port can be \
+         bound to it. Filters that are included more than once multiply."
 }
 
 impl Code {

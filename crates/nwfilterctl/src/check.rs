@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use nwfilter::rules::includes_itself;
+use nwfilter::rules::{includes_itself, too_large};
 use nwfilter::stock_filters;
 use nwfilter::xml::{
     Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
@@ -108,6 +108,9 @@ fn stored_filters(store: &Path) -> std::io::Result<BTreeMap<FilterName, Arc<Filt
     Ok(filters)
 }
 
+/// Most missing filters that are reported of a document.
+const MAX_MISSING: usize = 200;
+
 /// A document that was read.
 struct Document {
     text: String,
@@ -164,13 +167,19 @@ impl Document {
             Diagnostics::error(&document, &text, code, (place, "<filterref".len()), message, help)
         };
         let mut wrong = Vec::new();
-        for (name, place) in references.iter().filter(|(name, _)| !filters.contains_key(name)) {
+        let missing: Vec<_> = references.iter().filter(|(name, _)| !filters.contains_key(name)).collect();
+        diagnostics.omitted += missing.len().saturating_sub(MAX_MISSING);
+        for (name, place) in missing.into_iter().take(MAX_MISSING) {
             let near = nearest(name.as_str(), filters.keys().map(FilterName::as_str));
             let help = near.map(|near| format!("did you mean '{near}'?"));
             let message = format!(
                 "no filter is named '{name}', neither in the checked files nor in the store nor among the stock filters"
             );
             wrong.push(error(Code::NoSuchFilter, *place, message, help));
+        }
+        if let Some(too_large) = filter.as_ref().and_then(|filter| too_large(filters, &filter.name)) {
+            let place = references.first().map_or(Place { line: 1, column: 1 }, |(_, place)| *place);
+            wrong.push(error(Code::TooLarge, place, too_large.to_string(), None));
         }
         if let Some(cycle) = filter.and_then(|filter| includes_itself(filters, &filter)) {
             let closes = references.iter().find(|(name, _)| cycle.get(1) == Some(name));

@@ -158,3 +158,29 @@ fn check_reports_every_problem_of_every_file() {
     let (code, ..) = cli.run(&["check", "good.xml", "other.xml"]);
     assert_eq!(code, Some(0));
 }
+
+#[test]
+fn check_reports_a_filter_that_expands_to_more_than_a_port_can_have() {
+    let twice = |n: usize| {
+        format!("<filter name='f{n}'>{}</filter>", format!("<filterref filter='f{}'/>", n + 1).repeat(2))
+    };
+    let mut files: Vec<_> = (0..40).map(|n| (format!("f{n}.xml"), twice(n))).collect();
+    files.push(("f40.xml".into(), "<filter name='f40'><rule action='drop' direction='in'/></filter>".into()));
+    let cli = Cli::new(&[]);
+    files.iter().for_each(|(name, text)| cli.write(&format!("tree/{name}"), text.as_bytes()));
+    let (code, _, stderr) = cli.run(&["check", "tree"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    let expected = "f24.xml:1:20: error[NWF0049]: filter 'f24' expands to more than 100000 includes";
+    assert!(stderr.contains(expected), "{stderr}");
+    assert!(!stderr.contains("f25.xml"), "{stderr}");
+}
+
+#[test]
+fn of_very_many_missing_filters_check_reports_some_and_counts_the_rest() {
+    let includes: String = (0..60_000).map(|n| format!("<filterref filter='missing{n}'/>\n")).collect();
+    let cli = Cli::new(&[("many.xml", &format!("<filter name='many'>{includes}</filter>"))]);
+    let (code, _, stderr) = cli.run(&["check", "many.xml"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("no filter is named 'missing199'") && !stderr.contains("missing200"), "{stderr}");
+    assert!(stderr.contains("many.xml: 59800 more problems are not shown"), "{stderr}");
+}
