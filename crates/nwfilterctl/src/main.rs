@@ -84,7 +84,8 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
             | Verb::Change(Change::Define { .. } | Change::BindingCreate { .. } | Change::Reload)
     );
     let answer = carry_out(&driver, &watch, options, verb, json);
-    let answer = answer.map_err(|error| places::with_place(&driver, error))?;
+    let answer = answer.map_err(|error| places::with_place(&driver, error));
+    let answer = answer.map_err(|error| verbs::with_nearest_name(&driver, error))?;
     if may_need_learner {
         // The verb has done its work: what is missing now can be made good.
         if let Err(error) = learn::start_if_needed(&driver, options) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nwfilter::xml::{
-    DocumentKind, Filter, PortDev, Strictness, Uuid, read_binding, read_filter, read_filter_with,
+    DocumentKind, Filter, PortDev, Strictness, Uuid, nearest, read_binding, read_filter, read_filter_with,
     write_binding, write_filter,
 };
 use nwfilter::{
@@ -120,6 +120,25 @@ pub(crate) fn filter(driver: &Driver, name: &str) -> Result<Arc<Filter>, Error> 
         }
     }
     driver.filter(name)
+}
+
+/// The error, with the name that was perhaps meant if it is about one that does not exist.
+pub(crate) fn with_nearest_name(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
+    let (name, names): (_, Vec<_>) = match error.downcast_ref::<Error>() {
+        Some(Error::NoSuchFilter(name)) => {
+            let filters = driver.filters().unwrap_or_default();
+            (name, filters.iter().map(|filter| filter.name.to_string()).collect())
+        }
+        Some(Error::NoSuchBinding(port)) => {
+            let bindings = driver.bindings().unwrap_or_default();
+            (port, bindings.iter().map(|binding| binding.port.to_string()).collect())
+        }
+        _ => return error,
+    };
+    match nearest(name, names.iter().map(String::as_str)) {
+        Some(near) => anyhow::anyhow!("{error}\n  help: did you mean '{near}'?"),
+        None => error,
+    }
 }
 
 // ---- bindings ----
