@@ -8,7 +8,8 @@
 //!   whose set holds the values of each. Several variables of one rule are one set of concatenations.
 //! * A rule that matches where a field has *not* the value looks for its absence, which is the same for one value only.
 //!   Of more, each rule keeps its value in the class.
-//! * A value that is no single value of a field (a network, a range, masked bits) stays in the class.
+//! * A value that is no single value of a field (a network, a range, masked bits) stays in the class, and so does one of
+//!   a field that nft has no type for.
 //!
 //! Whoever has the same sets and chains is of the same class, which is therefore named after their digest.
 
@@ -229,9 +230,11 @@ struct Flat {
 }
 
 impl Flat {
-    /// Whether a value comes from a variable and can be that of a set.
+    /// Whether a value comes from a variable and can be that of a set. nft cannot list concatenations with numbers that
+    /// have no type.
     fn is_own((condition, variables): &(Condition, Option<String>)) -> bool {
-        variables.is_some() && matches!(condition, Condition::Value { .. })
+        let Condition::Value { load, .. } = condition else { return false };
+        variables.is_some() && !matches!(Datatype::of(*load), Datatype::Integer { .. })
     }
 
     /// Whether rules differ only in values of variables.
@@ -435,6 +438,7 @@ impl Builder {
             match condition {
                 // It counts the packets that get to it.
                 Condition::Connlimit { source, limit } => {
+                    matches.push(ClassMatch::Literal(condition::is_tracked()));
                     self.class.counted.push(Datatype::of(*source));
                     let counted = self.class.counted.len() - 1;
                     last.push(ClassMatch::Connlimit { counted, source: *source, limit: *limit });
@@ -622,10 +626,14 @@ fn flatten(
                         let value_of_set = index == last && alternatives.len() == 1;
                         (condition.clone(), variables.clone().filter(|_| value_of_set))
                     });
-                    begun.iter().cloned().chain(conditions).collect()
+                    begun.iter().cloned().chain(conditions).collect::<Vec<_>>()
                 })
             })
+            .map(without_repeated)
+            .filter(|conditions| !is_contradictory(conditions))
             .collect();
+        // Tests on several fields of a spanning-tree frame have alternatives in common.
+        combinations = distinct(combinations);
     }
     let said = match (origin == &Origin::BUILT_IN, comment) {
         (true, None) => None,
@@ -634,7 +642,7 @@ fn flatten(
         (false, Some(comment)) => Some(format!("{origin} {comment}")),
     };
     flat.extend(combinations.into_iter().map(|conditions| Flat {
-        conditions: without_repeated(conditions),
+        conditions,
         action: action.clone(),
         origin: origin.clone(),
         comment: said.clone(),
@@ -642,15 +650,41 @@ fn flatten(
     Ok(())
 }
 
-/// Leaves out what must hold already.
-fn without_repeated(conditions: Vec<(Condition, Option<String>)>) -> Vec<(Condition, Option<String>)> {
-    let mut kept: Vec<(Condition, Option<String>)> = Vec::with_capacity(conditions.len());
-    for condition in conditions {
-        if !kept.contains(&condition) {
-            kept.push(condition);
+fn distinct<T: PartialEq>(items: Vec<T>) -> Vec<T> {
+    let mut kept = Vec::with_capacity(items.len());
+    for item in items {
+        if !kept.contains(&item) {
+            kept.push(item);
         }
     }
     kept
+}
+
+/// Whether a field of the frame's type would have to have two values, or a value and not that value.
+fn is_contradictory(conditions: &[(Condition, Option<String>)]) -> bool {
+    // Values of variables do not decide how the class looks.
+    let values: Vec<_> = conditions
+        .iter()
+        .filter_map(|condition| match condition {
+            (Condition::Value { load, value, negated }, None) => Some((load, value, negated)),
+            _ => None,
+        })
+        .collect();
+    values.iter().enumerate().any(|(index, (load, value, negated))| {
+        values[index + 1..].iter().any(|(other_load, other_value, other_negated)| {
+            load == other_load
+                && match (negated, other_negated) {
+                    (false, false) => value != other_value,
+                    (true, true) => false,
+                    _ => value == other_value,
+                }
+        })
+    })
+}
+
+/// Leaves out what must hold already.
+fn without_repeated(conditions: Vec<(Condition, Option<String>)>) -> Vec<(Condition, Option<String>)> {
+    distinct(conditions)
 }
 
 #[cfg(test)]
@@ -717,6 +751,15 @@ mod tests {
         let of = |addr: &str| class(rule, &[("IP", addr)]);
         assert!(of("10.0.0.1").1.is_empty());
         assert_ne!(of("10.0.0.1").0, of("10.0.1.1").0);
+    }
+
+    #[test]
+    fn many_fields_of_a_spanning_tree_frame_are_two_rules() {
+        let rule = "<rule action='drop' direction='out'><stp root-priority='1' root-cost='2' sender-priority='3' port='4'
+            hello-time='5' forward-delay='6'/></rule>";
+        let (class, _) = class(rule, &[]);
+        let dropping = class.chains[0].rules.iter().filter(|rule| rule.action == Action::Drop);
+        assert_eq!(dropping.count(), 2);
     }
 
     #[test]

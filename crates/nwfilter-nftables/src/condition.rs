@@ -397,6 +397,11 @@ pub(crate) fn dport_is(number: u16) -> Condition {
     is(field::DPORT, number.to_be_bytes())
 }
 
+/// The packet belongs to a connection. In a bridge the kernel drops whatever else gets to a limit on connections.
+pub(crate) fn is_tracked() -> Condition {
+    connection_state(States::NEW | States::ESTABLISHED | States::RELATED, false)
+}
+
 /// The packet is the first of its connection.
 pub(crate) fn is_new() -> Condition {
     connection_state(States::NEW, false)

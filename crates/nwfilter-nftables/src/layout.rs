@@ -89,8 +89,8 @@ pub(crate) fn base_chains() -> Vec<(Chain, Vec<Rule>)> {
 
 /// The set with which fields of a packet are compared with each other.
 pub(crate) fn same_bytes() -> (Arc<Set>, Vec<Element>) {
-    let byte = Datatype::Integer { len: 1 };
-    let set = Set::new(fixed(SAME_BYTES), [byte, byte]);
+    // A type of one byte. nft cannot list concatenations of numbers that have no type.
+    let set = Set::new(fixed(SAME_BYTES), [Datatype::InetProto, Datatype::InetProto]);
     let elements = (0..=u8::MAX).map(|byte| Element::new(ElementKey::one(&[[byte], [byte]]))).collect();
     (Arc::new(set), elements)
 }

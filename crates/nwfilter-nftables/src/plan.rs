@@ -7,7 +7,7 @@ use nwfilter_rules::{Difference, DifferenceKind, KernelObject, Origin, Subject};
 use nwfilter_xml::PortDev;
 
 use crate::class::{Class, Values, Way};
-use crate::kernel::{Chain, ChainName, Element, Operation, Place, Rule, Set, Transaction};
+use crate::kernel::{Chain, ChainName, Element, Expr, ObjectName, Operation, Place, Rule, Set, Transaction};
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
 
@@ -373,8 +373,38 @@ impl Planner<'_> {
         let unused = model.classes().into_iter().filter(|class| {
             !used.contains(class) && model.users(class) == gone.get(class).copied().unwrap_or(0)
         });
-        for class in unused {
+        let unused: BTreeSet<&str> = unused.collect();
+        for class in &unused {
             self.remove_class(class);
+        }
+        if !unused.is_empty() {
+            self.remove_helpers(&unused);
+        }
+    }
+
+    /// Removes helpers that only rules of these classes assign.
+    fn remove_helpers(&mut self, unused: &BTreeSet<&str>) {
+        let model = self.model;
+        let wanted = self.wanted.values().filter_map(|wanted| match wanted {
+            Wanted::Class(class, _) => {
+                Some(class.helpers.iter().map(|kind| layout::helper(*kind).name().clone()))
+            }
+            Wanted::Gone => None,
+        });
+        let mut used: BTreeSet<ObjectName> = wanted.flatten().collect();
+        for (name, (_, rules)) in &model.chains {
+            if layout::class_of(name.as_str()).is_some_and(|class| unused.contains(class)) {
+                continue;
+            }
+            used.extend(rules.iter().flat_map(|rule| &rule.exprs).filter_map(|expr| match expr {
+                Expr::Object { name, .. } => Some(name.clone()),
+                _ => None,
+            }));
+        }
+        for object in model.objects.values().filter(|object| !used.contains(object.name())) {
+            let cause = self.cause(None, KernelObject::Table { table: layout::TABLE.into() });
+            self.last
+                .push((Operation::DeleteObject { table: layout::table(), object: object.clone() }, cause));
         }
     }
 

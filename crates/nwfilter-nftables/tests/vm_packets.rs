@@ -1,0 +1,153 @@
+//! Rules on states, conntrack helpers and answers, on a kernel that tracks bridged connections.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use nwfilter_nftables::Nftables;
+use nwfilter_rules::{AnyRule, Backend, Batch, IpTest, Ruleset, instantiate};
+use nwfilter_testlab::conformance::random_case;
+use nwfilter_testlab::frames;
+use nwfilter_testlab::seed::SeedLab;
+use nwfilter_testlab::{Ends, Need, skip_unless};
+use nwfilter_xml::{Filter, FilterName, read_binding, read_filter};
+use nwfilter_xtables::{Settings, Xtables};
+use support::{GUEST, PEER, Side, fixtures, ruleset};
+
+const BY_PORT: &str = include_str!("../../../xml-fixtures/seed/ftp-by-port.xml");
+const BY_STATE: &str = include_str!("../../../xml-fixtures/seed/ftp-by-state.xml");
+
+/// A filter and those of libvirt that it may include.
+fn stock_and(filter: Filter) -> BTreeMap<FilterName, Filter> {
+    let stock = fixtures().unwrap().into_iter().flat_map(|case| case.filters);
+    stock.chain([filter]).map(|filter| (filter.name.clone(), filter)).collect()
+}
+
+fn keeps_its_promises(text: &str) {
+    let filter: Filter = read_filter("f.xml", text).into_result().unwrap();
+    let lab = SeedLab::new().unwrap();
+    lab.host().set_bridge_nf(false).unwrap();
+    let mut batch = Batch::default();
+    let filters = stock_and(filter.clone());
+    for port in SeedLab::PORTS {
+        let binding = read_binding("b.xml", &lab.binding(port, filter.name.as_str())).into_result().unwrap();
+        batch.filter(port.parse().unwrap(), Arc::new(instantiate(&filters, &binding).unwrap()));
+    }
+    let nftables = Nftables::new();
+    let applied = lab.host().enter(|| nftables.apply(&batch)).unwrap();
+    assert_eq!((applied.commits, applied.warnings), (1, Vec::new()));
+    let broken: Vec<_> = lab.checks(|_| ()).unwrap().into_iter().filter(|check| !check.holds()).collect();
+    let listed = lab.host().run(&["nft", "list", "ruleset"]).unwrap();
+    assert_eq!(broken, [], "{listed}");
+    let again = lab.host().enter(|| nftables.apply(&batch)).unwrap();
+    assert_eq!(again.commits, 0);
+}
+
+#[test]
+fn the_filter_by_port_lets_through_what_the_manual_says_and_nothing_else() {
+    skip_unless!(Need::BridgeConntrack, Need::Tool("vsftpd"), Need::Tool("curl"), Need::Tool("ping"));
+    keeps_its_promises(BY_PORT);
+}
+
+#[test]
+fn the_filter_by_state_lets_through_what_the_manual_says_and_nothing_else() {
+    skip_unless!(Need::BridgeConntrack, Need::Tool("vsftpd"), Need::Tool("curl"), Need::Tool("ping"));
+    keeps_its_promises(BY_STATE);
+}
+
+fn counts_connections(ruleset: &Ruleset) -> bool {
+    ruleset.rules().any(|rule| match rule {
+        AnyRule::Ip(rule) => rule.matches.iter().any(|m| matches!(m.test, IpTest::ConnlimitAbove(_))),
+        AnyRule::Ethernet(_) => false,
+    })
+}
+
+/// What passes on one side only.
+fn differences([from, to]: &[Vec<String>; 2], [our_from, our_to]: &[Vec<String>; 2]) -> Vec<String> {
+    let only = |a: &[String], b: &[String], what: &str| {
+        a.iter().filter(|name| !b.contains(name)).map(|name| format!("{what}: {name}")).collect::<Vec<_>>()
+    };
+    [
+        only(from, our_from, "from the guest, iptables only"),
+        only(our_from, from, "from the guest, nftables only"),
+        only(to, our_to, "to the guest, iptables only"),
+        only(our_to, to, "to the guest, nftables only"),
+    ]
+    .concat()
+}
+
+#[test]
+fn with_states_the_same_frames_pass_as_with_iptables_and_ebtables() -> Result<()> {
+    skip_unless!(
+        Need::BridgeConntrack,
+        Need::Tool("ebtables"),
+        Need::Tool("iptables"),
+        Need::Tool("conntrack")
+    );
+    let mut cases = fixtures()?;
+    cases.extend((0..20).map(|number| random_case(14, number)));
+    let (theirs, ours) = (Side::new()?, Side::new()?);
+    ours.host.set_bridge_nf(false)?;
+    let (xtables, nftables) = (Xtables::new(Settings::default()), Nftables::new());
+    let mut compared = 0;
+    for case in cases {
+        let Some(ruleset) = ruleset(&case).map(Arc::new) else { continue };
+        let has_states = ruleset.has_ip_rules();
+        if !has_states
+            || nftables.check(&ruleset).is_err()
+            || theirs.apply(&xtables, ruleset.clone()).is_err()
+        {
+            continue;
+        }
+        ours.apply(&nftables, ruleset.clone()).unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
+        // Each filter meets connections that were not there before.
+        for side in [&theirs, &ours] {
+            side.host.run(&["conntrack", "-F"])?;
+        }
+        let (of_theirs, of_ours) = (theirs.passed()?, ours.passed()?);
+        let mut differ = differences(&of_theirs, &of_ours);
+        if counts_connections(&ruleset) {
+            // iptables drops packets of no connection whose headers it cannot read, when they get to such a rule.
+            differ.retain(|name| !name.ends_with("IPv6: AH"));
+        }
+        assert!(differ.is_empty(), "{}: {ruleset:#?}\n{differ:#?}", case.name);
+        compared += 1;
+    }
+    assert!(compared > 30, "{compared}");
+    Ok(())
+}
+
+#[test]
+fn what_a_guest_may_not_send_is_answered() -> Result<()> {
+    skip_unless!(Need::BridgeConntrack, Need::Tool("nft"));
+    let text =
+        "<filter name='f' chain='root'><rule action='reject' direction='out'><tcp dstportstart='80'/></rule>
+        <rule action='reject' direction='out'><tcp-ipv6 dstportstart='80'/></rule>
+        <rule action='drop' direction='in'><all state='NONE'/></rule></filter>";
+    let filter: Filter = read_filter("f.xml", text).into_result()?;
+    let binding = format!(
+        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+         <portdev name='tap0'/><mac address='{GUEST}'/><filterref filter='f'/></filterbinding>"
+    );
+    let binding = read_binding("b.xml", &binding).into_result()?;
+    let ruleset = instantiate(&BTreeMap::from([(filter.name.clone(), filter)]), &binding)?;
+    let side = Side::new()?;
+    side.host.set_bridge_nf(false)?;
+    side.apply(&Nftables::new(), Arc::new(ruleset))?;
+    let ends4 = Ends::v4(GUEST, "10.0.0.2".parse()?, PEER, "10.0.0.9".parse()?);
+    let ends6 = Ends::v6(GUEST, "2001:db8::2".parse()?, PEER, "2001:db8::9".parse()?);
+    for (ends, protocol_at, icmp) in [(ends4, 23, 1u8), (ends6, 20, 58u8)] {
+        let syn = frames::tcp(&ends, 1000, 80, frames::tcp_flags::SYN);
+        assert!(!side.port.delivers(&side.peer, &syn)?);
+        let answer =
+            side.port.expect(Duration::from_secs(2), |frame| frame.get(protocol_at) == Some(&icmp))?;
+        assert!(answer.is_some(), "no ICMP unreachable\n{}", side.host.run(&["nft", "list", "ruleset"])?);
+        assert!(side.port.delivers(&side.peer, &frames::tcp(&ends, 1000, 81, frames::tcp_flags::SYN))?);
+    }
+    Ok(())
+}
