@@ -294,7 +294,13 @@ impl Network {
     fn exchange(&self, message: &Message, expected: Option<MessageType>) -> Result<Option<Message>> {
         // Without an address, the stack needs to be told the way to everybody.
         self.guest.ip(&["route replace 255.255.255.255 dev eth0"])?;
-        let socket = self.guest.enter(|| UdpSocket::bind("0.0.0.0:68"))?;
+        // A child that another test has just started may still have a copy of the last socket.
+        let mut bound = None;
+        eventually("the port of clients is free", || {
+            bound = self.guest.enter(|| UdpSocket::bind("0.0.0.0:68")).ok();
+            Ok(bound.is_some())
+        })?;
+        let socket = bound.context("it is bound")?;
         socket.set_broadcast(true)?;
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let deadline = Instant::now() + SOON;

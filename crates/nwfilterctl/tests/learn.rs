@@ -21,6 +21,28 @@ fn mac(number: u8) -> Mac {
     Mac::new([0x52, 0x54, 0, 0, 0, number])
 }
 
+fn dhcp_message(opcode: u8, address: [u8; 4], options: &[u8]) -> Vec<u8> {
+    let mut message = vec![0; 240];
+    message[..4].copy_from_slice(&[opcode, 1, 6, 0]);
+    message[16..20].copy_from_slice(&address);
+    message[28..34].copy_from_slice(&mac(0).octets());
+    message[236..].copy_from_slice(&[99, 130, 83, 99]);
+    [&message, options].concat()
+}
+
+/// The guest at tap0 asks for an address.
+fn dhcp_request() -> Vec<u8> {
+    let everybody = Ends::v4(mac(0), [0; 4].into(), Mac::BROADCAST, [255; 4].into());
+    frames::udp(&everybody, 68, 67, &dhcp_message(1, [0; 4], &[53, 1, 3, 255]))
+}
+
+/// A server grants it one.
+fn dhcp_ack(seconds: u32, last: u8) -> Vec<u8> {
+    let options = [&[53, 1, 5, 51, 4][..], &seconds.to_be_bytes(), &[255]].concat();
+    let ends = Ends::v4(mac(99), [10, 0, 0, 254].into(), mac(0), [10, 0, 0, last].into());
+    frames::udp(&ends, 67, 68, &dhcp_message(2, [10, 0, 0, last], &options))
+}
+
 struct Cli<'a> {
     host: &'a Host,
     dir: &'a Path,
@@ -137,20 +159,9 @@ fn a_lease_is_listed_with_its_remaining_time_and_survives_the_background_process
     let cli = Cli { host: &host, dir: dir.path() };
     let (guest, net) = (host.tap("tap0")?, host.tap("tap1")?);
     cli.bind(0, "<parameter name='CTRL_IP_LEARNING' value='dhcp'/>")?;
-    let message = |opcode: u8, address: [u8; 4], options: &[u8]| {
-        let mut message = vec![0; 240];
-        message[..4].copy_from_slice(&[opcode, 1, 6, 0]);
-        message[16..20].copy_from_slice(&address);
-        message[28..34].copy_from_slice(&mac(0).octets());
-        message[236..].copy_from_slice(&[99, 130, 83, 99]);
-        [&message, options].concat()
-    };
     let lease = |seconds: u32, last: u8| {
-        let everybody = Ends::v4(mac(0), [0; 4].into(), Mac::BROADCAST, [255; 4].into());
-        guest.send(&frames::udp(&everybody, 68, 67, &message(1, [0; 4], &[53, 1, 3, 255])))?;
-        let options = [&[53, 1, 5, 51, 4][..], &seconds.to_be_bytes(), &[255]].concat();
-        let ends = Ends::v4(mac(99), [10, 0, 0, 254].into(), mac(0), [10, 0, 0, last].into());
-        net.send(&frames::udp(&ends, 67, 68, &message(2, [10, 0, 0, last], &options)))
+        guest.send(&dhcp_request())?;
+        net.send(&dhcp_ack(seconds, last))
     };
     lease(3600, 7)?;
     cli.wait_for("binding-list", "10.0.0.7 (lease, 3")?;
@@ -206,6 +217,37 @@ fn a_port_is_bound_and_learned_where_no_thread_can_be_started() -> Result<()> {
     tap.send(&frames::udp(&ends, 1000, 2000, b"anything"))?;
     cli.wait_for("binding-list", "10.0.0.1 (ipv4)")?;
     cli.wait_for("diff", "0 differences")
+}
+
+#[test]
+fn a_guest_whose_dhcp_answers_are_not_believed_is_logged_once() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (host, dir) = (Host::new()?, tempfile::tempdir()?);
+    let cli = Cli { host: &host, dir: dir.path() };
+    let (guest, neighbour) = (host.tap("tap0")?, host.tap("tap1")?);
+    fs::create_dir(dir.path().join("filters"))?;
+    let open = "<filter name='open'><rule action='accept' direction='inout'><all/></rule></filter>";
+    fs::write(dir.path().join("filters/open.xml"), open)?;
+    fs::write(dir.path().join("binding.xml"), cli.binding(1, "").replace("clean-traffic", "open"))?;
+    cli.run(&["binding-create", &dir.path().join("binding.xml").display().to_string()])?;
+    cli.bind(0, "<parameter name='CTRL_IP_LEARNING' value='dhcp'/>")?;
+    let learners = cli.learners();
+    let log = || Ok(fs::read_to_string(dir.path().join("state/learn.log"))?);
+    let exchange = || {
+        guest.send(&dhcp_request())?;
+        neighbour.send(&dhcp_ack(3600, 66))
+    };
+    until("it is logged", || {
+        exchange()?;
+        log().map(|log: String| log.contains("tap1: its guest answers DHCP requests of others"))
+    })?;
+    exchange()?;
+    cli.run(&["binding-delete", "tap0"])?;
+    cli.wait_for_end(learners[0])?;
+    let log: String = log()?;
+    assert_eq!(log.matches("not believed").count(), 1, "{log}");
+    assert!(!log.contains("10.0.0.66"), "{log}");
+    Ok(())
 }
 
 #[test]

@@ -62,6 +62,7 @@ const CLASS_ARITHMETIC: u8 = 0x07;
 const ABSOLUTE: u8 = 0x20;
 const INDIRECT: u8 = 0x40;
 const MEMORY: u8 = 0x60;
+const ATOMIC: u8 = 0xc0;
 const WITH_REGISTER: u8 = 0x08;
 const OR: u8 = 0x40;
 const CALL: u8 = 0x80;
@@ -107,6 +108,11 @@ impl Instruction {
 
     pub(crate) fn add(to: Register, from: Register) -> Self {
         Self::new(CLASS_ARITHMETIC | Arithmetic::Add as u8 | WITH_REGISTER, to, from, 0, 0)
+    }
+
+    /// Adds a register to the 64-bit number at an address, at once for all processors.
+    pub(crate) fn add_atomically(address: Register, number: Register) -> Self {
+        Self::new(CLASS_STORE | ATOMIC | Size::Double as u8, address, number, 0, 0)
     }
 
     /// A map as an argument: two instructions.
@@ -161,11 +167,12 @@ pub(crate) struct Map {
 
 /// The commands of the system call.
 const CREATE_MAP: libc::c_int = 0;
+const LOOK_UP_ELEMENT: libc::c_int = 1;
 const UPDATE_ELEMENT: libc::c_int = 2;
 const DELETE_ELEMENT: libc::c_int = 3;
 const LOAD_PROGRAM: libc::c_int = 5;
 
-/// What the system call is given with [`UPDATE_ELEMENT`] and [`DELETE_ELEMENT`].
+/// What the system call is given with the commands about elements.
 #[repr(C)]
 struct Element {
     map: u32,
@@ -202,9 +209,23 @@ impl Map {
         bpf(UPDATE_ELEMENT, &self.element(&number, address_of(value))).map(drop)
     }
 
-    /// Takes out a number, which must be there.
+    /// The value of a number, which must be there, in a map of such values.
+    pub(crate) fn count(&self, number: u32) -> io::Result<u64> {
+        let mut value = 0_u64;
+        if self.value_size as usize != size_of_val(&value) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let address = std::ptr::from_mut(&mut value).expose_provenance() as u64;
+        bpf(LOOK_UP_ELEMENT, &self.element(&number, address))?;
+        Ok(value)
+    }
+
+    /// Takes out a number, if it is there.
     pub(crate) fn remove(&self, number: u32) -> io::Result<()> {
-        bpf(DELETE_ELEMENT, &self.element(&number, 0)).map(drop)
+        match bpf(DELETE_ELEMENT, &self.element(&number, 0)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     fn element(&self, key: &u32, value: u64) -> Element {

@@ -264,6 +264,8 @@ struct Engine<'a> {
     stale: bool,
     retry_at: Option<Instant>,
     next_expiry: Option<u64>,
+    /// When it was last looked at whose DHCP answers are dropped.
+    told_at: Option<Instant>,
 }
 
 impl<'a> Engine<'a> {
@@ -292,6 +294,7 @@ impl<'a> Engine<'a> {
             stale: true,
             retry_at: None,
             next_expiry: None,
+            told_at: None,
         })
     }
 
@@ -322,6 +325,7 @@ impl<'a> Engine<'a> {
             self.wake_resting();
             self.end_expired();
             self.settle();
+            self.tell_of_disbelieved();
         }
     }
 
@@ -573,6 +577,19 @@ impl<'a> Engine<'a> {
             }
         }
         self.plan_expiry();
+    }
+
+    /// Says whose DHCP answers are dropped. A guest that waits for an answer asks again, and wakes the learner.
+    fn tell_of_disbelieved(&mut self) {
+        if self.told_at.is_some_and(|at| at.elapsed() < RETRY) {
+            return;
+        }
+        self.told_at = Some(Instant::now());
+        for port in self.sieve.disbelieved() {
+            log::warn!(
+                "{port}: its guest answers DHCP requests of others, which its filter does not let it serve: not believed"
+            );
+        }
     }
 
     fn plan_expiry(&mut self) {

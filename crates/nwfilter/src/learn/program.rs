@@ -72,7 +72,7 @@ enum Compare {
     Opens,
     /// The number is a transaction of the guest.
     IsOpen,
-    /// The number is no index of a port that must not serve DHCP.
+    /// The number is no index of a port that must not serve DHCP. If it is, the frame is counted.
     IsNotClosed,
 }
 
@@ -169,6 +169,13 @@ impl Alternative<'_> {
             }
             Compare::IsNotClosed => {
                 self.code.extend(look_up(self.closed));
+                let mut not_closed = Instruction::jump_if_null(RESULT, If::Equal);
+                not_closed.skips(2);
+                self.code.extend([
+                    not_closed,
+                    Instruction::compute(first, Arithmetic::Set, 1),
+                    Instruction::add_atomically(RESULT, first),
+                ]);
                 self.miss(Instruction::jump_if_null(RESULT, If::Differs));
             }
         }
@@ -334,7 +341,7 @@ fn dhcp_request(packet: u32) -> Vec<Test> {
 /// A DHCP answer in an open transaction, from one of the trusted servers, and not from behind a closed port.
 fn dhcp_answers(packet: u32, wanted: &Wanted) -> Vec<Vec<Test>> {
     let mut answer = dhcp(packet, DHCP_SERVER, DHCP_CLIENT);
-    answer.extend([IS_FROM_NO_CLOSED_PORT, dhcp_transaction(packet, Compare::IsOpen)]);
+    answer.extend([dhcp_transaction(packet, Compare::IsOpen), IS_FROM_NO_CLOSED_PORT]);
     let servers: Vec<u32> = wanted
         .servers
         .iter()
@@ -372,6 +379,6 @@ fn dhcp6_request(packet: u32) -> Vec<Test> {
 
 fn dhcp6_answer(packet: u32) -> Vec<Test> {
     let mut answer = dhcp6(packet, DHCP6_SERVER, DHCP6_CLIENT);
-    answer.extend([IS_FROM_NO_CLOSED_PORT, dhcp6_transaction(packet, Compare::IsOpen)]);
+    answer.extend([dhcp6_transaction(packet, Compare::IsOpen), IS_FROM_NO_CLOSED_PORT]);
     answer
 }

@@ -57,9 +57,11 @@ impl Guest {
 pub(crate) struct Sieve {
     /// The guests, by the indices of their ports.
     guests: Map,
-    /// The indices of ports whose guests must not give others their addresses.
+    /// The indices of ports whose guests must not give others their addresses, with how often they tried.
     closed: Map,
-    closed_indices: BTreeSet<u32>,
+    closed_ports: BTreeMap<u32, PortDev>,
+    /// Those of them that were told of.
+    told: BTreeSet<u32>,
     programs: BTreeMap<Wanted, SocketFilter>,
 }
 
@@ -69,8 +71,9 @@ impl Sieve {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
         Ok(Self {
             guests: Map::new(size_of::<Guest>(), MAX_PORTS)?,
-            closed: Map::new(size_of::<u32>(), MAX_PORTS)?,
-            closed_indices: BTreeSet::new(),
+            closed: Map::new(size_of::<u64>(), MAX_PORTS)?,
+            closed_ports: BTreeMap::new(),
+            told: BTreeSet::new(),
             programs: BTreeMap::new(),
         })
     }
@@ -93,22 +96,36 @@ impl Sieve {
 
     /// Captures nothing any longer.
     pub(crate) fn close(&self, capture: &Capture) {
-        // It is there; and what fails ends when the socket is closed.
+        // What fails ends when the socket is closed.
         let _ = self.guests.remove(capture.index());
     }
 
     /// Drops DHCP answers that come in by these ports, and by no others.
     pub(crate) fn close_to_dhcp(&mut self, ports: &[PortDev]) -> io::Result<()> {
-        let index = |port: &PortDev| nix::net::if_::if_nametoindex(port.as_str()).ok();
-        let indices: BTreeSet<u32> = ports.iter().filter_map(index).collect();
-        for index in indices.difference(&self.closed_indices.clone()) {
-            self.closed.insert(*index, &1_u32)?;
-            self.closed_indices.insert(*index);
+        let index = |port: &PortDev| {
+            let index = nix::net::if_::if_nametoindex(port.as_str()).ok()?;
+            Some((index, port.clone()))
+        };
+        let ports: BTreeMap<_, _> = ports.iter().filter_map(index).collect();
+        for index in ports.keys().filter(|index| !self.closed_ports.contains_key(*index)) {
+            self.closed.insert(*index, &0_u64)?;
         }
-        for index in self.closed_indices.clone().difference(&indices) {
+        for index in self.closed_ports.keys().filter(|index| !ports.contains_key(*index)) {
             self.closed.remove(*index)?;
-            self.closed_indices.remove(index);
+            self.told.remove(index);
         }
+        self.closed_ports = ports;
         Ok(())
+    }
+
+    /// The ports whose guests answered requests of others and are not believed, each told once.
+    pub(crate) fn disbelieved(&mut self) -> Vec<PortDev> {
+        let answered =
+            |index: &u32| !self.told.contains(index) && self.closed.count(*index).is_ok_and(|n| n > 0);
+        let new: Vec<_> = self.closed_ports.iter().filter(|(index, _)| answered(index)).collect();
+        let (indices, ports): (Vec<u32>, Vec<PortDev>) =
+            new.into_iter().map(|(index, port)| (*index, port.clone())).unzip();
+        self.told.extend(indices);
+        ports
     }
 }
