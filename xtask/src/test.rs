@@ -2,12 +2,13 @@
 
 use std::env;
 use std::process::{Command, ExitCode};
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use nix::unistd::Uid;
 
 use crate::packages::{DEMO, TEST, ensure_installed};
-use crate::vm;
+use crate::vm::{self, Image};
 
 /// Makes a package of each crate but those that are only for this workspace.
 const PACKAGE: [&str; 14] = [
@@ -43,7 +44,12 @@ pub(crate) fn run() -> Result<ExitCode> {
         &["build", "--workspace", "--quiet"],
         &["test", "--workspace", "--no-fail-fast"],
     ];
+    // It takes a while where it is not in the cache; what goes wrong is said when it is needed.
+    let mut image = Some(thread::spawn(Image::ensure));
     for arguments in checks {
+        if arguments[0] == "test" {
+            let _ = image.take().map(JoinHandle::join);
+        }
         println!("cargo {}", arguments.join(" "));
         let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
         if root {

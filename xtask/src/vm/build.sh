@@ -8,10 +8,15 @@ out=$1 suite=$2 mirror=$3 debs=$4 init=$5 packages=$6
 root=$out/root kernel=$out/kernel ram=$out/ram
 mkdir -p "$debs" "$kernel" "$ram/bin" "$ram/dev" "$ram/modules" "$ram/root"
 
-# What is half written after a crash is thrown away, so nothing waits for the disk.
-mkdir -p "$root/etc/dpkg/dpkg.cfg.d"
-echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
-debootstrap --variant=minbase --cache-dir="$debs" --include="$packages" "$suite" "$root" "$mirror" >"$out/log" || {
+bootstrap() {
+	rm -rf "$root"
+	# What is half written after a crash is thrown away, so nothing waits for the disk.
+	mkdir -p "$root/etc/dpkg/dpkg.cfg.d"
+	echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
+	debootstrap --variant=minbase --cache-dir="$debs" --include="$packages" "$suite" "$root" "$mirror" >"$out/log" 2>&1
+}
+# Mirrors fail at times. What was downloaded is not downloaded again.
+bootstrap || bootstrap || bootstrap || {
 	tail -n 20 "$out/log" "$root/debootstrap/debootstrap.log" >&2
 	exit 1
 }

@@ -3,12 +3,15 @@
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 use uuid::Uuid;
 
@@ -100,7 +103,14 @@ impl Image {
         let [script, init] = ["build.sh", "init.sh"].map(|name| scripts.path().join(name));
         fs::write(&script, BUILD)?;
         fs::write(&init, INIT)?;
-        let status = Command::new("sh")
+        let mut unshare = Command::new("unshare");
+        // SAFETY: prctl is a bare system call, which a child may make between fork and exec.
+        unsafe {
+            unshare.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        }
+        // What the script mounts and starts is gone when it ends, and it ends with this thread.
+        let status = unshare
+            .args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh"])
             .arg(script)
             .arg(&new)
             .args([SUITE, MIRROR])
@@ -112,7 +122,7 @@ impl Image {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status()
-            .context("cannot run sh")?;
+            .context("cannot run unshare")?;
         ensure!(status.success(), "the virtual machine is not built; see {}", new.join("log").display());
         fs::rename(&new, &self.dir)?;
         eprintln!("built in {:.0?}", start.elapsed());

@@ -185,3 +185,47 @@ fn last_lines(file: &Path, count: usize) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use nwfilter_testlab::{Need, skip_unless};
+
+    use super::*;
+
+    const NEEDS: [Need; 3] = [Need::Root, Need::Tool("debootstrap"), Need::Tool("qemu-system-x86_64")];
+
+    #[test]
+    fn a_script_has_its_files_and_its_output_and_exit_status_come_back() -> Result<()> {
+        skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+        let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join("inner"))?;
+        fs::write(dir.path().join("inner/file"), "contents\n")?;
+        let mut job = Job::new(Duration::from_secs(120));
+        job.add(dir.path(), "/some/where");
+        let mut output = Vec::new();
+        let script = "cat /some/where/inner/file; echo error >&2; id -u; exit 7";
+        let status = job.run(&Image::ensure()?, script, |piece| {
+            output.extend_from_slice(piece);
+            Ok(())
+        })?;
+        assert_eq!(String::from_utf8(output)?, "contents\nerror\n0\n");
+        assert_eq!(status, 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_machine_is_killed_when_its_time_is_up_and_when_it_breaks_off() -> Result<()> {
+        skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+        let image = Image::ensure()?;
+        let run = |timeout, script| {
+            let job = Job::new(Duration::from_secs(timeout));
+            job.run(&image, script, |_| Ok(())).unwrap_err().to_string()
+        };
+        assert!(run(1, "true").contains("is stopped after 1s"));
+        let crashed = run(120, "echo c >/proc/sysrq-trigger");
+        assert!(crashed.contains("broke off") && crashed.contains("sysrq"), "{crashed}");
+        let children = fs::read_to_string("/proc/thread-self/children")?;
+        assert_eq!(children, "", "no QEMU is left");
+        Ok(())
+    }
+}
