@@ -134,6 +134,33 @@ fn a_hangup_has_files_read_that_were_edited_by_hand() -> Result<()> {
 }
 
 #[test]
+fn a_filter_whose_file_is_damaged_serves_new_ports_after_a_hangup_as_with_libvirts_module() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    for module in [Module::Libvirts, Module::Ours] {
+        let host = Host::new()?;
+        let (_dir, daemon) = libvirtd(&host, module)?;
+        let _tap = host.tap("tap0")?;
+        daemon.define(
+            "<filter name='f'><rule action='accept' direction='in'><tcp dstportstart='80'/></rule></filter>",
+        )?;
+        daemon.write_file("/etc/libvirt/nwfilter/f.xml", "<filter name='f'><rule")?;
+        let pid = daemon.pid().context("it runs")?.to_string();
+        host.run(&["kill", "-HUP", &pid])?;
+        common::eventually("the damaged file is in the log", Duration::from_secs(30), || {
+            let log = daemon.log();
+            Ok(log.contains("nwfilter/f.xml is damaged")
+                || log.contains("Couldn't find end of Start Tag rule"))
+        })?;
+        daemon.bind(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='tap0'/><mac address='52:54:00:00:00:01'/><filterref filter='f'/></filterbinding>",
+        )?;
+        ensure!(host.saved()?.iptables.contains("--dport 80"), "with {module:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_others_flush_under_a_running_daemon_is_back_at_once() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let host = Host::new()?;

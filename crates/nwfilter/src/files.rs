@@ -31,7 +31,8 @@ const MAX_DAMAGED: u32 = 100;
 /// `NAME.xml.damaged.1` and so on where that exists already. Its content stays as it is, and an editor that is about
 /// to write it goes on in the file that was moved. Operations that only look move nothing. In libvirt's own stores
 /// ([`Layout::Libvirt`]) a file stays where it is, because libvirt may be able to read it; it is
-/// moved only so that a new document of its name does not overwrite it. A file that cannot be read is never moved
+/// moved only so that a new document of its name does not overwrite it, and a process that has read its document before
+/// goes on with that. A file that cannot be read is never moved
 /// and never overwritten.
 ///
 /// A stock filter does not stand in for a filter of its name whose file is damaged, also after that was moved aside,
@@ -82,7 +83,11 @@ pub(crate) struct Directory<T> {
 #[derive(Clone)]
 enum Content<T> {
     Document(Arc<T>),
-    None(Problem),
+    None {
+        problem: Problem,
+        /// What it held before.
+        last: Option<Arc<T>>,
+    },
 }
 
 /// A change of one file that is still to be made.
@@ -113,7 +118,7 @@ impl<T> Directory<T> {
         for (name, path, stamp) in listed.documents {
             let content = match previous.remove(&name) {
                 Some((known, content)) if known == stamp => content,
-                _ => self.load(&name, &path),
+                other => self.load(&name, &path, other.and_then(|(_, content)| content.document().cloned())),
             };
             self.loaded.insert(name, (stamp, content));
         }
@@ -127,7 +132,8 @@ impl<T> Directory<T> {
         let path = self.file(name);
         match not_found_is(fs::metadata(&path).map(Some), None) {
             Ok(Some(file)) => {
-                let content = self.load(name, &path);
+                let last = self.get(name).cloned();
+                let content = self.load(name, &path, last);
                 self.loaded.insert(name.to_owned(), (stamp_of(&file), content));
             }
             Ok(None) => drop(self.loaded.remove(name)),
@@ -136,24 +142,30 @@ impl<T> Directory<T> {
         Ok(())
     }
 
-    fn load(&self, name: &str, path: &Path) -> Content<T> {
+    /// Reads a file, of which `last` was read before.
+    fn load(&self, name: &str, path: &Path, last: Option<Arc<T>>) -> Content<T> {
         let document = path.display().to_string();
+        // libvirt, too, goes on with what it has loaded. In other stores the file is moved aside.
+        let last = last.filter(|_| self.layout == Layout::Libvirt);
+        let ignored = if last.is_some() { "ignored; what was read before stays in force" } else { "ignored" };
         let (kind, why) = match fs::read(path) {
-            Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is ignored: {error}")),
+            Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is {ignored}: {error}")),
             Ok(bytes) => match decode(&document, &bytes).and_then(|text| self.read_text(&document, text)) {
                 Ok(document) if (self.name_of)(&document) == name => {
                     return Content::Document(Arc::new(document));
                 }
                 Ok(document) => {
                     let about = (self.name_of)(&document);
-                    (ProblemKind::Damaged, format!("is about '{about}', not '{name}', and ignored"))
+                    (ProblemKind::Damaged, format!("is about '{about}', not '{name}', and {ignored}"))
                 }
-                Err(diagnostics) => (ProblemKind::Damaged, format!("is damaged and ignored:\n{diagnostics}")),
+                Err(diagnostics) => {
+                    (ProblemKind::Damaged, format!("is damaged and {ignored}:\n{diagnostics}"))
+                }
             },
         };
         let problem = Problem { path: path.to_owned(), kind, why };
         log::error!("{problem}");
-        Content::None(problem)
+        Content::None { problem, last }
     }
 
     fn read_text(&self, document: &str, text: &str) -> Result<T, Diagnostics> {
@@ -168,7 +180,7 @@ impl<T> Directory<T> {
     pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
         let present = self.loaded.values().filter_map(|(_, content)| match content {
             Content::Document(_) => None,
-            Content::None(problem) => Some(problem.clone()),
+            Content::None { problem, .. } => Some(problem.clone()),
         });
         let unanswered = self.aside.iter().filter(|(name, _)| !self.loaded.contains_key(*name));
         let aside = unanswered.flat_map(|(_, paths)| paths).map(|path| Problem {
@@ -182,7 +194,7 @@ impl<T> Directory<T> {
     /// Whether there was a document of that name of which only a damaged file is left.
     pub(crate) fn is_lost(&self, name: &str) -> bool {
         match self.loaded.get(name) {
-            Some((_, content)) => matches!(content, Content::None(_)),
+            Some((_, content)) => content.document().is_none(),
             None => self.aside.contains_key(name),
         }
     }
@@ -194,7 +206,10 @@ impl<T> Directory<T> {
         }
         let mut moved = Vec::new();
         for (name, (stamp, content)) in &self.loaded {
-            let Content::None(Problem { path, kind: ProblemKind::Damaged, .. }) = content else { continue };
+            let Content::None { problem: Problem { path, kind: ProblemKind::Damaged, .. }, .. } = content
+            else {
+                continue;
+            };
             // Somebody may have put it right since it was read.
             if fs::metadata(path).is_ok_and(|file| stamp_of(&file) == *stamp) {
                 match set_aside(path) {
@@ -231,10 +246,13 @@ impl<T> Directory<T> {
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<Step, Error> {
         let failed = |source| Error::Store { path: self.path.clone(), source };
         let over_damaged = match self.loaded.get(name) {
-            Some((_, Content::None(Problem { path, kind: ProblemKind::Unreadable, why }))) => {
+            Some((
+                _,
+                Content::None { problem: Problem { path, kind: ProblemKind::Unreadable, why }, .. },
+            )) => {
                 return Err(Error::Store { path: path.clone(), source: io::Error::other(why.clone()) });
             }
-            Some((_, content)) => content.document().is_none(),
+            Some((_, content)) => matches!(content, Content::None { .. }),
             None => false,
         };
         make_directory(&self.path)?;
@@ -256,7 +274,7 @@ impl<T> Content<T> {
     fn document(&self) -> Option<&Arc<T>> {
         match self {
             Self::Document(document) => Some(document),
-            Self::None(_) => None,
+            Self::None { last, .. } => last.as_ref(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use driver_support::{Lab, accepting, binding, binding_xml, define, names};
-use nwfilter::{Error, Fake, ProblemKind};
+use nwfilter::{Driver, Error, Fake, Layout, ProblemKind};
 use nwfilter_testlab::{Need, skip_unless};
 
 fn files(directory: &Path) -> Vec<String> {
@@ -144,4 +144,29 @@ fn a_port_whose_binding_is_damaged_keeps_its_rules_and_can_be_bound_anew() {
     // A file that is damaged when its name is taken is moved, not overwritten.
     lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
     assert_eq!((lab.port("p0"), driver.problems().unwrap()), (rules, Vec::new()));
+}
+
+#[test]
+fn in_libvirts_stores_what_was_read_stays_in_force_while_its_file_is_damaged() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(2), Fake::new());
+    let mut config = lab.config();
+    config.layout = Layout::Libvirt;
+    let open = || Driver::builder().config(config.clone()).without_learner().open(fake.clone()).unwrap();
+    let driver = open();
+    define(&driver, &[accepting("f", 22)]).unwrap();
+    lab.host.enter(|| driver.create_binding(binding("p0", "f"))).unwrap();
+    let file = lab.filters().join("f.xml");
+    fs::write(&file, "<filter name='f'><rule").unwrap();
+
+    assert!(driver.problems().unwrap()[0].why.contains("what was read before stays in force"));
+    assert_eq!(driver.filter("f").unwrap().entries.len(), 1);
+    lab.host.enter(|| driver.create_binding(binding("p1", "f"))).unwrap();
+    assert!(open().filter("f").is_err(), "another process has read nothing before");
+    define(&driver, &[accepting("f", 80)]).unwrap();
+    assert!(driver.problems().unwrap().is_empty());
+    assert_eq!(fs::read_to_string(lab.filters().join("f.xml.damaged")).unwrap(), "<filter name='f'><rule");
+
+    fs::remove_file(&file).unwrap();
+    assert!(driver.filter("f").is_err(), "a file that is gone is no damaged one");
 }
