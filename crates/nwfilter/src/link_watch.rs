@@ -107,3 +107,30 @@ impl AsFd for LinkWatch {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nwfilter_testlab::{Host, Need, skip_unless};
+
+    use super::*;
+
+    #[test]
+    fn what_happened_while_more_was_reported_than_could_wait_is_found_out() {
+        skip_unless!(Need::Root);
+        let host = Host::new().unwrap();
+        host.ip(&["tuntap add dev old mode tap", "tuntap add dev gone mode tap"]).unwrap();
+        let mut watch = host.enter(LinkWatch::open).unwrap();
+        watch.socket.set_rx_buf_sz(4096_u32).unwrap();
+        let names: Vec<_> = (0..100).map(|number| format!("new{number}")).collect();
+        let add = names.iter().map(|name| format!("tuntap add dev {name} mode tap"));
+        host.ip(&add.collect::<Vec<_>>()).unwrap();
+        host.ip(&["link del gone", "link set old name renamed"]).unwrap();
+        let changes = host.enter(|| watch.changes()).unwrap();
+        for name in names {
+            assert!(changes.contains(&LinkChange::Ready(name.clone())), "{name} is not among {changes:?}");
+        }
+        assert!(changes.contains(&LinkChange::Renamed { from: "old".into(), to: "renamed".into() }));
+        assert!(!watch.known.values().any(|link| link.name == "gone"));
+        assert_eq!(host.enter(|| watch.changes()).unwrap(), []);
+    }
+}
