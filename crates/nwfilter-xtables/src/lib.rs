@@ -9,6 +9,8 @@
 //! `libvirt-in-post` and `libvirt-host-in`. Conntrack helpers, which libvirt does not have, are in the raw table:
 //! `CT-PORT`, reached from `nwfilter-ct`.
 
+#![forbid(unsafe_code)]
+
 mod canonical;
 mod difference;
 mod dispatch;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nwfilter_rules::Origin;
-use nwfilter_xml::{Entry, Filter, Strictness, decode, read_filter_with};
+use nwfilter_xml::{Entry, Filter, MAX_BYTES, Strictness, decode, read_filter_with};
 
 use crate::{Driver, Error};
 
@@ -85,6 +85,9 @@ fn source_of(stored: &Path) -> Option<PathBuf> {
 }
 
 fn read(source: &Path) -> Option<Filter> {
+    // To read a pipe or a terminal could take forever.
+    let is_document = |file: &fs::Metadata| file.is_file() && file.len() <= MAX_BYTES as u64;
+    fs::metadata(source).ok().filter(is_document)?;
     let bytes = fs::read(source).ok()?;
     read_filter_with("source", decode("source", &bytes).ok()?, Strictness::AsLibvirt).value
 }

@@ -138,3 +138,15 @@ fn diff_names_the_places_of_rules_and_a_definition_that_fails_those_of_the_new_f
     let refused = stderr(&run("define new.xml"));
     assert!(refused.contains("\n  at: new.xml:4\n"), "{refused}");
 }
+
+#[test]
+fn a_source_that_is_a_pipe_is_not_read_again() {
+    let cli = Cli::new();
+    stdout(&cli.run("define web.xml"));
+    cli.binding("word");
+    let source = cli.0.path().join("web.xml");
+    fs::remove_file(&source).unwrap();
+    nix::unistd::mkfifo(&source, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let refused = stderr(&cli.run("render --binding tap0.xml"));
+    assert!(refused.contains("\n  at: etc/web.xml:6\n"), "{refused}");
+}
