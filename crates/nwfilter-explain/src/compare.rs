@@ -315,7 +315,7 @@ impl Test for IpTest {
             T::DstIp(net) => Some(is_in_network(ip.dst, net)),
             T::SrcIpRange { from, to } => Some((*from..=*to).contains(&ip.src)),
             T::DstIpRange { from, to } => Some((*from..=*to).contains(&ip.dst)),
-            T::IpProtocol(number) => Some(ip.protocol == *number),
+            T::IpProtocol(number) => Some(ip.rule_protocol() == *number),
             T::SrcPort(ports) => ip.ports().map(|(src, _)| is_in_ports(src, ports)),
             T::DstPort(ports) => ip.ports().map(|(_, dst)| is_in_ports(dst, ports)),
             T::Dscp(number) => Some(ip.tos >> 2 == *number),
@@ -394,7 +394,7 @@ impl Test for IpTest {
             T::SrcMac(_) => subject.packet.src_mac.to_string(),
             T::SrcIp(_) | T::SrcIpRange { .. } => ip.src.to_string(),
             T::DstIp(_) | T::DstIpRange { .. } => ip.dst.to_string(),
-            T::IpProtocol(_) => words::protocol(ip.protocol),
+            T::IpProtocol(_) => words::protocol(ip.rule_protocol()),
             T::SrcPort(_) => ip.ports()?.0.to_string(),
             T::DstPort(_) => ip.ports()?.1.to_string(),
             T::Dscp(_) => (ip.tos >> 2).to_string(),
@@ -419,8 +419,8 @@ impl Test for IpTest {
 
 fn ct_direction(direction: CtDirection) -> &'static str {
     match direction {
-        CtDirection::Original => "as its first packet",
-        CtDirection::Reply => "against its first packet",
+        CtDirection::Original => "original",
+        CtDirection::Reply => "reply",
     }
 }
 

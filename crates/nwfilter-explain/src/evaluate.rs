@@ -1,5 +1,6 @@
 //! The way of a packet through the rules of a port, step by step.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use nwfilter_rules::{EthernetSide, Family, IpPart, Match, Origin, RootEntry, Rule, Ruleset, Verdict};
@@ -53,6 +54,18 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    /// Whether the packet passes.
+    pub fn passes(&self) -> bool {
+        self.outcome == Outcome::Passes
+    }
+
+    /// The rules that accept the packet, of both layers.
+    pub fn accepting(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| {
+            matches!(step.kind, StepKind::Rule { verdict: Verdict::Accept | Verdict::Pass, applies: true })
+        })
+    }
+
     /// The step that decides.
     pub fn deciding(&self) -> Option<&Step> {
         self.steps.get(self.decided_by?)
@@ -145,6 +158,9 @@ pub struct NearMiss {
     /// The rule.
     #[serde(serialize_with = "text")]
     pub origin: Origin,
+    /// Whether it returns from its chain instead of accepting: other chains then decide.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub returns: bool,
     /// Its conditions that do not hold.
     pub failed: Vec<Tested>,
 }
@@ -424,22 +440,32 @@ impl Path {
         self.steps.push(Step { layer, chain, origin, kind, tests });
     }
 
-    /// Of the rules that were asked in the layer that decided, the one that accepts and has the fewest conditions that
-    /// do not hold; the first of several.
+    /// Of the rules that were asked before the one that decided, that which accepts and has the least in its conditions
+    /// that does not hold; the first of several. Returning counts in the same chain, as it leaves what decided behind.
     fn nearest(&self) -> Option<NearMiss> {
-        let layer = self.steps.get(self.decided?)?.layer;
+        let deciding = self.steps.get(self.decided?)?;
         let candidates = self.steps.iter().filter(|step| {
-            let accepts = matches!(
-                step.kind,
-                StepKind::Rule { verdict: Verdict::Accept | Verdict::Pass, applies: false }
-            );
-            accepts && step.layer == layer
+            let StepKind::Rule { verdict, applies: false } = step.kind else { return false };
+            let lets_pass = match verdict {
+                Verdict::Accept | Verdict::Pass => true,
+                Verdict::Return => step.chain == deciding.chain,
+                _ => false,
+            };
+            let is_other_protocol =
+                step.tests.iter().any(|tested| !tested.holds && tested.field == "frame type");
+            lets_pass && step.layer == deciding.layer && !is_other_protocol
         });
         let failed =
             |step: &Step| step.tests.iter().filter(|tested| !tested.holds).cloned().collect::<Vec<_>>();
-        let nearest =
-            candidates.min_by_key(|step| step.tests.iter().filter(|tested| !tested.holds).count())?;
-        Some(NearMiss { origin: nearest.origin.clone(), failed: failed(nearest) })
+        // A packet of another protocol is hardly what was meant. Of rules that are as close, that which asks for more.
+        let distance = |step: &&Step| {
+            let failed = failed(step);
+            let far: u32 = failed.iter().map(|t| if t.field == "protocol" { 4 } else { 1 }).sum();
+            (far, Reverse(step.tests.len() - failed.len()))
+        };
+        let nearest = candidates.min_by_key(distance)?;
+        let returns = matches!(nearest.kind, StepKind::Rule { verdict: Verdict::Return, .. });
+        Some(NearMiss { origin: nearest.origin.clone(), returns, failed: failed(nearest) })
     }
 }
 
@@ -489,6 +515,16 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// As in a filter.
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::FromGuest => "out",
+            Way::ToGuest => "in",
+        })
+    }
+}
+
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -508,7 +544,7 @@ impl fmt::Display for Tested {
             (None, false, false) if *field == "packet" => write!(f, "{field} is not {wanted}")?,
             (None, false, _) => write!(f, "the packet has no {field} ({wanted} is asked for)")?,
             (Some(found), true, false) if found == wanted => write!(f, "{field} is {found}")?,
-            (Some(found), true, false) => write!(f, "{field} is {found}: {wanted}")?,
+            (Some(found), true, false) => write!(f, "{field} is {found} ({wanted})")?,
             (Some(found), true, true) => write!(f, "{field} is {found}, not {wanted}")?,
             (Some(found), false, false) => write!(f, "{field} is {found}, not {wanted}")?,
             (Some(found), false, true) if found == wanted => {
@@ -529,7 +565,8 @@ impl fmt::Display for Tested {
 /// `web:3 would let it pass if the destination port were 80`
 impl fmt::Display for NearMiss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} would let it pass if ", self.origin)?;
+        let what = if self.returns { "would let it go on" } else { "would let it pass" };
+        write!(f, "{} {what} if ", self.origin)?;
         for (number, Tested { field, wanted, negated, .. }) in self.failed.iter().enumerate() {
             let and = if number == 0 { "" } else { " and " };
             let not = if *negated { "not " } else { "" };

@@ -42,14 +42,17 @@
 
 mod compare;
 mod connection;
+mod conversation;
 mod evaluate;
 mod packet;
 mod parse;
+mod pcap;
 mod question;
 mod sets;
 mod words;
 
 pub use connection::{Connection, State, Tracker};
+pub use conversation::{Conversation, Told, Turn};
 pub use evaluate::{
     Explainer, Explanation, Layer, NearMiss, Outcome, Step, StepKind, Tested, Unanswerable, Way,
 };
@@ -57,5 +60,6 @@ pub use packet::{
     Arp, Body, Fragment, Icmp, Ip, Packet, Stp, Tcp, Transport, ether_type, protocol, tcp_flag,
 };
 pub use parse::TooShort;
+pub use pcap::{BadCapture, frames};
 pub use question::{BadQuestion, Guest, Question};
 pub use sets::{IpSets, NoElement};

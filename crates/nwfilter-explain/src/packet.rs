@@ -70,6 +70,8 @@ pub struct Ip {
     pub tos: u8,
     /// The protocol, behind all extension headers.
     pub protocol: u8,
+    /// Whether an authentication header stands before that, which IP rules on IPv6 take for the protocol.
+    pub is_authenticated: bool,
     /// Set if it is a part of a packet.
     pub fragment: Option<Fragment>,
     /// What it carries.
@@ -191,7 +193,16 @@ impl Packet {
 impl Ip {
     /// A whole packet without type of service.
     pub fn new(src: IpAddr, dst: IpAddr, protocol: u8, transport: Transport) -> Self {
-        Self { src, dst, tos: 0, protocol, fragment: None, transport, is_sound: true }
+        Self {
+            src,
+            dst,
+            tos: 0,
+            protocol,
+            is_authenticated: false,
+            fragment: None,
+            transport,
+            is_sound: true,
+        }
     }
 
     /// Source and destination port.
@@ -201,6 +212,11 @@ impl Ip {
             Transport::Ports { src, dst, .. } => Some((*src, *dst)),
             _ => None,
         }
+    }
+
+    /// The protocol as ip6tables and iptables see it, which stop at an authentication header.
+    pub(crate) fn rule_protocol(&self) -> u8 {
+        if self.is_authenticated { protocol::AH } else { self.protocol }
     }
 
     /// The protocol as ebtables sees it, which does not look into a later part of a packet, and finds none behind an

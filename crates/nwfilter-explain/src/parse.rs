@@ -113,7 +113,7 @@ fn ipv6(bytes: &[u8]) -> Read {
         IpAddr::V6(Ipv6Addr::from(octets))
     };
     let tos = header[0] << 4 | header[1] >> 4;
-    let (mut next, mut fragment) = (header[6], None);
+    let (mut next, mut fragment, mut is_authenticated) = (header[6], None, false);
     // Hop by hop, routing, part, authentication, destination.
     while let 0 | 43 | protocol::IPV6_FRAGMENT | protocol::AH | 60 = next {
         let Some(extension) = rest.first_chunk::<8>() else { break };
@@ -124,6 +124,7 @@ fn ipv6(bytes: &[u8]) -> Read {
             _ => (units + 1) * 8,
         };
         let is_part = next == protocol::IPV6_FRAGMENT;
+        is_authenticated |= next == protocol::AH;
         next = extension[0];
         rest = rest.get(length..).unwrap_or(&[]);
         if is_part {
@@ -135,7 +136,8 @@ fn ipv6(bytes: &[u8]) -> Read {
             }
         }
     }
-    (Body::Ip(ip((addr(8), addr(24)), tos, next, fragment, rest)), None)
+    let ip = Ip { is_authenticated, ..ip((addr(8), addr(24)), tos, next, fragment, rest) };
+    (Body::Ip(ip), None)
 }
 
 fn ip((src, dst): (IpAddr, IpAddr), tos: u8, protocol: u8, fragment: Option<Fragment>, bytes: &[u8]) -> Ip {
@@ -143,7 +145,16 @@ fn ip((src, dst): (IpAddr, IpAddr), tos: u8, protocol: u8, fragment: Option<Frag
     let transport = if later { Some(Transport::Other) } else { transport(protocol, bytes) };
     // The checksum of a packet in parts is right or wrong when it is whole.
     let is_sound = transport.is_some() && (fragment.is_some() || is_sound((src, dst), protocol, bytes));
-    Ip { src, dst, tos, protocol, fragment, transport: transport.unwrap_or(Transport::Other), is_sound }
+    Ip {
+        src,
+        dst,
+        tos,
+        protocol,
+        is_authenticated: false,
+        fragment,
+        transport: transport.unwrap_or(Transport::Other),
+        is_sound,
+    }
 }
 
 /// `None` if the header is cut off.

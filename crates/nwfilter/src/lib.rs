@@ -13,6 +13,7 @@ mod config;
 mod driver;
 mod error;
 mod events;
+mod explaining;
 mod files;
 mod group;
 mod host;
@@ -37,12 +38,14 @@ pub use config::{Builder, Config, Layout};
 pub use driver::Driver;
 pub use error::{Error, with_causes};
 pub use events::Event;
+pub use explaining::ExplainedPort;
 pub use files::{Problem, ProblemKind};
 pub use host::Host;
 pub use learn::packets;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
 pub use metrics::{COMMIT_SECONDS, Metrics};
+pub use nwfilter_explain as explain;
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{
     Applied, ApplyError, Backend, Difference, Fake, ForeignChange, KernelObject, NoHelper, Subject, Warning,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::explain::Explain;
 use clap::{Parser, Subcommand, ValueEnum};
 use nwfilterctl_shared::{DaemonOptions, ListenOptions, Options};
 
@@ -32,19 +33,27 @@ pub(crate) enum Verb {
         change: Change,
     },
     /// Open a filter in $VISUAL or $EDITOR and define the result
-    Edit { name: String },
+    Edit {
+        name: String,
+    },
     /// List the filters of the store and the stock filters
     List,
     /// Print a filter in canonical form
-    Dumpxml { name: String },
+    Dumpxml {
+        name: String,
+    },
     /// List the filters and ports that use a filter
-    Users { name: String },
+    Users {
+        name: String,
+    },
     /// List the ports that have a binding
     BindingList,
     /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
     Status,
     /// Print a port's binding in canonical form
-    BindingDumpxml { port: String },
+    BindingDumpxml {
+        port: String,
+    },
     /// Read documents and show every problem in them; directories are searched for *.xml
     Check {
         #[arg(required = true)]
@@ -70,6 +79,7 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "restore")]
         format: RenderFormat,
     },
+    Explain(Explain),
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
     /// Do as `reload` and go on: repair what others change, and learn addresses, until SIGTERM. Prints what happens

@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod documents;
 mod edit;
+mod explain;
 mod keep;
 mod learn;
 mod output;
@@ -117,6 +118,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             let as_json = json || format == cli::RenderFormat::Json;
             verbs::render(driver, &binding, options.gives_helpers(), as_json)?
         }
+        Verb::Explain(asked) => explain::explain(driver, &asked, options.gives_helpers(), json)?,
         Verb::Diff => verbs::diff(driver, json)?,
         Verb::Status => status::status(driver, options, json)?,
         Verb::Learn => {
