@@ -11,6 +11,7 @@ use crate::abi::{
     Connect, ConnectDriver, HYPERVISOR_SLOTS, HypervisorDriver, Inhibit, NwFilter, NwFilterBinding,
     NwFilterDriver, StateDriver, Tables, open_status, pointers,
 };
+use crate::definitions;
 use crate::inhibitor;
 use crate::libvirt::{BindingAccess, FilterAccess, FilterList, Libvirt, c_string, text, uuid_of};
 use crate::probe::{self, Slot};
@@ -123,6 +124,7 @@ extern "C" fn initialize(
     let ready = report(false, |_| {
         // SAFETY: the table is the registered one, and the daemon serves nobody yet.
         let understood = unsafe { probe::check(HYPERVISOR.load(Ordering::Acquire)) };
+        let understood = understood.and_then(|()| definitions::check());
         if let Err(error) = &understood {
             log::error!("no domain with filters will start: {error}");
         }

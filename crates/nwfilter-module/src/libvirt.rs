@@ -44,6 +44,8 @@ pub(crate) enum LoadError {
     Refused(&'static str),
     #[error("the handles of this libvirt have an unknown layout")]
     Handles,
+    #[error("the definitions of filters and bindings of this libvirt have an unknown layout")]
+    Definitions,
     #[error("this libvirt calls {called:?} of the driver where it should call {slot:?}")]
     Misplaced { slot: Slot, called: Vec<Slot> },
 }

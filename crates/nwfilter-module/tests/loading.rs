@@ -78,6 +78,27 @@ fn a_libvirt_that_calls_another_function_than_it_should_serves_all_but_filters()
 }
 
 #[test]
+fn a_libvirt_whose_access_checks_read_another_layout_serves_all_but_filters() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
+    let host = Host::new()?;
+    let other = "#include <stdlib.h>
+        #include <string.h>
+        struct filter { unsigned char uuid[16]; const char *name; void *more[16]; };
+        void *virNWFilterDefParse(const char *xml, const char *file, unsigned int flags) {
+            struct filter *filter = calloc(1, sizeof *filter);
+            memset(filter->uuid, 0x22, sizeof filter->uuid);
+            filter->name = \"name\";
+            return filter;
+        }
+        void virNWFilterDefFree(void *filter) { free(filter); }";
+    let (_dir, _preload, daemon) = daemon(&host, other)?;
+    serves_all_but_filters(
+        &daemon,
+        "the definitions of filters and bindings of this libvirt have an unknown layout",
+    )
+}
+
+#[test]
 fn a_connection_is_as_secure_encrypted_and_alive_as_with_libvirts_module() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
     let client = Program::compile(
