@@ -52,7 +52,7 @@ fn a_filter_that_passes_a_bad_address_to_another_is_refused() {
 }
 
 /// Codes about several documents and about files, which `nwfilterctl check` gives; its tests show them.
-const OF_CHECK: [Code; 3] = [Code::NoSuchFilter, Code::IncludesItself, Code::CannotRead];
+const OF_CHECK: [Code; 4] = [Code::NoSuchFilter, Code::IncludesItself, Code::CannotRead, Code::TooLarge];
 
 #[test]
 fn every_code_has_a_document_that_gives_it() {
