@@ -17,7 +17,7 @@ fn a_guest_is_filtered_while_it_runs_and_the_manager_hears_of_it() {
     command.args(["tap1", "52:54:00:00:00:02", "10.0.0.2"]);
     let mut manager = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut said, mut output) = (String::new(), manager.stdout.take().unwrap());
-    let running = "the guest may run: 2 transactions of the kernel\n";
+    let running = "the guest may run\n";
     while !said.contains(running) {
         let mut bytes = [0; 4096];
         let count = output.read(&mut bytes).unwrap();
@@ -37,6 +37,4 @@ fn a_guest_is_filtered_while_it_runs_and_the_manager_hears_of_it() {
     {
         assert!(said.lines().any(|line| line == event), "{event}: {said}");
     }
-    let numbers = said.lines().find(|line| line.starts_with('{')).unwrap();
-    assert!(numbers.contains("\"transactions\":2") && numbers.contains("\"ports\":0"), "{numbers}");
 }
