@@ -49,7 +49,7 @@ fn name<T: std::str::FromStr>(text: &str) -> Option<T> {
     clippy::expect_used,
     reason = "called with names of this module, which begin with a letter and are short"
 )]
-fn fixed<T: std::str::FromStr>(text: &str) -> T {
+pub(crate) fn fixed<T: std::str::FromStr>(text: &str) -> T {
     name(text).expect("a name")
 }
 

@@ -29,5 +29,7 @@ pub mod kernel;
 mod layout;
 mod model;
 mod plan;
+mod probe;
 
 pub use backend::Nftables;
+pub use probe::check as check_kernel;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod choice;
 pub mod daemon;
 pub mod exporter;
 
@@ -26,6 +27,9 @@ use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::{Backend, Builder, Config, Driver, Layout};
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
+pub use crate::choice::{BackendName, Former};
+use crate::choice::{Choice, choose};
+
 const CANNOT_OPEN: &str = "cannot open the stores";
 
 /// The options of every verb.
@@ -38,7 +42,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", global = true, default_value = "/run/nwfilter")]
     pub state_dir: PathBuf,
     /// What enforces the rules
-    #[arg(long, global = true, default_value = "xtables")]
+    #[arg(long, global = true, env = "NWFILTER_BACKEND", default_value = "xtables")]
     backend: BackendName,
     /// Refuse IP rules where bridge-nf-call-iptables is off, instead of switching it on
     #[arg(long, global = true)]
@@ -59,11 +63,6 @@ pub struct Options {
     /// Print errors only, no warnings
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum BackendName {
-    Xtables,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -106,13 +105,23 @@ impl Options {
     /// Opens the driver that the options describe, with more options of the caller's. What the tables hold it asks of
     /// the kernel.
     pub fn open(&self, with: Builder) -> Result<Driver> {
-        self.open_with(with, self.backend(None))
+        let choice = self.choose(None);
+        choice.refuse_a_second_backend()?;
+        self.open_with(with, choice.backend)
+    }
+
+    /// The same for a reload, which takes over from the other backend: its rules go when the ports have theirs.
+    pub fn open_to_take_over(&self, with: Builder) -> Result<(Driver, Former)> {
+        let (backend, former) = self.choose(None).into_parts();
+        Ok((self.open_with(with, backend)?, former))
     }
 
     /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
     /// if nobody changed them since.
     pub fn open_for_a_change(&self, with: Builder) -> Result<Driver> {
-        self.open_with(with, self.backend(Some(&self.state_dir)))
+        let choice = self.choose(Some(&self.state_dir));
+        choice.refuse_a_second_backend()?;
+        self.open_with(with, choice.backend)
     }
 
     fn open_with(&self, builder: Builder, backend: Box<dyn Backend>) -> Result<Driver> {
@@ -149,21 +158,26 @@ impl Options {
         config
     }
 
-    /// The backend; one that leaves what it knows of the kernel in a directory, where that is given.
-    fn backend(&self, remembering_in: Option<&Path>) -> Box<dyn Backend> {
-        match self.backend {
-            BackendName::Xtables => {
-                let xtables = Xtables::new(Settings {
-                    enable_bridge_filtering: !self.keep_bridge_nf,
-                    conntrack_helpers: !self.no_helpers,
-                    dispatch: self.dispatch(),
-                });
-                Box::new(match remembering_in {
-                    Some(directory) => xtables.remembering_in(directory),
-                    None => xtables,
-                })
-            }
-        }
+    /// The chosen backend. That of iptables leaves what it knows of the kernel in a directory, where that is given.
+    fn choose(&self, remembering_in: Option<&Path>) -> Choice {
+        let xtables = Xtables::new(Settings {
+            enable_bridge_filtering: !self.keep_bridge_nf,
+            conntrack_helpers: !self.no_helpers,
+            dispatch: self.dispatch(),
+        });
+        let xtables = match remembering_in {
+            Some(directory) => xtables.remembering_in(directory),
+            None => xtables,
+        };
+        choose(self.backend, xtables, || self.names_an_ip_set())
+    }
+
+    /// Whether a filter of the store names an ipset. What cannot be read is reported when the store is opened.
+    fn names_an_ip_set(&self) -> bool {
+        let files = fs::read_dir(&self.config_dir).into_iter().flatten().flatten();
+        files
+            .into_iter()
+            .any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
     }
 
     /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
@@ -185,7 +199,7 @@ impl Options {
             "--state-dir".into(),
             absolute(&self.state_dir)?.into(),
         ];
-        let BackendName::Xtables = self.backend;
+        args.push(format!("--backend={}", self.backend.as_str()).into());
         let switches = [
             ("--keep-bridge-nf", self.keep_bridge_nf),
             ("--no-helpers", self.no_helpers),

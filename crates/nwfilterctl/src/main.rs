@@ -70,11 +70,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     // Who asks whether the kernel is as it should be wants it asked.
     let (builder, watch) = progress::watched(Driver::builder().without_learner());
-    let driver = match verb {
-        Verb::Diff | Verb::Status | Verb::Change(Change::Reload) | Verb::Plan { .. } => {
-            options.open(builder)?
+    let (driver, former) = match verb {
+        Verb::Change(Change::Reload) => {
+            let (driver, former) = options.open_to_take_over(builder)?;
+            (driver, Some(former))
         }
-        _ => options.open_for_a_change(builder)?,
+        Verb::Diff | Verb::Status | Verb::Plan { .. } => (options.open(builder)?, None),
+        _ => (options.open_for_a_change(builder)?, None),
     };
     if matches!(verb, Verb::List | Verb::BindingList | Verb::Diff | Verb::Change(Change::Reload)) {
         verbs::tell_of_files(&driver)?;
@@ -87,6 +89,13 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     let answer = carry_out(&driver, &watch, options, verb, json);
     let answer = answer.map_err(|error| places::with_place(&driver, error));
     let answer = answer.map_err(|error| verbs::with_nearest_name(&driver, error))?;
+    if let Some(former) = former {
+        if !answer.is_good() {
+            warn("the rules of another backend, if there are any, stay until every port has its rules here");
+        } else if let Some((name, ports)) = former.clear()? {
+            log::info!("the rules that {name} had for {ports} ports are removed");
+        }
+    }
     if may_need_learner {
         // The verb has done its work: what is missing now can be made good.
         if let Err(error) = learn::start_if_needed(&driver, options) {

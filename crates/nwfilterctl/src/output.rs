@@ -33,6 +33,11 @@ impl Answer {
     }
 
     /// The same, with the exit code 1 if that does not hold.
+    /// Whether all is as it should be.
+    pub(crate) fn is_good(&self) -> bool {
+        !self.is_bad
+    }
+
     pub(crate) fn good_if(self, good: bool) -> Self {
         Self { is_bad: !good, ..self }
     }

@@ -1,7 +1,5 @@
 //! A virtualization manager in sixty lines: it filters the ports of a guest while the guest runs.
-//!
-//! `embed-in-manager STORE PORT MAC IP [PORT MAC IP]…`: STORE is a directory for filters and bindings, each PORT a tap
-//! device of the guest. The ports are filtered until the program reads the end of its input.
+//! STORE is a directory for its filters and bindings, each PORT a tap device. It ends at the end of its input.
 
 use std::{io::Read, path::Path, thread};
 
@@ -21,9 +19,9 @@ fn main() -> Result<()> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let usage = "usage: embed-in-manager STORE PORT MAC IP [PORT MAC IP]…";
     let (store, ports) = args.split_first().filter(|(_, rest)| rest.len() % 3 == 0).context(usage)?;
-    let store = Path::new(store);
-    let driver = Driver::builder().config_dir(store.join("filters")).state_dir(store.join("bindings"));
-    let driver = driver.open(Xtables::default())?;
+    let dir = |name| Path::new(store).join(name);
+    let builder = Driver::builder().config_dir(dir("filters")).state_dir(dir("bindings"));
+    let driver = builder.open(Xtables::default())?;
     // Events come from this driver's calls, and from what it does by itself, such as learning an address.
     let events = driver.subscribe();
     let listener = thread::spawn(move || events.iter().for_each(|event| println!("{event}")));
@@ -36,7 +34,7 @@ fn main() -> Result<()> {
 }
 
 /// Before the guest runs: defines its filter and binds all of its ports, or changes nothing.
-pub fn start(driver: &Driver, ports: &[String]) -> Result<()> {
+pub(crate) fn start(driver: &Driver, ports: &[String]) -> Result<()> {
     let (mut start, guest) = (Transaction::new(), Uuid::new_v4());
     start.define_filter(read_filter("web-server", FILTER).into_result()?);
     for [port, mac, ip] in ports.as_chunks().0 {
@@ -47,14 +45,16 @@ pub fn start(driver: &Driver, ports: &[String]) -> Result<()> {
         Ok(done) => done.applied.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")),
         Err(Error::NoSuchPort(port)) => bail!("make the tap device {port} before the guest starts"),
         Err(Error::Apply(ApplyError::Refused(why))) => bail!("the filter asks for the impossible: {why}"),
-        Err(error) => return Err(error.into()),
+        Err(error) => bail!(error),
     }
     Ok(())
 }
 
 /// When the guest is gone.
-pub fn stop(driver: &Driver, ports: &[String]) -> Result<()> {
+pub(crate) fn stop(driver: &Driver, ports: &[String]) -> Result<()> {
     let mut stop = Transaction::new();
-    ports.as_chunks::<3>().0.iter().for_each(|[port, ..]| drop(stop.delete_binding(port)));
+    for port in ports.iter().step_by(3) {
+        stop.delete_binding(port);
+    }
     Ok(driver.commit(stop).map(drop)?)
 }

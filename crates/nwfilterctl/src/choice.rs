@@ -1,0 +1,113 @@
+//! Which backend enforces the rules, and moving ports from one to the other.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use nwfilter::{Backend, with_causes};
+use nwfilter_nftables::{Nftables, check_kernel};
+use nwfilter_xtables::Xtables;
+
+/// The backends, by the names that users give them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The one that filters ports here already; else nftables where the kernel has what it needs, else xtables
+    Auto,
+    /// One nftables table, over netlink; rules on connections need nf_conntrack_bridge
+    Nftables,
+    /// iptables, ip6tables and ebtables, with the chains of libvirt's driver
+    Xtables,
+}
+
+impl BackendName {
+    /// The name of the option's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BackendName::Auto => "auto",
+            BackendName::Nftables => "nftables",
+            BackendName::Xtables => "xtables",
+        }
+    }
+}
+
+/// A chosen backend, and the one that must not filter ports beside it.
+pub(crate) struct Choice {
+    pub(crate) backend: Box<dyn Backend>,
+    other: Box<dyn Backend>,
+}
+
+/// Chooses between the native backend and `xtables`. `needs_ip_sets` tells whether a stored filter names an ipset, which
+/// only xtables can match on.
+pub(crate) fn choose(name: BackendName, xtables: Xtables, needs_ip_sets: impl Fn() -> bool) -> Choice {
+    let nftables = Nftables::new();
+    let native = match name {
+        BackendName::Xtables => false,
+        // Filters without rules on connections work on every kernel; the others are refused with the reason.
+        BackendName::Nftables => true,
+        BackendName::Auto => {
+            let (native, why) = found(&nftables, &xtables, needs_ip_sets);
+            log::info!("backend {}: {why}", if native { "nftables" } else { "xtables" });
+            native
+        }
+    };
+    let (nftables, xtables): (Box<dyn Backend>, Box<dyn Backend>) = (Box::new(nftables), Box::new(xtables));
+    let (backend, other) = if native { (nftables, xtables) } else { (xtables, nftables) };
+    Choice { backend, other }
+}
+
+/// Whether the native backend is the right one here, and why.
+fn found(nftables: &Nftables, xtables: &Xtables, needs_ip_sets: impl Fn() -> bool) -> (bool, String) {
+    if holds_ports(nftables) {
+        return (true, "it filters ports here already".into());
+    }
+    if holds_ports(xtables) {
+        return (false, "it filters ports here already".into());
+    }
+    if needs_ip_sets() {
+        return (false, "a stored filter names an ipset".into());
+    }
+    match check_kernel() {
+        Ok(()) => (true, "the kernel tracks connections in bridges".into()),
+        Err(error) => (false, with_causes(&error)),
+    }
+}
+
+/// Whether a backend filters ports. One that cannot be asked filters none.
+fn holds_ports(backend: &dyn Backend) -> bool {
+    backend.installed().is_ok_and(|installed| !installed.ports.is_empty())
+}
+
+impl Choice {
+    /// Refuses to filter beside the other backend: a port would have to pass the rules of both.
+    pub(crate) fn refuse_a_second_backend(&self) -> Result<()> {
+        // To ask iptables takes long, and the tables of the native backend are ours alone.
+        if self.backend.name() != "xtables" && holds_ports(&*self.backend) {
+            return Ok(());
+        }
+        if holds_ports(&*self.other) {
+            let (here, wanted) = (self.other.name(), self.backend.name());
+            bail!(
+                "ports of this host are filtered by {here}; use --backend {here}, or move them with \
+                 'nwfilterctl reload --backend {wanted}'"
+            );
+        }
+        Ok(())
+    }
+
+    /// The backend whose rules go once this one filters every port.
+    pub(crate) fn into_parts(self) -> (Box<dyn Backend>, Former) {
+        (self.backend, Former(self.other))
+    }
+}
+
+/// A backend that another one takes the place of.
+pub struct Former(Box<dyn Backend>);
+
+impl Former {
+    /// Removes what it left in the kernel. Returns its name and how many ports it filtered, if there were any.
+    pub fn clear(&self) -> Result<Option<(&'static str, usize)>> {
+        if !holds_ports(&*self.0) {
+            return Ok(None);
+        }
+        let cleared = self.0.clear().with_context(|| format!("the rules of {} stay", self.0.name()))?;
+        Ok(Some((self.0.name(), cleared.changed.len())))
+    }
+}
