@@ -175,7 +175,7 @@ impl Class {
 
     /// What tells it from other classes.
     pub(crate) fn digest(&self) -> u64 {
-        let mut digest = Fnv::default();
+        let mut digest = Digest::default();
         self.hash(&mut digest);
         digest.finish()
     }
@@ -200,23 +200,30 @@ impl Class {
     }
 }
 
-/// FNV-1a with 64 bits: the same in every build, unlike the standard library's hashes.
-struct Fnv(u64);
+/// A hash of 64 bits, eight bytes at a time: the same in every build, unlike the standard library's.
+struct Digest(u64);
 
-impl Default for Fnv {
+impl Default for Digest {
     fn default() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 }
 
-impl Hasher for Fnv {
+impl Hasher for Digest {
     fn finish(&self) -> u64 {
-        self.0
+        // The last steps of MurmurHash3, so that each bit counts in all of them.
+        let mut digest = self.0;
+        digest = (digest ^ (digest >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        digest = (digest ^ (digest >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        digest ^ (digest >> 33)
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            let word = u64::from_le_bytes(word);
+            self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
     }
 }
@@ -616,16 +623,26 @@ fn flatten(
     for m in matches {
         let (alternatives, variables) =
             m.map_err(|Inexpressible(what)| Unsupported { origin: origin.clone(), what })?;
+        if let ([_], [begun]) = (&alternatives[..], &mut combinations[..]) {
+            // As almost all tests are. The first ones of several conditions say that the field is there; the last one
+            // has the value.
+            let all: All = alternatives.into_iter().flatten().collect();
+            let last = all.len().saturating_sub(1);
+            for (index, condition) in all.into_iter().enumerate() {
+                let condition = (condition, variables.clone().filter(|_| index == last));
+                if !begun.contains(&condition) {
+                    begun.push(condition);
+                }
+            }
+            combinations.retain(|conditions| !is_contradictory(conditions));
+            continue;
+        }
         combinations = combinations
             .iter()
             .flat_map(|begun| {
                 alternatives.iter().map(|all| {
-                    // Of several conditions the first ones say that the field is there; the last one has the value.
-                    let last = all.len().saturating_sub(1);
-                    let conditions = all.iter().enumerate().map(|(index, condition)| {
-                        let value_of_set = index == last && alternatives.len() == 1;
-                        (condition.clone(), variables.clone().filter(|_| value_of_set))
-                    });
+                    // Sets are for tests without alternatives.
+                    let conditions = all.iter().map(|condition| (condition.clone(), None));
                     begun.iter().cloned().chain(conditions).collect::<Vec<_>>()
                 })
             })

@@ -322,7 +322,7 @@ impl Planner<'_> {
             let of = |elements: &[(&PortDev, Element)], kind| {
                 elements
                     .iter()
-                    .map(|(port, element)| (Subject::Port((*port).clone()), kind, element.to_string()))
+                    .map(|(port, element)| (Subject::Port((*port).clone()), kind, set.show(element)))
                     .collect::<Vec<_>>()
             };
             let all =

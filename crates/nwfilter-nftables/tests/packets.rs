@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nwfilter_nftables::Nftables;
-use nwfilter_rules::{Backend, Batch, EthernetSide, EthernetTest, Match, Rule, Ruleset, Verdict};
+use nwfilter_rules::{
+    Applied, Backend, Batch, EthernetSide, EthernetTest, KernelObject, Match, Rule, Ruleset, Verdict,
+};
 use nwfilter_testlab::conformance::random_case;
 use nwfilter_testlab::{Host, Mac, Need, skip_unless};
-use nwfilter_xml::MacAddr;
+use nwfilter_xml::{MacAddr, Params};
 use nwfilter_xtables::{Settings, Xtables};
 use support::{GUEST, PEER, Side, fixtures, ruleset, stateless};
 
@@ -87,5 +89,41 @@ fn ports_of_one_filter_share_its_chains_and_have_their_own_values() -> Result<()
     let listed = host.run(&["nft", "list", "ruleset"])?;
     assert!(!listed.contains(".from") && !listed.contains("tap"), "{listed}");
     assert!(host.enter(|| nftables.installed())?.ports.is_empty());
+    Ok(())
+}
+
+#[test]
+fn attaching_beside_ports_of_the_same_filter_adds_elements_only() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"));
+    let host = Host::new()?;
+    let nftables = Nftables::new();
+    let case = fixtures()?.into_iter().find(|case| case.name == "clean-traffic").unwrap();
+    let attach = |number: u8| -> Result<Applied> {
+        let mut case = case.clone();
+        case.params = Params::new();
+        case.params.insert("IP".parse()?, &format!("10.0.0.{number}"))?;
+        let ruleset = ruleset(&case).expect("the filter and its parameter are right");
+        let mut batch = Batch { report_differences: true, ..Batch::default() };
+        batch.filter(format!("vnet{number}").parse()?, Arc::new(ruleset));
+        Ok(host.enter(|| nftables.apply(&batch))?)
+    };
+    let first = attach(1)?;
+    assert!(
+        first.differences.iter().any(|difference| matches!(difference.object, KernelObject::Chain { .. }))
+    );
+    for number in 2..20 {
+        let applied = attach(number)?;
+        let address = format!("\"vnet{number}\" . 10.0.0.{number}");
+        assert!(applied.differences.iter().any(|d| d.rule == address), "{:#?}", applied.differences);
+        assert_eq!(applied.commits, 1);
+        let objects = applied.differences.iter().map(|difference| &difference.object);
+        assert!(
+            objects.clone().all(|object| matches!(object, KernelObject::Set { .. })),
+            "{:#?}",
+            applied.differences
+        );
+        // Its addresses, alone and as the filter has them together, and where its frames go both ways.
+        assert!(objects.count() <= 8, "{:#?}", applied.differences);
+    }
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! Rules and elements as text, for people: the expressions as `nft --debug=netlink` shows them.
 
 use std::fmt::{self, Display, Formatter, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::expr::{
     Base, CtKey, DynsetOp, Expr, Extended, ExtensionPart, Limit, LimitOf, Load, LogTo, LookupResult, MetaKey,
     Order, Register, Reject, Relation, Stateful, Verdict,
 };
 use super::rule::Rule;
-use super::set::{Element, ElementKey, ElementValue};
+use super::set::{Datatype, Element, ElementKey, ElementValue, Set};
 
 /// Bytes as hexadecimal digits; names in words.
 struct Bytes<'a>(&'a [u8]);
@@ -218,17 +219,49 @@ impl Display for Verdict {
     }
 }
 
-impl Display for Element {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match &self.key {
-            ElementKey::One(key) => Bytes(key).fmt(f)?,
-            ElementKey::Range(from, to) => write!(f, "{}-{}", Bytes(from), Bytes(to))?,
-        }
-        match &self.value {
+impl Set {
+    /// An element of the set as nft writes it: `"vnet0" . 52:54:00:7b:35:93`.
+    pub fn show(&self, element: &Element) -> String {
+        let mut text = match &element.key {
+            ElementKey::One(key) => self.show_key(key),
+            ElementKey::Range(from, to) => format!("{}-{}", self.show_key(from), self.show_key(to)),
+        };
+        // Writing to a String cannot fail.
+        let _ = match &element.value {
             None => Ok(()),
-            Some(ElementValue::Verdict(verdict)) => write!(f, " : {verdict}"),
-            Some(ElementValue::Value(value)) => write!(f, " : {}", Bytes(value)),
-            Some(ElementValue::Object(name)) => write!(f, " : {name}"),
+            Some(ElementValue::Verdict(verdict)) => write!(text, " : {verdict}"),
+            Some(ElementValue::Value(value)) => write!(text, " : {}", Bytes(value)),
+            Some(ElementValue::Object(name)) => write!(text, " : {name}"),
+        };
+        text
+    }
+
+    fn show_key(&self, mut key: &[u8]) -> String {
+        let fields = self.key.iter().map(|field| {
+            let (value, _) = key.split_at(field.len().min(key.len()));
+            key = key.get(field.len().next_multiple_of(Register::SIZE)..).unwrap_or_default();
+            show_value(*field, value)
+        });
+        fields.collect::<Vec<_>>().join(" . ")
+    }
+}
+
+fn show_value(datatype: Datatype, value: &[u8]) -> String {
+    match (datatype, value) {
+        (Datatype::Ifname, name) => {
+            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            format!("\"{}\"", String::from_utf8_lossy(&name[..end]))
         }
+        (Datatype::EtherAddr, [a, b, c, d, e, f]) => {
+            format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        }
+        (Datatype::Ipv4Addr, &[a, b, c, d]) => Ipv4Addr::new(a, b, c, d).to_string(),
+        (Datatype::Ipv6Addr, value) => match <[u8; 16]>::try_from(value) {
+            Ok(octets) => Ipv6Addr::from(octets).to_string(),
+            Err(_) => Bytes(value).to_string(),
+        },
+        (Datatype::InetService, &[a, b]) => u16::from_be_bytes([a, b]).to_string(),
+        (_, [number]) => number.to_string(),
+        (_, value) => Bytes(value).to_string(),
     }
 }
