@@ -200,7 +200,9 @@ fn the_modules_are_exchanged_both_ways_under_running_domains() -> Result<()> {
             install(&dir, module)?;
             daemon.start_again()?;
             let document = daemon.binding_dumpxml("tap1")?;
-            bindings.push((ports(&daemon)?, document));
+            // Newer versions say what a binding's rules were made with.
+            let lines = document.lines().filter(|line| !line.contains("<backend ")).map(str::to_owned);
+            bindings.push((ports(&daemon)?, lines.collect::<Vec<_>>()));
             // The order of the ports is by chance in libvirt's module.
             let saved = host.saved()?;
             for port in domains.iter().map(Domain::port) {

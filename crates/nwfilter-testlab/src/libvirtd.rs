@@ -348,8 +348,6 @@ impl State {
         let etc = state.0.join("etc");
         let filters = options.log_filters.iter().map(|filters| format!("log_filters = \"{filters}\"\n"));
         fs::write(etc.join("libvirtd.conf"), LIBVIRTD_CONF.to_owned() + &filters.collect::<String>())?;
-        // Newer versions would write nftables' own rules, which are compared with nothing here.
-        fs::write(etc.join("nwfilter.conf"), "firewall_backend = \"iptables\"\n")?;
         if options.qemu_conf {
             fs::write(etc.join("qemu.conf"), QEMU_CONF)?;
         }
