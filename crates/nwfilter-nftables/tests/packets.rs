@@ -127,3 +127,19 @@ fn attaching_beside_ports_of_the_same_filter_adds_elements_only() -> Result<()> 
     }
     Ok(())
 }
+
+#[test]
+fn what_others_add_to_the_table_does_not_keep_it_from_being_read() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
+    let host = Host::new()?;
+    let nftables = Nftables::new();
+    let mut batch = Batch::default();
+    batch.filter("tap0".parse()?, Arc::new(Ruleset::drop_all()));
+    host.enter(|| nftables.apply(&batch))?;
+    host.run(&["nft", "add element bridge nwfilter to-guest { * : drop }"])?;
+    host.run(&["nft", "add chain bridge nwfilter other { tcp dport { 1, 2 } accept; }"])?;
+    host.run(&["nft", "delete element bridge nwfilter from-guest { \"tap0\" }"])?;
+    assert_eq!(host.enter(|| nftables.apply(&batch))?.changed.len(), 1);
+    assert_eq!(host.enter(|| nftables.plan(&batch))?.differences, []);
+    Ok(())
+}

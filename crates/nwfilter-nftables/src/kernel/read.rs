@@ -167,7 +167,7 @@ fn set_elements(
     dump(connection, table, libc::NFT_MSG_GETSETELEM, LIST_TABLE, Some(&set.name), |attributes| {
         let Some(list) = elements(attributes) else { return Ok(()) };
         for element in list.all(LIST_ELEM) {
-            parts.push(read_part(set, element)?);
+            parts.extend(read_part(set, element)?);
         }
         Ok(())
     })?;

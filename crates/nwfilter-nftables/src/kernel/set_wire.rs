@@ -364,8 +364,12 @@ pub(super) struct ReadPart {
     end: bool,
 }
 
-/// Reads an element of a list.
-pub(super) fn read_part(set: &Set, element: Attributes<'_>) -> Result<ReadPart, Error> {
+/// Reads an element of a list; `None` for the one that stands for all keys that have none, which this crate does not
+/// write.
+pub(super) fn read_part(set: &Set, element: Attributes<'_>) -> Result<Option<ReadPart>, Error> {
+    if element.get(ELEM_KEY).is_none() {
+        return Ok(None);
+    }
     let key = need_value(element, ELEM_KEY)?;
     let end =
         element.u32(ELEM_FLAGS).is_some_and(|flags| flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0);
@@ -387,7 +391,7 @@ pub(super) fn read_part(set: &Set, element: Attributes<'_>) -> Result<ReadPart, 
     for expr in one.chain(several) {
         read_stateful(expr, &mut counts)?;
     }
-    Ok(ReadPart {
+    Ok(Some(ReadPart {
         installed: InstalledElement {
             element: Element {
                 key,
@@ -399,7 +403,7 @@ pub(super) fn read_part(set: &Set, element: Attributes<'_>) -> Result<ReadPart, 
             counts,
         },
         end,
-    })
+    }))
 }
 
 /// A range of one key is that key.
