@@ -50,7 +50,7 @@ pub struct Arp {
     pub ips: Option<(Ipv4Addr, Ipv4Addr)>,
 }
 
-/// A spanning-tree message (IEEE 802.1D, 9.3).
+/// A spanning-tree message as the kernel's `ebt_stp` reads it: each field a byte before where IEEE 802.1D has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stp {
     /// Its type, 0 for a configuration.

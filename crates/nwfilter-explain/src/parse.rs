@@ -67,9 +67,11 @@ fn arp(bytes: &[u8]) -> Option<Arp> {
 /// An LLC header for spanning tree, the protocol and the version, as `ebt_stp.c` wants them.
 const STP_HEADER: [u8; 6] = [0x42, 0x42, 0x03, 0, 0, 0];
 
+/// The kernel takes the protocol for one byte where the standard has two, so that it reads every field a byte too early:
+/// the version as the type, the type as the flags, and so on.
 fn stp(bytes: &[u8]) -> Option<Stp> {
-    let kind = *bytes.get(6)?;
-    let config = bytes.get(7..38).and_then(|config| config.try_into().ok());
+    let kind = *bytes.get(5)?;
+    let config = bytes.get(6..37).and_then(|config| config.try_into().ok());
     bytes.starts_with(&STP_HEADER).then_some(Stp { kind, config })
 }
 

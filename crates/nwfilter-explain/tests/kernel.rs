@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nwfilter_explain::{Explainer, IpSets, Outcome, Packet, Way, protocol};
-use nwfilter_rules::{AnyRule, Backend, Batch, EthernetTest, IpTest, Match, PortRange, Ruleset, instantiate};
+use nwfilter_rules::{Backend, Batch, IpTest, Match, PortRange, Ruleset, instantiate};
 use nwfilter_testlab::conformance::{Case, fixture_cases, random_case};
 use nwfilter_testlab::corpus::{OTHER, Speakers, corpus};
 use nwfilter_testlab::{Host, Mac, Need, Tap, skip_unless};
@@ -123,19 +123,11 @@ fn explained(ruleset: &Ruleset, way: Way) -> Result<(BTreeSet<String>, BTreeMap<
 /// and nothing else than the rule says is explained:
 ///
 /// * iptables-nft compares two negated ports as one number: the rule matches where either is another port, not both;
-/// * ebtables-nft does not match a single number or a masked address of spanning tree;
 /// * connlimit drops at once what conntrack finds no header in, as IPv6 with an authentication header before nothing.
 fn is_known(ruleset: &Ruleset, frame: &str) -> bool {
     let ip_rules = [&ruleset.ipv4, &ruleset.ipv6].into_iter().flatten();
     let mut ip_rules = ip_rules.flat_map(|part| part.from_guest.iter().chain(&part.to_guest));
     match frame {
-        "STP" => ruleset.rules().any(|rule| match rule {
-            AnyRule::Ethernet(rule) => rule
-                .matches
-                .iter()
-                .any(|m| matches!(m.test, EthernetTest::StpRange { .. } | EthernetTest::StpSenderAddress(_))),
-            AnyRule::Ip(_) => false,
-        }),
         _ if frame.contains("IPv6: AH") => {
             ip_rules.any(|rule| rule.matches.iter().any(|m| matches!(m.test, IpTest::ConnlimitAbove(_))))
         }
