@@ -12,6 +12,7 @@ use crate::sets::IpSets;
 use crate::words;
 
 /// What a test sees of a packet.
+#[derive(Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) packet: &'a Packet,
     /// The IP packet, whole where the frame holds a part of it.

@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use nwfilter_rules::{EthernetSide, Family, IpPart, Match, Origin, RootEntry, Rule, Ruleset, Verdict};
+use nwfilter_rules::{
+    EthernetSide, Family, IpPart, IpTest, Match, Origin, RootEntry, Rule, Ruleset, Verdict,
+};
 use nwfilter_xml::VarRef;
 use serde::{Serialize, Serializer};
 
@@ -228,16 +230,25 @@ impl<'a> Explainer<'a> {
     ) -> Result<Explanation, Unanswerable> {
         let mut path = Path::default();
         let family = family(packet);
-        let whole = packet.as_ip().and_then(|ip| self.tracker.whole(ip));
+        let part = family.and_then(|family| Some((family, self.ruleset.ip(family)?)));
+        // Who follows connections puts packets together first.
+        let is_whole = part.is_some_and(|(_, part)| follows_connections(part));
+        let whole =
+            packet.as_ip().and_then(|ip| if is_whole { self.tracker.whole(ip) } else { Some(ip.clone()) });
         let followed = whole.as_ref().map(|ip| (self.tracker.look(ip), self.tracker.connections_from(ip)));
         let (connection, connections) = followed.unwrap_or((Connection::INVALID, 0));
         let connection = chosen.unwrap_or(connection);
         let ruleset = self.ruleset;
         let subject = Subject { packet, ip: whole.as_ref(), connection, connections, sets: &self.sets };
-        let part = family.and_then(|family| Some((family, ruleset.ip(family)?)));
+        // Behind the IP rules, the Ethernet rules see what those put together.
+        let behind = whole.clone().map(|ip| Ip { fragment: ip.fragment.filter(|_| !is_whole), ..ip });
+        let behind =
+            behind.map_or_else(|| packet.clone(), |ip| Packet { body: Body::Ip(ip), ..packet.clone() });
         let ethernet = |path: &mut Path| match way {
             Way::FromGuest => path.ethernet(ruleset.ethernet.from_guest.as_ref(), &subject),
-            Way::ToGuest => path.ethernet(ruleset.ethernet.to_guest.as_ref(), &subject),
+            Way::ToGuest => {
+                path.ethernet(ruleset.ethernet.to_guest.as_ref(), &Subject { packet: &behind, ..subject })
+            }
         };
         let ip = |path: &mut Path| match part {
             Some((family, part)) => path.ip(family, part, way, &subject),
@@ -474,6 +485,13 @@ impl Outcome {
     fn in_a_bridge(self) -> Self {
         if self == Outcome::Rejected { Outcome::Dropped } else { self }
     }
+}
+
+/// Whether rules ask for connections, so that the kernel follows those of the family.
+fn follows_connections(part: &IpPart) -> bool {
+    let rules = part.from_guest.iter().chain(&part.to_guest);
+    let mut tests = rules.flat_map(|rule| &rule.matches).map(|m| &m.test);
+    tests.any(|test| matches!(test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_)))
 }
 
 /// Every condition, and whether all hold.

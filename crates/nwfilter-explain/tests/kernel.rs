@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nwfilter_explain::{Explainer, IpSets, Outcome, Packet, Way, protocol};
-use nwfilter_rules::{Backend, Batch, IpTest, Match, PortRange, Ruleset, instantiate};
+use nwfilter_rules::{Backend, Batch, IpPart, IpTest, Match, PortRange, Ruleset, instantiate};
 use nwfilter_testlab::conformance::{Case, fixture_cases, random_case};
 use nwfilter_testlab::corpus::{OTHER, Speakers, corpus};
 use nwfilter_testlab::{Host, Mac, Need, Tap, skip_unless};
@@ -106,13 +106,13 @@ fn explained(ruleset: &Ruleset, way: Way) -> Result<(BTreeSet<String>, BTreeMap<
         }
         ways.insert(name, format!("{packet:?}\n{explanation:#?}"));
     }
-    // Where IP rules are asked, parts of a packet pass together or not at all.
+    // Where the kernel follows connections, parts of a packet pass together or not at all.
     let parts: Vec<_> = ways.keys().filter(|name| name.contains("fragment")).cloned().collect();
     for name in &parts {
         let (packet, _) = name.rsplit_once(' ').context("a number")?;
         let rules = if packet.contains("IPv6") { &ruleset.ipv6 } else { &ruleset.ipv4 };
         let stopped = parts.iter().any(|other| other.starts_with(packet) && !passing.contains(other));
-        if rules.is_some() && stopped {
+        if rules.as_ref().is_some_and(follows_connections) && stopped {
             passing.remove(name);
         }
     }
@@ -140,6 +140,14 @@ fn is_known(ruleset: &Ruleset, frame: &str) -> bool {
         }),
         _ => false,
     }
+}
+
+fn follows_connections(part: &IpPart) -> bool {
+    part.from_guest
+        .iter()
+        .chain(&part.to_guest)
+        .flat_map(|rule| &rule.matches)
+        .any(|m| matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_)))
 }
 
 fn ruleset(case: &Case) -> Option<Ruleset> {
