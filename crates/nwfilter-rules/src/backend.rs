@@ -15,7 +15,6 @@ use serde::{Serialize, Serializer};
 
 use crate::helper::Helper;
 use crate::ruleset::{Origin, Ruleset};
-use crate::text;
 
 /// Applies rulesets to a kernel, in the network namespace of the calling thread.
 pub trait Backend: Send + Sync {
@@ -346,7 +345,6 @@ pub struct Difference {
     /// The rule, in the words of the tool that shows it.
     pub rule: String,
     /// The filter's rule it comes from, where it does.
-    #[serde(serialize_with = "text::optional")]
     pub origin: Option<Origin>,
 }
 

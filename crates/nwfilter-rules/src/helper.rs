@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use nwfilter_xml::value::States;
 use nwfilter_xml::{Action, Field, Layer, Literal, Params, Protocol, VarName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::RulesError;
 use crate::expand::{Scoped, for_each_combination};
@@ -22,7 +22,7 @@ use crate::ruleset::Family;
 pub const CTRL_CT_HELPERS: &str = "CTRL_CT_HELPERS";
 
 /// A transport protocol that helpers know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// TCP
@@ -32,7 +32,7 @@ pub enum Transport {
 }
 
 /// A conntrack helper of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Helper {
     /// FTP: data connections, active and passive.
@@ -90,7 +90,7 @@ pub const KNOWN_HELPERS: [KnownHelper; 6] = [
 ];
 
 /// Connections that get a helper.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HelperRule {
     /// The family of the connections.
     pub family: Family,
@@ -105,7 +105,7 @@ pub struct HelperRule {
 }
 
 /// Where the server of a control connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HelperSide {
     /// In the guest: connections to the guest.

@@ -35,7 +35,6 @@ mod lower_ip;
 mod packet;
 mod provisional;
 mod ruleset;
-mod text;
 mod tree;
 mod variables;
 

@@ -4,14 +4,12 @@ use std::net::IpAddr;
 
 use nwfilter_xml::MacAddr;
 use nwfilter_xml::value::{SetDirection, States, TcpFlagSet};
-use serde::Serialize;
-
-use crate::text;
+use serde::{Deserialize, Serialize};
 
 /// A comparison with a field of an Ethernet frame, or of the ARP, STP or IP packet in it. The frame's type is always
 /// compared before what lies behind it.
 #[allow(missing_docs)] // Fields are named after those of the packet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EthernetTest {
     SrcMac(MaskedMac),
@@ -25,7 +23,7 @@ pub enum EthernetTest {
     StpRange {
         field: StpRange,
         from: u32,
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<u32>,
     },
     StpRootAddress(MaskedMac),
@@ -33,8 +31,8 @@ pub enum EthernetTest {
     ArpHardwareType(u16),
     ArpProtocolType(u16),
     ArpOpcode(u16),
-    ArpSrcMac(#[serde(serialize_with = "text::one")] MacAddr),
-    ArpDstMac(#[serde(serialize_with = "text::one")] MacAddr),
+    ArpSrcMac(MacAddr),
+    ArpDstMac(MacAddr),
     ArpSrcIp(Network),
     ArpDstIp(Network),
     ArpGratuitous,
@@ -53,10 +51,10 @@ pub enum EthernetTest {
 
 /// A comparison with a field of an IP packet, or with what the kernel knows of its connection.
 #[allow(missing_docs)] // Fields are named after those of the packet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IpTest {
-    SrcMac(#[serde(serialize_with = "text::one")] MacAddr),
+    SrcMac(MacAddr),
     SrcIp(Network),
     DstIp(Network),
     SrcIpRange {
@@ -74,22 +72,21 @@ pub enum IpTest {
     /// An ICMP or ICMPv6 type, and a code where one is asked for.
     Icmp {
         kind: u8,
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         code: Option<u8>,
     },
     /// More connections than that from the packet's source address.
     ConnlimitAbove(u16),
-    States(#[serde(serialize_with = "text::one")] States),
+    States(States),
     CtDirection(CtDirection),
     IpSet {
         name: String,
-        #[serde(serialize_with = "text::many")]
+
         directions: Vec<SetDirection>,
     },
     TcpFlags {
-        #[serde(serialize_with = "text::one")]
         mask: TcpFlagSet,
-        #[serde(serialize_with = "text::one")]
+
         set: TcpFlagSet,
     },
     TcpOption(u8),
@@ -99,11 +96,10 @@ pub enum IpTest {
 
 /// A MAC address, of which only the bits of a mask are compared where there is one.
 #[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MaskedMac {
-    #[serde(serialize_with = "text::one")]
     pub addr: MacAddr,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "text::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<MacAddr>,
 }
 
@@ -115,10 +111,10 @@ impl From<MacAddr> for MaskedMac {
 
 /// An address, or the network that it is in where a prefix length is given.
 #[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Network {
     pub addr: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<u8>,
 }
 
@@ -130,10 +126,10 @@ impl From<IpAddr> for Network {
 
 /// A transport port, or the ports `from..=to`; none where `to` is below `from`.
 #[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     pub from: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u16>,
 }
 
@@ -145,7 +141,7 @@ impl From<u16> for PortRange {
 
 /// The fields of a spanning-tree frame that are compared with a range.
 #[allow(missing_docs)] // The names are those of the fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StpRange {
     RootPriority,
@@ -159,7 +155,7 @@ pub enum StpRange {
 }
 
 /// Which way a packet goes in its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CtDirection {
     /// As the connection's first packet.

@@ -6,18 +6,18 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use nwfilter_xml::value::VarRef;
 use nwfilter_xml::{ChainName, FilterName};
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::helper::HelperRule;
 use crate::packet::{EthernetTest, IpTest};
-use crate::text;
 
 /// What one port enforces.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {
     /// Rules on Ethernet frames. A frame has to pass these and those of its IP family.
     pub ethernet: Ethernet,
@@ -32,7 +32,7 @@ pub struct Ruleset {
 }
 
 /// The Ethernet part of a ruleset. A side that is `None` lets every frame pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ethernet {
     /// Frames that the guest sends.
     pub from_guest: Option<EthernetSide>,
@@ -41,7 +41,7 @@ pub struct Ethernet {
 }
 
 /// One direction of the Ethernet part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EthernetSide {
     /// The root chain: rules, and jumps into the other chains.
     pub root: Vec<RootEntry>,
@@ -52,7 +52,7 @@ pub struct EthernetSide {
 }
 
 /// An entry of a root chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RootEntry {
     /// A rule.
@@ -62,20 +62,18 @@ pub enum RootEntry {
 }
 
 /// A jump into a sub-chain, for the frames of its protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jump {
     /// The name of the sub-chain.
-    #[serde(serialize_with = "text::one")]
     pub chain: ChainName,
     /// All of them must hold for a frame to enter it.
     pub matches: Vec<Match<EthernetTest>>,
 }
 
 /// A chain for the frames of one protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubChain {
     /// Its name.
-    #[serde(serialize_with = "text::one")]
     pub name: ChainName,
     /// Its rules.
     pub rules: Vec<EthernetRule>,
@@ -84,7 +82,7 @@ pub struct SubChain {
 }
 
 /// The rules on the packets of one IP family. A packet that no rule stops passes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpPart {
     /// Packets that the guest sends, to other ports and to the host itself.
     pub from_guest: Vec<IpRule>,
@@ -93,7 +91,7 @@ pub struct IpPart {
 }
 
 /// An IP family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4
@@ -122,14 +120,13 @@ impl fmt::Display for Family {
 }
 
 /// One rule: a packet that passes all matches gets the verdict.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule<T> {
     /// All of them must hold.
     pub matches: Vec<Match<T>>,
     /// What then happens.
     pub verdict: Verdict,
     /// The rule of a filter this comes from.
-    #[serde(serialize_with = "text::one")]
     pub origin: Origin,
 }
 
@@ -147,7 +144,7 @@ impl<T> Rule<T> {
 }
 
 /// What happens to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// No other rule of this port and layer is asked: the packet passes them.
@@ -188,18 +185,43 @@ impl fmt::Display for Origin {
     }
 }
 
+impl FromStr for Origin {
+    type Err = nwfilter_xml::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == Self::BUILT_IN.to_string() {
+            return Ok(Self::BUILT_IN);
+        }
+        let line = text.rsplit_once(':').and_then(|(filter, line)| Some((filter, line.parse().ok()?)));
+        let (filter, line) = line.unwrap_or((text, 0));
+        Ok(Self { filter: Some(Arc::new(filter.parse()?)), line })
+    }
+}
+
+impl Serialize for Origin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Origin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// One condition.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Match<T> {
     /// What is compared.
     #[serde(flatten)]
     pub test: T,
     /// True if the test must fail.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
     /// The variables that the compared values come from; none where the filter says them itself. Ports whose rulesets
     /// differ only in such values can share the rest.
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "text::many")]
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub variables: Vec<VarRef>,
 }
 

@@ -127,6 +127,29 @@ fn a_ruleset_is_json_without_the_words_of_any_tool() {
     assert_snapshot!(serde_json::to_string_pretty(&ruleset).unwrap());
 }
 
+#[test]
+fn a_ruleset_reads_back_from_its_json() {
+    let filters = fixtures();
+    let params =
+        [("IP", "10.0.0.2"), ("IPV6", "fe80::1"), ("GATEWAY_MAC", "2:0:0:0:0:1"), ("DHCPSERVER", "10.0.0.1")];
+    let mut read = 0;
+    for name in filters.keys() {
+        let Ok(ruleset) = ruleset_of(&filters, name.as_str(), &params) else { continue };
+        let json = serde_json::to_string(&ruleset).unwrap();
+        assert_eq!(serde_json::from_str::<Ruleset>(&json).unwrap(), ruleset, "{name}");
+        read += 1;
+    }
+    assert!(read > 20, "{read}");
+    let rules = "<rule action='reject' direction='out'><stp root-cost='1' root-cost-hi='2' srcmacaddr='1:2:3:4:5:6'/></rule>
+         <rule action='drop' direction='out'><arp match='no' gratuitous='true' arpsrcipaddr='$A[1]'/></rule>
+         <rule action='accept' direction='in'><tcp flags='SYN,ACK/SYN' option='3' ipset='s' ipsetflags='src,dst'
+           connlimit-above='3' comment='c' srcipaddr='$A[@2]'/></rule>";
+    let params = [("A", "10.0.0.1"), ("A", "10.0.0.2")];
+    let ruleset = ruleset(&format!("<filter name='f'>{rules}</filter>"), &params);
+    let json = serde_json::to_string(&ruleset).unwrap();
+    assert_eq!(serde_json::from_str::<Ruleset>(&json).unwrap(), ruleset);
+}
+
 // ---- IP rules ----
 
 #[test]

@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
+use crate::Error;
 use crate::names::{MacAddr, VarName};
+use crate::text::serde_as_text;
 
 /// Either a literal of the attribute's kind or a variable that a binding gives a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -178,6 +181,42 @@ impl fmt::Display for SetDirection {
         })
     }
 }
+
+impl FromStr for VarRef {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::name("variable", text, "expected $NAME, $NAME[index] or $NAME[@iterator]");
+        Self::parse(text.strip_prefix('$').ok_or_else(wrong)?).map_err(|_| wrong())
+    }
+}
+
+impl FromStr for States {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::name("state", text, "expected NEW, ESTABLISHED, RELATED, INVALID or NONE");
+        parse_bits(text, &Self::NAMES).map(States).ok_or_else(wrong)
+    }
+}
+
+impl FromStr for TcpFlagSet {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::name("TCP flag", text, "expected FIN, SYN, RST, PSH, ACK, URG, ALL or NONE");
+        parse_tcp_flags(text).ok_or_else(wrong)
+    }
+}
+
+impl FromStr for SetDirection {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match parse_set_flags(text).as_deref() {
+            Some([direction]) => Ok(*direction),
+            _ => Err(Error::name("direction of a set", text, "expected src or dst")),
+        }
+    }
+}
+
+serde_as_text!(VarRef, States, TcpFlagSet, SetDirection);
 
 /// What an attribute's value is and how it is written. The variants say what they accept beside a variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
