@@ -52,7 +52,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Whether a reload would find nothing to do and nothing to complain about. Odd ports do not count.
+    /// Whether a reload would change nothing and every port gets its filter. Unmanaged ports do not count.
     pub fn is_empty(&self) -> bool {
         self.differences.is_empty() && self.failed.is_empty()
     }

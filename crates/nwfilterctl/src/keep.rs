@@ -26,11 +26,11 @@ pub(crate) fn keep(driver: Driver, options: &DaemonOptions, as_json: bool) -> Re
     for failed in &reloaded.failed {
         log::error!("{}", with_causes(anyhow::Chain::new(failed)));
     }
-    let keeper = driver.keep()?;
+    let reconciler = driver.keep()?;
     notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
     signals.wait().context("cannot wait for signals")?;
     notify(&[NotifyState::Stopping]);
-    drop(keeper);
+    drop(reconciler);
     drop(driver);
     // It ends with the driver. A panic was reported when it happened.
     let _ = printing.join();
