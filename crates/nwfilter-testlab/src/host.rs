@@ -71,6 +71,9 @@ impl HostBuilder {
         let netns = Netns::new("host")?;
         netns.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         netns.sysctl("net.ipv6.conf.default.accept_ra", "0")?;
+        // Whether the host answers must not depend on how often it was asked before.
+        netns.sysctl("net.ipv4.icmp_ratemask", "0")?;
+        netns.sysctl("net.ipv6.icmp.ratelimit", "0")?;
         netns.ip(&[
             format!("link add {BRIDGE} address {BRIDGE_MAC} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"),
             format!("link set {BRIDGE} up"),
