@@ -227,7 +227,8 @@ mod tests {
         };
         assert!(run(1, "true").contains("is stopped after 1s"));
         let crashed = run(120, "echo c >/proc/sysrq-trigger");
-        assert!(crashed.contains("broke off") && crashed.contains("sysrq"), "{crashed}");
+        // A trace of the kernel's stack, which is of any length.
+        assert!(crashed.contains("broke off") && crashed.contains("entry_SYSCALL_64"), "{crashed}");
         let children = fs::read_to_string("/proc/thread-self/children")?;
         assert_eq!(children, "", "no QEMU is left");
         Ok(())
