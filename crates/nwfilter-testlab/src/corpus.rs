@@ -1,5 +1,8 @@
 //! Frames of all kinds, clean and spoofed, that a filter may let pass or not.
 
+use nwfilter_xml::{Entry, Kind, Literal, MacAddr, Value};
+
+use crate::conformance::Case;
 use crate::frames::{self, Arp, protocol, tcp_flags};
 use crate::{Ends, Mac};
 
@@ -85,4 +88,38 @@ pub fn corpus(speakers: &Speakers) -> Vec<(String, Vec<u8>)> {
     // A name stands for one frame only: fragments of spoofed packets are alike where only the IP header differs.
     corpus.dedup_by(|a, b| a.1 == b.1);
     corpus
+}
+
+/// The case with these MAC addresses, and with the IP addresses and ports that frames of the corpus have, so that its
+/// rules match some.
+pub fn close_to_the_corpus(mut case: Case, macs: [Mac; 3]) -> Case {
+    let mut number = 0;
+    let mut one_of = |count: usize| {
+        number += 1;
+        number % count
+    };
+    for entry in case.filters.iter_mut().flat_map(|filter| &mut filter.entries) {
+        let Entry::Rule(rule) = entry else { continue };
+        for item in rule.matches.iter_mut().flat_map(|matches| &mut matches.items) {
+            let text = match item.attribute.kind {
+                Kind::Ipv4 => ["10.0.0.2", "10.0.0.9", "10.0.0.66"][one_of(3)],
+                Kind::Ipv6 => ["2001:db8::2", "2001:db8::9", "2001:db8::66"][one_of(3)],
+                Kind::Ipv4Prefix => ["24", "31", "32"][one_of(3)],
+                Kind::Ipv6Prefix => ["64", "127", "128"][one_of(3)],
+                Kind::Dscp => ["0", "46"][one_of(2)],
+                Kind::U16 if item.attribute.name.ends_with("end") => "65535",
+                Kind::U16 if item.attribute.name.contains("port") => ["21", "22", "80", "1022"][one_of(4)],
+                Kind::Mac => {
+                    let mac = macs[one_of(3)];
+                    item.value = Value::Literal(Literal::Mac(MacAddr(mac.octets())));
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Some(literal) = item.attribute.kind.parse(text) {
+                item.value = Value::Literal(literal);
+            }
+        }
+    }
+    case
 }

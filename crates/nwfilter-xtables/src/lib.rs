@@ -122,7 +122,9 @@ impl Backend for Xtables {
 
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let Possible { rulesets, warnings } = self.possible(batch);
-        let off: Vec<_> = switched_off(&rulesets).collect();
+        // Asked before they are switched on below.
+        let off: Vec<_> =
+            if batch.report_differences { switched_off(&rulesets).collect() } else { Vec::new() };
         for family in families(&rulesets) {
             host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)?;
         }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nwfilter_testlab::conformance::{Case, Pair, Side, fixture_cases, random_case};
+use nwfilter_testlab::corpus::close_to_the_corpus;
 use nwfilter_testlab::frames::{self, Arp, protocol, tcp_flags};
 use nwfilter_testlab::{BRIDGE_MAC, Ends, Mac, Need, Tap, skip_unless};
-use nwfilter_xml::{Entry, Kind, Literal, MacAddr, Value};
 
 const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
@@ -30,7 +30,7 @@ fn the_same_frames_pass_on_both_sides() -> Result<()> {
     cases.retain(|case| !case.name.starts_with("rule "));
     let of_fixtures = cases.len();
     // Of the filters that both sides take, which most of these are.
-    let generated = (0..).map(|number| close_to_the_corpus(random_case(50, number)));
+    let generated = (0..).map(|number| close_to_the_corpus(random_case(50, number), [GUEST, PEER, OTHER]));
     cases.extend(generated.take(2 * GENERATED));
 
     let (next, seen) = (AtomicUsize::new(0), Mutex::new((0, 0)));
@@ -184,37 +184,4 @@ fn corpus(src: Mac, dst: Mac, reversed: bool) -> Vec<(String, Vec<u8>)> {
     // A name may stand for one frame only: fragments of spoofed packets are alike where only the IP header differs.
     corpus.dedup_by(|a, b| a.1 == b.1);
     corpus
-}
-
-/// The case with addresses and ports that frames of the corpus have, so that its rules match some.
-fn close_to_the_corpus(mut case: Case) -> Case {
-    let mut number = 0;
-    let mut one_of = |count: usize| {
-        number += 1;
-        number % count
-    };
-    for entry in case.filters.iter_mut().flat_map(|filter| &mut filter.entries) {
-        let Entry::Rule(rule) = entry else { continue };
-        for item in rule.matches.iter_mut().flat_map(|matches| &mut matches.items) {
-            let text = match item.attribute.kind {
-                Kind::Ipv4 => ["10.0.0.2", "10.0.0.9", "10.0.0.66"][one_of(3)],
-                Kind::Ipv6 => ["2001:db8::2", "2001:db8::9", "2001:db8::66"][one_of(3)],
-                Kind::Ipv4Prefix => ["24", "31", "32"][one_of(3)],
-                Kind::Ipv6Prefix => ["64", "127", "128"][one_of(3)],
-                Kind::Dscp => ["0", "46"][one_of(2)],
-                Kind::U16 if item.attribute.name.ends_with("end") => "65535",
-                Kind::U16 if item.attribute.name.contains("port") => ["21", "22", "80", "1022"][one_of(4)],
-                Kind::Mac => {
-                    let mac = [GUEST, PEER, OTHER][one_of(3)];
-                    item.value = Value::Literal(Literal::Mac(MacAddr(mac.octets())));
-                    continue;
-                }
-                _ => continue,
-            };
-            if let Some(literal) = item.attribute.kind.parse(text) {
-                item.value = Value::Literal(literal);
-            }
-        }
-    }
-    case
 }
