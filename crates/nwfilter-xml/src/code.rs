@@ -31,7 +31,7 @@ macro_rules! codes {
 codes! {
     1 DocumentTooLong "The document is too long"
         "A document has at most 4 MiB, which is also the longest string that libvirt's protocol carries. Divide the filter, \
-         and include the parts with `<filterref>`."
+         and include the parts with `<filterref>`. A `<filterset>` has at most 64 MiB."
     2 TooDeep "Elements are nested too deep"
         "Elements are nested at most 257 deep, as in libxml2. No element of the language needs more than four."
     3 TooManyAttributes "An element has too many attributes"
@@ -53,7 +53,7 @@ codes! {
         "Documents are read as UTF-8. The message names the encoding that the bytes look like. Convert the file, for \
          instance with `iconv -f ISO-8859-1 -t UTF-8`, and correct the `encoding` in its XML declaration."
     10 WrongDocument "The document is about something else"
-        "The root element is not the expected one: `<filter>`, `<filterbinding>` or `<domain>`."
+        "The root element is not the expected one: `<filter>`, `<filterbinding>`, `<domain>` or `<filterset>`."
     11 MissingAttribute "A required attribute is missing"
         "The message says which attribute the element needs."
     12 MissingElement "A required element is missing"
@@ -150,6 +150,19 @@ codes! {
     49 TooLarge "A filter expands to too much"
         "With the filters that it includes, the filter expands to more than 100,000 rules or includes, so no port can be \
          bound to it. Filters that are included more than once multiply."
+    50 TooManySetEntries "A set has too many entries"
+        "A set has at most 262,144 entries, those of the sets that it includes and the addresses of its tags' ports among \
+         them. Networks and ranges are one entry each."
+    51 BadSetFamily "The family of a set is unknown"
+        "A set holds IPv4 addresses (`ipv4`), IPv6 addresses (`ipv6`), MAC addresses (`mac`) or ports (`port`)."
+    52 BadSetEntry "An entry of a set cannot be read"
+        "The message says what an entry of the set's family looks like. All entries of a set are of one family. A network \
+         is written with its first address. A comment has at most 256 bytes."
+    53 UnknownInSet "A set has an element or an attribute that it cannot have"
+        "A `<filterset>` has `name` and `family`, and `<entry value= comment=>`, `<include set=>` and `<tag name=>` in it. \
+         What is mistyped would silently be missing from the set, so the document is refused."
+    54 SetIncludesItself "A set includes itself"
+        "Directly or through others the set includes itself."
 }
 
 impl Code {

@@ -1,7 +1,7 @@
 //! libvirt's nwfilter language as typed Rust values.
 //!
-//! This crate reads and writes `<filter>` and `<filterbinding>` documents, and reads the `<interface>` elements of
-//! `<domain>` documents. It accepts what libvirt accepts, says of every problem where it is and what was expected, and
+//! This crate reads and writes `<filter>` and `<filterbinding>` documents, and `<filterset>` documents, which are this
+//! project's own, and reads the `<interface>` elements of `<domain>` documents. It accepts what libvirt accepts, says of every problem where it is and what was expected, and
 //! writes libvirt's canonical form byte for byte. It does no
 //! I/O and knows nothing of what a rule means to the kernel; that is `nwfilter-rules`.
 //!
@@ -36,8 +36,10 @@ mod read;
 mod read_binding;
 mod read_domain;
 mod read_filter;
+mod read_set;
 mod scan;
 pub mod schema;
+mod set;
 mod text;
 pub mod value;
 mod write;
@@ -53,12 +55,16 @@ pub use names::{ChainKind, ChainName, FilterName, MacAddr, PortDev, Priority, Va
 pub use place::Place;
 pub use read::{
     DocumentKind, MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NAMESPACES, MAX_VALUES, Reading,
-    Strictness, check, check_with, read_binding, read_domain, read_filter, read_filter_with,
+    Strictness, check, check_with, read_binding, read_domain, read_filter, read_filter_with, read_set,
 };
 pub use schema::{Field, Layer, Protocol};
+pub use set::{
+    BadSetEntry, FilterSet, MAX_SET_BYTES, MAX_SET_COMMENT, MAX_SET_ENTRIES, SetEntry, SetFamily, SetName,
+    SetRange, Tag,
+};
 pub use uuid::Uuid;
 pub use value::{Access, Kind, Literal, Value, VarRef};
-pub use write::{write_binding, write_binding_status, write_filter};
+pub use write::{write_binding, write_binding_status, write_filter, write_set};
 
 /// A name that cannot be what it was meant to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,6 +13,7 @@ use crate::model::{Filter, Params};
 use crate::names::VarName;
 use crate::problems::Problems;
 use crate::scan::{Excess, Limits, Scan, scan};
+use crate::set::{FilterSet, MAX_SET_BYTES, MAX_SET_ENTRIES};
 use crate::value::Kind;
 
 /// Largest document that is read, in bytes: the longest string that libvirt's protocol carries. A filter with 1,000
@@ -30,6 +31,18 @@ pub const MAX_ATTRIBUTES: usize = 256;
 pub const MAX_NAMESPACES: usize = 256;
 /// Most XML nodes of a document.
 const MAX_NODES: u32 = 1_000_000;
+/// Most XML nodes of a set: elements, and white space between them.
+const MAX_SET_NODES: u32 = 4 * MAX_SET_ENTRIES as u32;
+
+/// How much of a document is read.
+#[derive(Clone, Copy)]
+struct Size {
+    bytes: usize,
+    nodes: u32,
+}
+
+const SIZE: Size = Size { bytes: MAX_BYTES, nodes: MAX_NODES };
+const SET_SIZE: Size = Size { bytes: MAX_SET_BYTES, nodes: MAX_SET_NODES };
 
 /// What the reader does where libvirt ignores a part of a rule, so that the rule matches more than is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -83,18 +96,35 @@ pub fn read_filter(document: &str, text: &str) -> Reading<Filter> {
 /// assert!(read_filter_with("web.xml", mistyped, Strictness::AsLibvirt).value.is_some());
 /// ```
 pub fn read_filter_with(document: &str, text: &str, strictness: Strictness) -> Reading<Filter> {
-    read(document, text, strictness, "filter", None, Reader::filter)
+    read(document, text, strictness, SIZE, "filter", None, Reader::filter)
 }
 
 /// Reads a `<filterbinding>` document, or the `<filterbindingstatus>` around one that libvirt keeps on disk.
 pub fn read_binding(document: &str, text: &str) -> Reading<Binding> {
-    read(document, text, Strictness::default(), "filterbinding", Some("filterbindingstatus"), Reader::binding)
+    let wrapper = Some("filterbindingstatus");
+    read(document, text, Strictness::default(), SIZE, "filterbinding", wrapper, Reader::binding)
 }
 
 /// Reads what concerns filters in a `<domain>` document, or in the `<domstatus>` around one that libvirt keeps on
 /// disk: who the guest is, and its network interfaces with their filters.
 pub fn read_domain(document: &str, text: &str) -> Reading<Domain> {
-    read(document, text, Strictness::default(), "domain", Some("domstatus"), Reader::domain)
+    read(document, text, Strictness::default(), SIZE, "domain", Some("domstatus"), Reader::domain)
+}
+
+/// Reads a `<filterset>` document. Whatever it has that a set does not is an error.
+///
+/// ```
+/// let set = nwfilter_xml::read_set("admins.xml", "<filterset name='admins' family='ipv4'>
+///   <entry value='10.0.0.1' comment='office'/>
+///   <entry value='10.1.0.0/16'/>
+///   <include set='more-admins'/>
+///   <tag name='web'/>
+/// </filterset>").into_result()?;
+/// assert_eq!(set.entries.len(), 2);
+/// # Ok::<(), nwfilter_xml::Diagnostics>(())
+/// ```
+pub fn read_set(document: &str, text: &str) -> Reading<FilterSet> {
+    read(document, text, Strictness::default(), SET_SIZE, "filterset", None, Reader::filter_set)
 }
 
 /// The problems of a document of any of these kinds, which its root element tells.
@@ -108,6 +138,7 @@ pub fn check_with(document: &str, text: &str, strictness: Strictness) -> Diagnos
         DocumentKind::Filter => read_filter_with(document, text, strictness).diagnostics,
         DocumentKind::Binding => read_binding(document, text).diagnostics,
         DocumentKind::Domain => read_domain(document, text).diagnostics,
+        DocumentKind::Set => read_set(document, text).diagnostics,
     }
 }
 
@@ -121,6 +152,8 @@ pub enum DocumentKind {
     Binding,
     /// A domain.
     Domain,
+    /// A set.
+    Set,
 }
 
 impl DocumentKind {
@@ -129,6 +162,7 @@ impl DocumentKind {
         match root_name(text) {
             Some("filterbinding" | "filterbindingstatus") => Self::Binding,
             Some("domain" | "domstatus") => Self::Domain,
+            Some("filterset") => Self::Set,
             _ => Self::Filter,
         }
     }
@@ -151,11 +185,12 @@ fn read<'t, T>(
     document: &str,
     text: &'t str,
     strictness: Strictness,
+    size: Size,
     root: &str,
     wrapper: Option<&str>,
     parse: impl Fn(&mut Reader<'t>, Node<'_, '_>) -> Option<T>,
 ) -> Reading<T> {
-    let mut reader = Reader { text, strictness, problems: Problems::new(text), values: 0 };
+    let mut reader = Reader { text, strictness, size, problems: Problems::new(text), values: 0 };
     let value = reader.document(root, wrapper, parse);
     let refused = reader.problems.has_errors();
     let diagnostics = reader.problems.into_diagnostics(document);
@@ -166,6 +201,7 @@ fn read<'t, T>(
 pub(crate) struct Reader<'t> {
     text: &'t str,
     strictness: Strictness,
+    size: Size,
     pub(crate) problems: Problems<'t>,
     values: usize,
 }
@@ -177,9 +213,10 @@ impl Reader<'_> {
         wrapper: Option<&str>,
         parse: impl Fn(&mut Self, Node<'_, '_>) -> Option<T>,
     ) -> Option<T> {
-        if self.text.len() > MAX_BYTES {
+        let Size { bytes: limit, nodes } = self.size;
+        if self.text.len() > limit {
             let size = self.text.len();
-            let message = format!("the document has {size} bytes; at most {MAX_BYTES} are read");
+            let message = format!("the document has {size} bytes; at most {limit} are read");
             self.problems.error(Code::DocumentTooLong, 0..0, message, None);
             return None;
         }
@@ -190,7 +227,7 @@ impl Reader<'_> {
             return None;
         }
         let options =
-            ParsingOptions { nodes_limit: MAX_NODES, allow_dtd: plain_type, ..ParsingOptions::default() };
+            ParsingOptions { nodes_limit: nodes, allow_dtd: plain_type, ..ParsingOptions::default() };
         let text = self.text;
         match Document::parse_with_options(text, options) {
             Ok(xml) => {
@@ -238,7 +275,7 @@ impl Reader<'_> {
                 self.problems.error(Code::DocumentType, at..at + covered, message, Some(help.into()));
             }
             roxmltree::Error::NodesLimitReached => {
-                let message = format!("the document has more than {MAX_NODES} parts");
+                let message = format!("the document has more than {} parts", self.size.nodes);
                 self.problems.error(Code::TooManyParts, 0..0, message, None);
             }
             roxmltree::Error::NoRootNode if open.is_none() => {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::binding::Binding;
 use crate::model::{Entry, Filter, Matches, Params, Rule};
+use crate::set::FilterSet;
 use crate::value::{Literal, Value};
 
 /// A filter in canonical form, ending in a newline; without a uuid line where it has no UUID.
@@ -43,6 +44,29 @@ pub fn write_binding_status(binding: &Binding) -> String {
     let mut out = String::from("<filterbindingstatus>\n");
     write_binding_at(&mut out, 2, binding);
     out.push_str("</filterbindingstatus>\n");
+    out
+}
+
+/// A set in canonical form, ending in a newline.
+pub fn write_set(set: &FilterSet) -> String {
+    let mut out = String::new();
+    line(&mut out, 0, format_args!("<filterset name='{}' family='{}'>", set.name, set.family));
+    for entry in &set.entries {
+        match &entry.comment {
+            Some(comment) => {
+                let comment = escaped(comment);
+                line(&mut out, 2, format_args!("<entry value='{}' comment='{comment}'/>", entry.range));
+            }
+            None => line(&mut out, 2, format_args!("<entry value='{}'/>", entry.range)),
+        }
+    }
+    for set in &set.includes {
+        line(&mut out, 2, format_args!("<include set='{set}'/>"));
+    }
+    for tag in &set.tags {
+        line(&mut out, 2, format_args!("<tag name='{tag}'/>"));
+    }
+    out.push_str("</filterset>\n");
     out
 }
 

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::fixtures;
-use nwfilter_xml::{Code, Diagnostics, MAX_BYTES, MAX_ENTRIES, check, decode};
+use nwfilter_xml::{Code, Diagnostics, MAX_BYTES, MAX_ENTRIES, MAX_SET_ENTRIES, check, decode};
 
 /// The diagnostics of every document in a directory, each held against its snapshot.
 fn snapshots(below: &str, as_expected: impl Fn(&Diagnostics) -> bool) {
@@ -70,6 +70,10 @@ fn every_code_has_a_document_that_gives_it() {
         many("<a/>", 1_000_000),
         many("<rule action='drop' direction='in'/>", MAX_ENTRIES + 1),
         many(&format!("<filterref filter='f'>{}</filterref>", parameters.repeat(1000)), 66),
+        format!(
+            "<filterset name='s' family='ipv4'>{}</filterset>",
+            "<tag name='t'/>".repeat(MAX_SET_ENTRIES + 1)
+        ),
     ] {
         add(check("limits.xml", &text));
     }

@@ -10,7 +10,7 @@ use nwfilter::rules::{includes_itself, too_large};
 use nwfilter::stock_filters;
 use nwfilter::xml::{
     Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
-    nearest, read_binding, read_domain, read_filter_with,
+    nearest, read_binding, read_domain, read_filter_with, read_set,
 };
 use nwfilterctl_shared::{check_readable, say, warn, with_causes};
 
@@ -148,6 +148,7 @@ impl Document {
                 references.extend(includes.map(|include| (include.filter, include.place)));
                 diagnostics
             }
+            DocumentKind::Set => read_set(&document, &text).diagnostics,
             _ => {
                 let Reading { value, diagnostics, .. } = read_filter_with(&document, &text, strictness);
                 let includes = value.iter().flat_map(Filter::includes);

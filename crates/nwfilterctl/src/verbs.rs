@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use nwfilter::xml::{
     DocumentKind, Filter, PortDev, Strictness, Uuid, nearest, read_binding, read_filter, read_filter_with,
-    write_binding, write_filter,
+    read_set, write_binding, write_filter, write_set,
 };
 use nwfilter::{
     Applied, Committed, Driver, Error, FailedPort, ProblemKind, Reloaded, Transaction, UnmanagedPorts,
@@ -207,6 +207,7 @@ pub(crate) fn fmt(files: &[PathBuf], as_json: bool) -> Result<Answer> {
         let (text, document) = (read(file)?, shown(file));
         let canonical = match DocumentKind::of(&text) {
             DocumentKind::Binding => write_binding(&accepted(read_binding(&document, &text))?),
+            DocumentKind::Set => write_set(&accepted(read_set(&document, &text))?),
             _ => write_filter(&accepted(read_filter(&document, &text))?),
         };
         documents.push((document, canonical));

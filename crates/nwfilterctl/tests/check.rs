@@ -184,3 +184,20 @@ fn of_very_many_missing_filters_check_reports_some_and_counts_the_rest() {
     assert!(stderr.contains("no filter is named 'missing199'") && !stderr.contains("missing200"), "{stderr}");
     assert!(stderr.contains("many.xml: 59800 more problems are not shown"), "{stderr}");
 }
+
+#[test]
+fn sets_are_checked_and_formatted_like_other_documents() {
+    let cli = Cli::new(&[
+        (
+            "right.xml",
+            "<filterset family='ipv4' name='admins'><entry value='10.0.0.0-10.0.0.255'/></filterset>",
+        ),
+        ("wrong.xml", "<filterset name='admins' family='ipv4'>\n<entry value='fd00::1'/></filterset>"),
+    ]);
+    let (code, stdout, _) = cli.run(&["fmt", "right.xml"]);
+    let written = "<filterset name='admins' family='ipv4'>\n  <entry value='10.0.0.0/24'/>\n</filterset>\n";
+    assert_eq!((code, stdout.as_str()), (Some(0), written));
+    let stderr = cli.refused(&["check", "right.xml", "wrong.xml"]);
+    assert!(stderr.contains("wrong.xml:2:15: error[NWF0052]: 'fd00::1' is no entry of this set"), "{stderr}");
+    assert!(!stderr.contains("right.xml"), "{stderr}");
+}

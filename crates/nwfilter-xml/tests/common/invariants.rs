@@ -1,7 +1,8 @@
 //! What holds for every text, whatever it is. The fuzz target and the tests share it.
 
 use nwfilter_xml::{
-    Diagnostics, Filter, Reading, check, read_binding, read_domain, read_filter, write_binding, write_filter,
+    Diagnostics, Filter, Reading, check, read_binding, read_domain, read_filter, read_set, write_binding,
+    write_filter, write_set,
 };
 
 /// Reads a text as every kind of document.
@@ -23,6 +24,12 @@ pub(crate) fn hold(text: &str) {
     if let Some(binding) = binding.value {
         let written = write_binding(&binding);
         assert_eq!(read_binding("binding.xml", &written).value.as_ref(), Some(&binding), "{written}");
+    }
+    let set = read_set("set.xml", text);
+    consistent(&set, text);
+    if let Some(set) = set.value {
+        let written = write_set(&set);
+        assert_eq!(read_set("set.xml", &written).value.as_ref(), Some(&set), "{written}");
     }
     consistent(&read_domain("domain.xml", text), text);
 }
