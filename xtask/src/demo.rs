@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: the main job, on this machine, in namespaces that are gone afterwards.
+//! `cargo xtask demo`: the main job, on this machine, in namespaces that are gone afterwards. It uses the native backend where
+//! the kernel tracks bridged connections, as that of the virtual machine does.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 use nwfilter::xml::{Binding, read_binding};
 use nwfilter::{Config, Driver};
+use nwfilter_nftables::Nftables;
 use nwfilter_testlab::Host;
 use nwfilter_testlab::seed::{Check, SeedLab};
 use nwfilter_xtables::{Xtables, restore_text};
@@ -32,7 +34,18 @@ fn demonstrate() -> Result<ExitCode> {
     let lab = SeedLab::new()?;
     let dir = tempfile::tempdir()?;
     let config = Config::new(dir.path().join("filters"), dir.path().join("bindings"));
-    let driver = Driver::open(config, Xtables::default())?;
+    // Asked within the host: whatever the kernel loads to answer, loads for all namespaces.
+    let driver = match lab.host().enter(nwfilter_nftables::check_kernel) {
+        Ok(()) => {
+            println!("backend nftables: this kernel tracks bridged connections, and needs no br_netfilter");
+            lab.host().set_bridge_nf(false)?;
+            Driver::open(config, Nftables::new())?
+        }
+        Err(why) => {
+            println!("backend xtables: {why}");
+            Driver::open(config, Xtables::default())?
+        }
+    };
     println!("defining the filter '{name}' of the libvirt manual");
     driver.define_filter(name, filter)?;
     let bindings = SeedLab::PORTS.map(|port| read_binding(port, &lab.binding(port, name)).into_result());
@@ -81,7 +94,9 @@ fn demonstrate() -> Result<ExitCode> {
 fn traces(host: &Host, binding: &Binding) -> Result<bool> {
     let port = binding.port.as_str();
     let raw = host.run(&["iptables-save", "-t", "raw"])?;
-    Ok(!host.saved()?.port(port).is_empty() || raw.contains(&format!("CT-{port}")))
+    let native = host.run(&["nft", "list", "ruleset"])?;
+    let is_named = native.contains(&format!("\"{port}\""));
+    Ok(!host.saved()?.port(port).is_empty() || raw.contains(&format!("CT-{port}")) || is_named)
 }
 
 /// Makes the rules of a restore text in a namespace of their own, the way that needs no restore tool; how many

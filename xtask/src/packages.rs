@@ -17,6 +17,7 @@ pub(crate) const DEMO: &[Package] = &[
     ("iptables", "/usr/sbin/iptables-restore"),
     ("iputils-ping", "/usr/bin/ping"),
     ("kmod", "/usr/sbin/modprobe"),
+    ("nftables", "/usr/sbin/nft"),
     ("vsftpd", "/usr/sbin/vsftpd"),
 ];
 
@@ -36,7 +37,6 @@ pub(crate) const TEST: &[Package] = &[
     ),
     ("libvirt-daemon-system", "/etc/libvirt/libvirtd.conf"),
     ("libvirt-dev", "/usr/include/libvirt/libvirt.h"),
-    ("nftables", "/usr/sbin/nft"),
     ("pkg-config", "/usr/bin/pkg-config"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];

@@ -28,16 +28,29 @@ fn stock_and(filter: Filter) -> BTreeMap<FilterName, Filter> {
     stock.chain([filter]).map(|filter| (filter.name.clone(), filter)).collect()
 }
 
-fn keeps_its_promises(text: &str) {
+/// Connections that the guest accepts, and whatever is related to them.
+const RELATED_BOTH_WAYS: &str = "<filter name='f' chain='root'><filterref filter='clean-traffic'/>
+    <rule action='accept' direction='in'><all state='ESTABLISHED,RELATED'/></rule>
+    <rule action='accept' direction='out'><all state='ESTABLISHED,RELATED'/></rule>
+    <rule action='accept' direction='in'><tcp dstportstart='21' state='NEW'/></rule>
+    <rule action='drop' direction='inout'><all/></rule></filter>";
+
+/// What both ports of the lab must have, with a filter.
+fn batch(lab: &SeedLab, text: &str) -> Batch {
     let filter: Filter = read_filter("f.xml", text).into_result().unwrap();
-    let lab = SeedLab::new().unwrap();
-    lab.host().set_bridge_nf(false).unwrap();
     let mut batch = Batch::default();
     let filters = stock_and(filter.clone());
     for port in SeedLab::PORTS {
         let binding = read_binding("b.xml", &lab.binding(port, filter.name.as_str())).into_result().unwrap();
         batch.filter(port.parse().unwrap(), Arc::new(instantiate(&filters, &binding).unwrap()));
     }
+    batch
+}
+
+fn keeps_its_promises(text: &str) {
+    let lab = SeedLab::new().unwrap();
+    lab.host().set_bridge_nf(false).unwrap();
+    let batch = batch(&lab, text);
     let nftables = Nftables::new();
     let applied = lab.host().enter(|| nftables.apply(&batch)).unwrap();
     assert_eq!((applied.commits, applied.warnings), (1, Vec::new()));
@@ -58,6 +71,20 @@ fn the_filter_by_port_lets_through_what_the_manual_says_and_nothing_else() {
 fn the_filter_by_state_lets_through_what_the_manual_says_and_nothing_else() {
     skip_unless!(Need::BridgeConntrack, Need::Tool("vsftpd"), Need::Tool("curl"), Need::Tool("ping"));
     keeps_its_promises(BY_STATE);
+}
+
+#[test]
+fn ftp_passes_in_passive_mode_only_where_related_connections_to_the_guest_do() -> Result<()> {
+    skip_unless!(Need::BridgeConntrack, Need::Tool("vsftpd"), Need::Tool("curl"));
+    let lab = SeedLab::new()?;
+    lab.host().set_bridge_nf(false)?;
+    let nftables = Nftables::new();
+    lab.host().enter(|| nftables.apply(&batch(&lab, BY_STATE)))?;
+    assert_eq!((lab.ftp()?, lab.passive_ftp()?), (true, false));
+    lab.host().enter(|| nftables.apply(&batch(&lab, RELATED_BOTH_WAYS)))?;
+    let listed = lab.host().run(&["nft", "list", "ruleset"])?;
+    assert_eq!((lab.ftp()?, lab.passive_ftp()?), (true, true), "{listed}");
+    Ok(())
 }
 
 fn counts_connections(ruleset: &Ruleset) -> bool {

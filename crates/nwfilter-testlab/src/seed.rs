@@ -177,7 +177,13 @@ impl SeedLab {
         Ok(checks)
     }
 
-    fn ftp(&self) -> Result<bool> {
+    /// Whether the client gets the file by FTP in passive mode, unchanged: the data connection goes to the guest.
+    pub fn passive_ftp(&self) -> Result<bool> {
+        self.curl(&[&format!("ftp://{SERVER}/file")])
+    }
+
+    /// Whether the client gets the file by FTP in active mode, unchanged: the data connection comes from the guest.
+    pub fn ftp(&self) -> Result<bool> {
         self.curl(&["--ftp-port", "-", &format!("ftp://{SERVER}/file")])
     }
 
