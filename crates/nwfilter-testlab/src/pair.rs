@@ -41,6 +41,8 @@ pub enum Known {
     VariableGratuitous,
     /// An ipset on another element than `all` makes the port refused: "Unexpected enum value 0".
     IpSetOutsideAll,
+    /// Two negated ports are given in the way that iptables-nft compares as one number.
+    NegatedPorts,
 }
 
 impl fmt::Display for Known {
@@ -54,6 +56,7 @@ impl fmt::Display for Known {
             Known::VariableComment => "a comment that is a variable",
             Known::VariableGratuitous => "gratuitous that is a variable",
             Known::IpSetOutsideAll => "an ipset on another element than all",
+            Known::NegatedPorts => "two negated ports",
         })
     }
 }
@@ -321,9 +324,11 @@ fn verdict(case: &Case, libvirt: &Theirs, ours: &Ours) -> Verdict {
             Verdict::Different(format!("nwfilter refuses it, libvirt does not:\n{why}"))
         }
         (Theirs::Installed(theirs), Ours::Installed(ours)) => {
-            let misread = Saved { ebtables: misread_vlan_encap(ours, theirs), ..ours.clone() };
+            let ports = ports_as_one(ours);
+            let misread = Saved { ebtables: misread_vlan_encap(ours, theirs), ..ports.clone() };
             match theirs.diff(&misread) {
                 None if misread == *ours => Verdict::Equal,
+                None if misread == ports => Verdict::Known(Known::NegatedPorts),
                 None => Verdict::Known(Known::VlanEncapBase),
                 Some(_)
                     if has_variable(case, Field::ArpGratuitous)
@@ -387,6 +392,21 @@ fn misread_vlan_encap(ours: &Saved, theirs: &Saved) -> String {
     let as_given =
         |line: &str| misread(line).filter(|_| !equal(line)).unwrap_or_else(|| line.to_owned()) + "\n";
     ours.ebtables.lines().map(as_given).collect()
+}
+
+/// Our rules with two negated ports in the match of the transport protocol, as libvirt gives them to the tools.
+fn ports_as_one(ours: &Saved) -> Saved {
+    let as_one = |line: &str| -> Option<String> {
+        let (before, rest) = line.split_once(" -m multiport ! --dports ")?;
+        let (port, after) = rest.split_once(' ')?;
+        let source = before.find(" ! --sport ")? + " ! --sport ".len();
+        let end = before[source..].find(' ').map_or(before.len(), |length| source + length);
+        Some(format!("{} ! --dport {port}{} {after}", &before[..end], &before[end..]))
+    };
+    let all = |text: &str| {
+        text.lines().map(|line| as_one(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+    };
+    Saved { iptables: all(&ours.iptables), ip6tables: all(&ours.ip6tables), ..ours.clone() }
 }
 
 fn is_variable(item: &Item) -> bool {

@@ -285,14 +285,21 @@ fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
 
 fn ip_line(rule: &IpRule, family: Family) -> Line {
     let mut matches: Vec<_> = rule.matches.iter().collect();
-    matches.sort_by_key(|m| ip_rank(&m.test));
+    let parted = compares_ports_as_one(rule);
+    matches.sort_by_key(|m| match m.test {
+        IpTest::DstPort(_) if parted => LAST_RANK - 1,
+        _ => ip_rank(&m.test),
+    });
     let protocol = rule.matches.iter().find_map(|m| match m.test {
         IpTest::IpProtocol(number) => Some(number),
         _ => None,
     });
     let mut writer = IpWriter { text: String::new(), family, protocol, transport_named: false };
     for m in matches {
-        writer.write(m);
+        match &m.test {
+            IpTest::DstPort(ports) if parted => writer.write_multiport(ports),
+            _ => writer.write(m),
+        }
     }
     let mut text = writer.text;
     text.push_str(match (rule.verdict, family) {
@@ -307,6 +314,19 @@ fn ip_line(rule: &IpRule, family: Family) -> Line {
     });
     Line { text: text.trim_end().to_owned(), origin: rule.origin.clone() }
 }
+
+/// Whether iptables-nft (1.8.9) would make one comparison of the rule's two ports: it does so with two single ports, and
+/// negated that matches where either is another port, not only where both are.
+fn compares_ports_as_one(rule: &IpRule) -> bool {
+    let is_one = |ports: &PortRange| ports.to.is_none_or(|to| to == ports.from);
+    let is_part = |m: &&Match<IpTest>| {
+        m.negated && matches!(&m.test, IpTest::SrcPort(ports) | IpTest::DstPort(ports) if is_one(ports))
+    };
+    rule.matches.iter().filter(is_part).count() == 2
+}
+
+/// The rank of matches that have no place of their own.
+const LAST_RANK: u8 = 9;
 
 /// The order in which `iptables-save` writes matches; what has no place of its own keeps the order it has.
 fn ip_rank(test: &IpTest) -> u8 {
@@ -325,7 +345,7 @@ fn ip_rank(test: &IpTest) -> u8 {
         | Test::States(_)
         | Test::CtDirection(_)
         | Test::IpSet { .. }
-        | Test::Comment(_) => 8,
+        | Test::Comment(_) => LAST_RANK,
     }
 }
 
@@ -390,6 +410,12 @@ impl IpWriter {
             // A comment matches every packet, so there is nothing to negate.
             Test::Comment(text) => write!(out, "-m comment --comment {} ", quoted(comment(text))),
         };
+    }
+
+    /// A negated destination port in a match of its own, which no tool joins with the source port's.
+    fn write_multiport(&mut self, ports: &PortRange) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.text, "-m multiport ! --dports {} ", ports.from);
     }
 
     fn name_transport(&mut self) {

@@ -170,6 +170,32 @@ fn the_protocol_inside_a_vlan_tag_is_the_one_that_was_named() -> Result<()> {
 }
 
 #[test]
+fn two_negated_ports_match_where_both_are_others() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"));
+    for (ipv6, element) in [(false, "tcp"), (false, "udp"), (true, "tcp-ipv6"), (true, "udp-ipv6")] {
+        let lab = Lab::new()?;
+        let is_tcp = element.starts_with("tcp");
+        let more = if element == "tcp" { " flags='SYN/SYN' comment='both'" } else { " comment='both'" };
+        let filter = format!(
+            "<filter name='f'><rule action='drop' direction='out'>
+               <{element} match='no' srcportstart='1000' dstportstart='80'/><{element}{more}/>
+             </rule></filter>"
+        );
+        lab.apply(&Xtables::default(), &filter, &[])?;
+        let ends = if ipv6 { ends6()? } else { ends()? };
+        let passes = |src, dst| match is_tcp {
+            true => lab.sent_by_guest(&frames::tcp(&ends, src, dst, tcp_flags::SYN)),
+            false => lab.sent_by_guest(&frames::udp(&ends, src, dst, b"data")),
+        };
+        assert!(passes(1000, 80)?, "{element}: both ports are those of the rule");
+        assert!(passes(1000, 81)?, "{element}: the source port is that of the rule");
+        assert!(passes(1001, 80)?, "{element}: the destination port is that of the rule");
+        assert!(!passes(1001, 81)?, "{element}: both ports are others");
+    }
+    Ok(())
+}
+
+#[test]
 fn gratuitous_may_be_a_variable() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     let lab = Lab::new()?;
