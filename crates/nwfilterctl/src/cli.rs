@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use crate::explain::Explain;
 use clap::{Parser, Subcommand, ValueEnum};
-use nwfilterctl_shared::{DaemonOptions, ListenOptions, Options};
+use nwfilterctl_shared::{Arguments, DaemonOptions, ListenOptions};
 
 /// Filters the traffic of guests as libvirt's nwfilter documents say.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) options: Options,
+    pub(crate) arguments: Arguments,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -48,6 +48,8 @@ pub(crate) enum Verb {
     },
     /// List the ports that have a binding
     BindingList,
+    /// Show the settings of this host, and where each comes from
+    Config,
     /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
     Status,
     /// Print a port's binding in canonical form

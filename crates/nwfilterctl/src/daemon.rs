@@ -1,14 +1,77 @@
-//! What daemons share: the signals that end them, and telling the service manager how they are.
+//! What daemons share: the signals that end them or have them read the settings anew, and telling the service manager how they
+//! are.
+//!
+//! On SIGHUP the settings are read. If they cannot be, the old ones stay. If they differ, the daemon ends as on SIGTERM, but the
+//! process becomes a new one in its place: there is one way in which settings take effect, and rules stay meanwhile.
 
-use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Error, Result};
 use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 
-/// SIGTERM and SIGINT, blocked for this thread and those that it starts from here on; `wait` gets them.
-pub fn ending_signals() -> Result<SigSet> {
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().context("cannot block signals")?;
-    Ok(signals)
+use crate::{Options, with_causes};
+
+/// SIGTERM, SIGINT and SIGHUP, which only [`Signals::wait`] gets.
+pub struct Signals(SigSet);
+
+/// Why a daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Stop,
+    /// Its settings are others now: when it has ended, [`restart`] it.
+    Restart,
+}
+
+impl Signals {
+    /// Blocks the signals for this thread and those that it starts from here on.
+    pub fn block() -> Result<Self> {
+        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        signals.thread_block().context("cannot block signals")?;
+        Ok(Self(signals))
+    }
+
+    /// Waits until a daemon with these options has to end. `read` makes its options anew.
+    pub fn wait(&self, options: &Options, read: impl Fn() -> Result<Options>) -> Result<End> {
+        loop {
+            if self.0.wait().context("cannot wait for signals")? != Signal::SIGHUP {
+                return Ok(End::Stop);
+            }
+            let read = read().and_then(|new| new.check_backend().map(|()| new));
+            match read.map(|new| options.settings.differences(&new.settings)) {
+                Err(error) => log::error!("the old settings stay: {}", with_causes(error.chain())),
+                Ok(differences) if differences.is_empty() => log::info!("no setting has changed"),
+                Ok(differences) => {
+                    differences.iter().for_each(|difference| log::info!("setting {difference}"));
+                    return Ok(End::Restart);
+                }
+            }
+        }
+    }
+}
+
+impl End {
+    /// Tells the service manager that the daemon ends, and whether another one begins in its place.
+    pub fn notify(self) {
+        match self {
+            End::Stop => notify(&[NotifyState::Stopping]),
+            End::Restart => {
+                // Newer service managers want to know since when.
+                let since = NotifyState::monotonic_usec_now();
+                notify(&[Some(NotifyState::Reloading), since.ok()].into_iter().flatten().collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+/// Begins this program anew in its process, with the arguments it had. Comes back only if that fails.
+pub fn restart() -> Error {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    let error = Command::new(&program).args(args).exec();
+    Error::new(error).context(format!("cannot run {} again", program.display()))
 }
 
 /// Tells the service manager, where there is one.

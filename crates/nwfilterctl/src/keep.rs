@@ -8,15 +8,17 @@ use std::thread;
 use anyhow::{Context, Result};
 use nwfilter::xml::{FilterName, PortDev};
 use nwfilter::{Driver, Event};
-use nwfilterctl_shared::daemon::{ending_signals, notify};
-use nwfilterctl_shared::{DaemonOptions, with_causes};
+use nwfilterctl_shared::daemon::{End, Signals, notify, restart};
+use nwfilterctl_shared::{Options, with_causes};
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 
-/// Reloads, and repairs and learns until SIGTERM or SIGINT. Prints what happens, a line each.
-pub(crate) fn keep(driver: Driver, options: &DaemonOptions, as_json: bool) -> Result<()> {
-    let (driver, signals) = (Arc::new(driver), ending_signals()?);
-    options.serve(&driver)?;
+/// Reloads, and repairs and learns until SIGTERM or SIGINT. Prints what happens, a line each. `read` reads the settings,
+/// again on SIGHUP.
+pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<()> {
+    let options = read()?;
+    let (driver, signals) = (Arc::new(options.open(Driver::builder())?), Signals::block()?);
+    options.serve_metrics(&driver)?;
     let events = driver.subscribe();
     let print = move || print(&events, as_json);
     let printing =
@@ -28,13 +30,16 @@ pub(crate) fn keep(driver: Driver, options: &DaemonOptions, as_json: bool) -> Re
     }
     let reconciler = driver.keep()?;
     notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
-    signals.wait().context("cannot wait for signals")?;
-    notify(&[NotifyState::Stopping]);
+    let end = signals.wait(&options, read)?;
+    end.notify();
     drop(reconciler);
     drop(driver);
     // It ends with the driver. A panic was reported when it happened.
     let _ = printing.join();
-    Ok(())
+    match end {
+        End::Stop => Ok(()),
+        End::Restart => Err(restart()),
+    }
 }
 
 /// Prints events until there can be no more, or nobody reads them.

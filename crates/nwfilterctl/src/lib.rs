@@ -25,43 +25,61 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::{Backend, Builder, Config, Driver, Layout};
-use nwfilter_xtables::{Dispatch, Settings, Xtables};
+use nwfilter_settings::{Key, MAX_SECONDS, Settings};
+use nwfilter_xtables::{Dispatch, Xtables};
 
 pub use crate::choice::{BackendName, Former};
 use crate::choice::{Choice, choose};
 
 const CANNOT_OPEN: &str = "cannot open the stores";
 
-/// The options of every verb.
+/// The options of every verb, as they were given. What is not given is a setting of the host.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
-    /// The filter store
-    #[arg(long, value_name = "DIR", global = true, default_value = "/etc/nwfilter")]
-    pub config_dir: PathBuf,
-    /// The binding store
-    #[arg(long, value_name = "DIR", global = true, default_value = "/run/nwfilter")]
-    pub state_dir: PathBuf,
-    /// What enforces the rules
-    #[arg(long, global = true, env = "NWFILTER_BACKEND", default_value = "xtables")]
-    backend: BackendName,
+pub struct Arguments {
+    /// The settings of the host [env: NWFILTER_CONFIG] [default: /etc/nwfilter/nwfilter.toml]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// The filter store [env: NWFILTER_CONFIG_DIR] [default: /etc/nwfilter]
+    #[arg(long, value_name = "DIR", global = true)]
+    config_dir: Option<PathBuf>,
+    /// The binding store [env: NWFILTER_STATE_DIR] [default: /run/nwfilter]
+    #[arg(long, value_name = "DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    /// What enforces the rules [env: NWFILTER_BACKEND] [default: xtables]
+    #[arg(long, global = true)]
+    backend: Option<BackendName>,
     /// Refuse IP rules where bridge-nf-call-iptables is off, instead of switching it on
-    #[arg(long, global = true)]
-    keep_bridge_nf: bool,
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    keep_bridge_nf: Option<bool>,
     /// Give no connection a conntrack helper
-    #[arg(long, global = true)]
-    no_helpers: bool,
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    no_helpers: Option<bool>,
     /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over. If
     /// nothing is said, a tree, but libvirt's own stores keep what is there
     #[arg(long, global = true)]
     dispatch: Option<DispatchName>,
     /// Give up a change after so many seconds if another process keeps the stores locked; without it, wait
-    #[arg(long, value_name = "SECONDS", global = true)]
+    #[arg(long, value_name = "SECONDS", global = true, value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS))]
     timeout: Option<u64>,
     /// Log more; twice for what helps to find a bug
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     /// Print errors only, no warnings
     #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+/// The options of every verb, with what the settings of the host add.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The filter store.
+    pub config_dir: PathBuf,
+    /// The binding store.
+    pub state_dir: PathBuf,
+    /// Every setting, and where it comes from.
+    pub settings: Settings,
+    config: Option<PathBuf>,
+    verbose: u8,
     quiet: bool,
 }
 
@@ -80,10 +98,11 @@ pub struct DaemonOptions {
 }
 
 impl DaemonOptions {
-    /// Begins to serve what the options ask for.
-    pub fn serve(&self, driver: &Arc<Driver>) -> Result<()> {
-        let metrics = self.metrics.as_deref();
-        metrics.map_or(Ok(()), |address| exporter::serve(address, Arc::downgrade(driver)))
+    /// Lets these options come before the settings.
+    pub fn set(&self, settings: &mut Settings) {
+        if let Some(address) = &self.metrics {
+            settings.set(Key::Metrics, address, "--metrics");
+        }
     }
 }
 
@@ -101,7 +120,80 @@ pub struct ListenOptions {
     pub guard: Option<String>,
 }
 
+impl Arguments {
+    /// The options with the settings of the host for those that are not given.
+    pub fn settle(&self) -> Result<Options> {
+        let mut settings = Settings::load(self.config.as_deref())?;
+        let dispatch = self.dispatch.map(|dispatch| dispatch.as_str());
+        let given = [
+            (Key::Backend, "--backend", self.backend.map(|backend| backend.as_str().to_owned())),
+            (Key::Dispatch, "--dispatch", dispatch.map(str::to_owned)),
+            (Key::Helpers, "--no-helpers", self.no_helpers.map(|no| (!no).to_string())),
+            (Key::KeepBridgeNf, "--keep-bridge-nf", self.keep_bridge_nf.map(|keep| keep.to_string())),
+            (Key::Timeout, "--timeout", self.timeout.map(|seconds| seconds.to_string())),
+            (Key::ConfigDir, "--config-dir", self.config_dir.as_ref().map(|dir| dir.display().to_string())),
+            (Key::StateDir, "--state-dir", self.state_dir.as_ref().map(|dir| dir.display().to_string())),
+        ];
+        for (key, option, value) in given {
+            if let Some(value) = value {
+                settings.set(key, value, option);
+            }
+        }
+        let dir = |given: &Option<PathBuf>, key| {
+            given.clone().unwrap_or_else(|| settings.get(key).unwrap_or_default().into())
+        };
+        Ok(Options {
+            config_dir: dir(&self.config_dir, Key::ConfigDir),
+            state_dir: dir(&self.state_dir, Key::StateDir),
+            config: self.config.clone(),
+            verbose: self.verbose,
+            quiet: self.quiet,
+            settings,
+        })
+    }
+
+    /// The arguments that give another program the options that this one was given.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let paths = [
+            ("--config", &self.config),
+            ("--config-dir", &self.config_dir),
+            ("--state-dir", &self.state_dir),
+        ];
+        let words = [
+            ("--backend", self.backend.map(|backend| backend.as_str().to_owned())),
+            ("--dispatch", self.dispatch.map(|dispatch| dispatch.as_str().to_owned())),
+            ("--keep-bridge-nf", self.keep_bridge_nf.map(|keep| keep.to_string())),
+            ("--no-helpers", self.no_helpers.map(|no| no.to_string())),
+            ("--timeout", self.timeout.map(|seconds| seconds.to_string())),
+        ];
+        let paths = paths.into_iter().filter_map(|(name, path)| Some([name.into(), path.as_ref()?.into()]));
+        let words = words.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?).into()));
+        paths.flatten().chain(words).chain(levels(self.verbose, self.quiet)).collect()
+    }
+}
+
+/// The options that decide what is logged.
+fn levels(verbose: u8, quiet: bool) -> impl Iterator<Item = OsString> {
+    let verbose = std::iter::repeat_n("--verbose".into(), verbose.into());
+    verbose.chain(quiet.then(|| "--quiet".into()))
+}
+
+impl DispatchName {
+    fn as_str(self) -> &'static str {
+        match self {
+            DispatchName::Tree => "tree",
+            DispatchName::List => "list",
+        }
+    }
+}
+
 impl Options {
+    /// The same with settings that more options give.
+    pub fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+        set(&mut self.settings);
+        self
+    }
+
     /// Opens the driver that the options describe, with more options of the caller's. What the tables hold it asks of
     /// the kernel.
     pub fn open(&self, with: Builder) -> Result<Driver> {
@@ -133,8 +225,10 @@ impl Options {
         builder.config(self.config()).open(backend).context(CANNOT_OPEN)
     }
 
-    /// Starts the log on stderr. A program logs at `level` and above, unless the options or RUST_LOG ask for other levels.
+    /// Starts the log on stderr. A program logs at `level` and above, unless options, settings or
+    /// RUST_LOG ask for other levels.
     pub fn start_log(&self, level: LevelFilter) {
+        let level = self.settings.get(Key::Log).and_then(|level| level.parse().ok()).unwrap_or(level);
         let level = if self.quiet { LevelFilter::Error } else { level };
         let level = LevelFilter::iter().nth(level as usize + usize::from(self.verbose));
         let level = level.unwrap_or(LevelFilter::Trace);
@@ -146,30 +240,50 @@ impl Options {
 
     /// Whether connections get conntrack helpers.
     pub fn gives_helpers(&self) -> bool {
-        !self.no_helpers
+        self.settings.is_on(Key::Helpers)
     }
 
     fn config(&self) -> Config {
         let mut config = Config::new(&self.config_dir, &self.state_dir);
-        config.patience = self.timeout.map(Duration::from_secs);
+        config.patience = self.number(Key::Timeout).map(Duration::from_secs);
         if [&self.config_dir, &self.state_dir].into_iter().any(|dir| is_libvirts(dir)) {
             config.layout = Layout::Libvirt;
         }
         config
     }
 
+    /// Refuses a backend while ports are filtered by another one.
+    pub fn check_backend(&self) -> Result<()> {
+        self.choose(None).refuse_a_second_backend()
+    }
+
+    fn number(&self, key: Key) -> Option<u64> {
+        self.settings.get(key).and_then(|number| number.parse().ok())
+    }
+
+    /// Serves the metrics of a daemon where the settings say so.
+    pub fn serve_metrics(&self, driver: &Arc<Driver>) -> Result<()> {
+        let address = self.settings.get(Key::Metrics);
+        address.map_or(Ok(()), |address| exporter::serve(address, Arc::downgrade(driver)))
+    }
+
     /// The chosen backend. That of iptables leaves what it knows of the kernel in a directory, where that is given.
     fn choose(&self, remembering_in: Option<&Path>) -> Choice {
-        let xtables = Xtables::new(Settings {
-            enable_bridge_filtering: !self.keep_bridge_nf,
-            conntrack_helpers: !self.no_helpers,
+        let xtables = Xtables::new(nwfilter_xtables::Settings {
+            enable_bridge_filtering: !self.settings.is_on(Key::KeepBridgeNf),
+            conntrack_helpers: self.gives_helpers(),
             dispatch: self.dispatch(),
         });
         let xtables = match remembering_in {
             Some(directory) => xtables.remembering_in(directory),
             None => xtables,
         };
-        choose(self.backend, xtables, || self.names_an_ip_set())
+        choose(self.backend(), xtables, || self.names_an_ip_set())
+    }
+
+    fn backend(&self) -> BackendName {
+        let name = self.settings.get(Key::Backend).unwrap_or_default();
+        BackendName::from_str(name, false).unwrap_or(BackendName::Xtables)
     }
 
     /// Whether a filter of the store names an ipset. What cannot be read is reported when the store is opened.
@@ -183,33 +297,35 @@ impl Options {
     /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
     /// tree refers to.
     fn dispatch(&self) -> Dispatch {
-        match self.dispatch {
-            Some(DispatchName::Tree) => Dispatch::Tree,
-            Some(DispatchName::List) => Dispatch::List,
+        match self.settings.get(Key::Dispatch) {
+            Some("list") => Dispatch::List,
             None if is_libvirts(&self.state_dir) => Dispatch::Keep,
-            None => Dispatch::Tree,
+            _ => Dispatch::Tree,
         }
     }
 
     /// The arguments that give another process the same options, wherever it runs.
     pub fn to_args(&self) -> Result<Vec<OsString>> {
-        let mut args: Vec<OsString> = vec![
-            "--config-dir".into(),
-            absolute(&self.config_dir)?.into(),
-            "--state-dir".into(),
-            absolute(&self.state_dir)?.into(),
+        let paths = [
+            ("--config", self.config.as_ref()),
+            ("--config-dir", Some(&self.config_dir)),
+            ("--state-dir", Some(&self.state_dir)),
         ];
-        args.push(format!("--backend={}", self.backend.as_str()).into());
-        let switches = [
-            ("--keep-bridge-nf", self.keep_bridge_nf),
-            ("--no-helpers", self.no_helpers),
-            ("--quiet", self.quiet),
-            ("--dispatch=tree", matches!(self.dispatch, Some(DispatchName::Tree))),
-            ("--dispatch=list", matches!(self.dispatch, Some(DispatchName::List))),
+        let mut args: Vec<OsString> = Vec::new();
+        for (name, path) in paths {
+            if let Some(path) = path {
+                args.extend([name.into(), absolute(path)?.into()]);
+            }
+        }
+        let words = [
+            ("--backend", self.settings.get(Key::Backend)),
+            ("--dispatch", self.settings.get(Key::Dispatch)),
+            ("--keep-bridge-nf", self.settings.get(Key::KeepBridgeNf)),
+            ("--no-helpers", Some(if self.gives_helpers() { "false" } else { "true" })),
+            ("--timeout", self.settings.get(Key::Timeout)),
         ];
-        args.extend(std::iter::repeat_n("--verbose".into(), self.verbose.into()));
-        args.extend(self.timeout.map(|seconds| format!("--timeout={seconds}").into()));
-        args.extend(switches.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).into()));
+        let words = words.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?).into()));
+        args.extend(words.chain(levels(self.verbose, self.quiet)));
         Ok(args)
     }
 }
@@ -222,6 +338,18 @@ fn is_libvirts(directory: &Path) -> bool {
 }
 
 impl ListenOptions {
+    /// Lets these options come before the settings.
+    pub fn set(&self, settings: &mut Settings) {
+        self.daemon.set(settings);
+        for (key, option, value) in
+            [(Key::Connect, "--connect", &self.connect), (Key::Guard, "--guard", &self.guard)]
+        {
+            if let Some(value) = value {
+                settings.set(key, value, option);
+            }
+        }
+    }
+
     /// The arguments that give another process the same options.
     pub fn to_args(&self) -> Vec<OsString> {
         let options =

@@ -4,6 +4,7 @@
 
 mod check;
 mod cli;
+mod config;
 mod documents;
 mod edit;
 mod explain;
@@ -25,7 +26,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 use nwfilter::Driver;
-use nwfilterctl_shared::{ListenOptions, Options, exit_code, warn};
+use nwfilterctl_shared::{Arguments, ListenOptions, Options, exit_code, warn};
 
 use crate::cli::{Change, Cli, Verb};
 use crate::output::Answer;
@@ -38,12 +39,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let level =
         if matches!(cli.verb, Verb::Learn | Verb::Keep(_)) { LevelFilter::Info } else { LevelFilter::Warn };
-    cli.options.start_log(level);
-    exit_code(run(cli))
+    exit_code(run(cli, level))
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
-    let Cli { options, json, dry_run, verb } = cli;
+fn run(cli: Cli, level: LevelFilter) -> Result<ExitCode> {
+    let Cli { arguments, json, dry_run, verb } = cli;
+    let options = arguments.settle()?;
+    options.start_log(level);
     let verb = match verb {
         Verb::Change(change) if dry_run => Verb::Plan { change },
         Verb::Plan { .. } => verb,
@@ -57,10 +59,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::Fmt { files } => verbs::fmt(&files, json)?,
         Verb::Keep(daemon) => {
-            keep::keep(options.open(Driver::builder())?, &daemon, json)?;
+            let read = || arguments.settle().map(|options| options.with(|settings| daemon.set(settings)));
+            keep::keep(read, json)?;
             Answer::default()
         }
-        Verb::Listen(listen) => return Err(become_listener(&options, &listen)),
+        Verb::Listen(listen) => return Err(become_listener(&arguments, &listen)),
+        Verb::Config => config::config(&options.settings, json)?,
         verb => with_driver(&options, verb, json)?,
     };
     answer.print()
@@ -134,18 +138,18 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             learn::learn(driver)?;
             Answer::default()
         }
-        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep(_) | Verb::Listen(_) => {
+        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep(_) | Verb::Listen(_) | Verb::Config => {
             unreachable!("they need no driver")
         }
     })
 }
 
 /// Becomes the program of the verb `listen`, which stands beside this one; comes back only if that fails.
-fn become_listener(options: &Options, listen: &ListenOptions) -> Error {
+fn become_listener(arguments: &Arguments, listen: &ListenOptions) -> Error {
     let program = "nwfilterctl-listen";
     let exec = || -> Result<Error> {
         let path = std::env::current_exe()?.with_file_name(program);
-        let error = Command::new(&path).args(options.to_args()?).args(listen.to_args()).exec();
+        let error = Command::new(&path).args(arguments.to_args()).args(listen.to_args()).exec();
         Ok(Error::new(error).context(format!(
             "cannot run {}, which is built with libvirt (feature 'listen')",
             path.display()

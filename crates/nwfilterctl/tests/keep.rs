@@ -54,16 +54,67 @@ impl Lab {
 
     /// Starts the daemon and waits until the service manager would start others.
     fn keep(&self) -> Child {
+        self.keep_with(&["keep", "--json", "--metrics", "unix:metrics"]).0
+    }
+
+    fn keep_with(&self, args: &[&str]) -> (Child, UnixDatagram) {
         let socket = self.dir.path().join("notify");
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut command = self.ctl(&["keep", "--json", "--metrics", "unix:metrics"]);
-        let child = command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::piped()).spawn().unwrap();
-        let mut buffer = [0; 256];
-        let length = notified.recv(&mut buffer).unwrap();
-        assert!(buffer[..length].starts_with(b"READY=1\n"));
-        child
+        let mut command = self.ctl(args);
+        let child = command
+            .env("NOTIFY_SOCKET", &socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(told(&notified).starts_with("READY=1\n"));
+        (child, notified)
     }
+}
+
+/// What the service manager is told next.
+fn told(manager: &UnixDatagram) -> String {
+    let mut buffer = [0; 256];
+    let length = manager.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn sighup_reads_the_settings_and_a_file_that_cannot_be_changes_nothing() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
+    let _tap = lab.host.tap("tap0").unwrap();
+    lab.bind("tap0", "no-mac-spoofing");
+    let before = lab.host.saved().unwrap().port("tap0");
+    let file = lab.dir.path().join("n.toml");
+    fs::write(&file, "metrics = 'unix:other'\n").unwrap();
+
+    let (mut daemon, manager) = lab.keep_with(&["keep", "--config", "n.toml"]);
+    let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let pid = Pid::from_raw(daemon.id().cast_signed());
+    assert!(lab.dir.path().join("other").exists());
+
+    fs::write(&file, "metrics = 'unix:metrics'\nhelpers = 'no'\n").unwrap();
+    kill(pid, Signal::SIGHUP).unwrap();
+    let refusal = "the old settings stay: n.toml:2:11: helpers cannot be 'no'; it takes true or false";
+    assert!(log.any(|line| line.contains(refusal)));
+    assert!(!lab.dir.path().join("metrics").exists());
+
+    fs::write(&file, "metrics = 'unix:metrics'\n").unwrap();
+    kill(pid, Signal::SIGHUP).unwrap();
+    assert!(told(&manager).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert!(told(&manager).starts_with("READY=1\n"));
+    let change = "setting metrics was 'unix:other' and is 'unix:metrics'";
+    assert!(log.any(|line| line.contains(change)));
+    assert!(lab.metrics().contains("nwfilter_ports{state=\"filtered\"} 1"));
+    assert_eq!(lab.host.saved().unwrap().port("tap0").diff(&before), None, "rules stay");
+
+    kill(pid, Signal::SIGHUP).unwrap();
+    assert!(log.any(|line| line.contains("no setting has changed")));
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(told(&manager), "STOPPING=1\n");
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]

@@ -5,14 +5,16 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use log::LevelFilter;
 use nwfilter::Driver;
 use nwfilter_libvirt::{Guard, Listener, Status, Stopper};
-use nwfilterctl_shared::daemon::{ending_signals, notify};
-use nwfilterctl_shared::{ListenOptions, Options, exit_code};
+use nwfilter_settings::Key;
+use nwfilterctl_shared::daemon::{End, Signals, notify, restart};
+use nwfilterctl_shared::{Arguments, ListenOptions, Options, exit_code};
 use sd_notify::NotifyState;
 
 /// Keeps the bindings in step with the guests of a libvirt, until SIGTERM.
@@ -20,24 +22,36 @@ use sd_notify::NotifyState;
 #[command(name = "nwfilterctl-listen", version)]
 struct Cli {
     #[command(flatten)]
-    options: Options,
+    arguments: Arguments,
     #[command(flatten)]
     listen: ListenOptions,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    cli.options.start_log(LevelFilter::Info);
-    let done = cli.options.open(Driver::builder()).and_then(|driver| listen(&Arc::new(driver), &cli.listen));
-    exit_code(done.map(|()| ExitCode::SUCCESS))
+    exit_code(run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let options = cli.read()?;
+    options.start_log(LevelFilter::Info);
+    let driver = Arc::new(options.open(Driver::builder())?);
+    match listen(&driver, &options, cli)? {
+        End::Stop => Ok(ExitCode::SUCCESS),
+        End::Restart => Err(restart()),
+    }
+}
+
+impl Cli {
+    fn read(&self) -> Result<Options> {
+        Ok(self.arguments.settle()?.with(|settings| self.listen.set(settings)))
+    }
 }
 
 /// Listens until SIGTERM or SIGINT. Ports stay filtered, and guarded, after that.
-fn listen(driver: &Arc<Driver>, options: &ListenOptions) -> Result<()> {
-    let guard = options.guard.as_deref().map(Guard::new).transpose()?;
-    let listener = Listener::new(options.connect.as_deref(), guard);
-    stop_at_signals(listener.stopper())?;
-    options.daemon.serve(driver)?;
+fn listen(driver: &Arc<Driver>, options: &Options, cli: Cli) -> Result<End> {
+    let listener = Listener::new(options.settings.get(Key::Connect), guard(options)?);
+    let ending = stop_at_signals(listener.stopper(), options.clone(), cli)?;
+    options.serve_metrics(driver)?;
     let mut reconciler = None;
     listener.run(driver, |status| {
         if reconciler.is_none() {
@@ -54,18 +68,28 @@ fn listen(driver: &Arc<Driver>, options: &ListenOptions) -> Result<()> {
             _ => notify(&[NotifyState::Status(&text)]),
         }
     })?;
-    notify(&[NotifyState::Stopping]);
+    // Nothing else stops the listener.
+    let end = ending.join().unwrap_or(End::Stop);
+    end.notify();
     log::info!("ended; what is bound stays filtered");
-    Ok(())
+    Ok(end)
+}
+
+fn guard(options: &Options) -> Result<Option<Guard>> {
+    Ok(options.settings.get(Key::Guard).map(Guard::new).transpose()?)
 }
 
 /// Has a thread wait for the signals, which no other thread then gets.
-fn stop_at_signals(stopper: Stopper) -> Result<()> {
-    let signals = ending_signals()?;
-    let wait = move || match signals.wait() {
-        Ok(_) => stopper.stop(),
-        Err(error) => log::error!("signals are not handled: {error}"),
+fn stop_at_signals(stopper: Stopper, options: Options, cli: Cli) -> Result<JoinHandle<End>> {
+    let signals = Signals::block()?;
+    let wait = move || {
+        let read = || cli.read().and_then(|options| guard(&options).map(|_| options));
+        let end = signals.wait(&options, read).unwrap_or_else(|error| {
+            log::error!("signals are not handled: {error:#}");
+            End::Stop
+        });
+        stopper.stop();
+        end
     };
-    std::thread::Builder::new().spawn(wait).context("cannot start the thread that waits for signals")?;
-    Ok(())
+    std::thread::Builder::new().spawn(wait).context("cannot start the thread that waits for signals")
 }
