@@ -42,6 +42,7 @@ pub use explaining::ExplainedPort;
 pub use files::{Problem, ProblemKind};
 pub use host::Host;
 pub use learn::packets;
+pub use learn::sieve::check_learning;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
 pub use metrics::{COMMIT_SECONDS, Metrics};

@@ -92,6 +92,11 @@ impl Choice {
         Ok(())
     }
 
+    /// The chosen backend, and the other one.
+    pub(crate) fn into_backends(self) -> [Box<dyn Backend>; 2] {
+        [self.backend, self.other]
+    }
+
     /// The backend whose rules go once this one filters every port.
     pub(crate) fn into_parts(self) -> (Box<dyn Backend>, Former) {
         (self.backend, Former(self.other))

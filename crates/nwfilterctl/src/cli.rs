@@ -52,6 +52,8 @@ pub(crate) enum Verb {
     Config,
     /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
     Status,
+    /// Find what on this host keeps guests from being filtered, and say what to do; exit 1 if there is a problem
+    Doctor,
     /// Print a port's binding in canonical form
     BindingDumpxml {
         port: String,

@@ -216,6 +216,13 @@ impl Options {
         self.open_with(with, choice.backend)
     }
 
+    /// The driver that the options describe, also beside another backend, and the backends: the chosen one, and the other.
+    /// For a look only.
+    pub fn open_to_examine(&self, with: Builder) -> (Result<Driver>, [Box<dyn Backend>; 2]) {
+        let (backend, _) = self.choose(None).into_parts();
+        (self.open_with(with, backend), self.choose(None).into_backends())
+    }
+
     fn open_with(&self, builder: Builder, backend: Box<dyn Backend>) -> Result<Driver> {
         // One message, instead of one for each file.
         [&self.config_dir, &self.state_dir]

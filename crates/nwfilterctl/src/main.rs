@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod config;
+mod doctor;
 mod documents;
 mod edit;
 mod explain;
@@ -58,6 +59,7 @@ fn run(cli: Cli, level: LevelFilter) -> Result<ExitCode> {
             check::check(&options.config_dir, &files, checks)?
         }
         Verb::Fmt { files } => verbs::fmt(&files, json)?,
+        Verb::Doctor => doctor::doctor(&options, json),
         Verb::Keep(daemon) => {
             let read = || arguments.settle().map(|options| options.with(|settings| daemon.set(settings)));
             keep::keep(read, json)?;
@@ -138,7 +140,12 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             learn::learn(driver)?;
             Answer::default()
         }
-        Verb::Check { .. } | Verb::Fmt { .. } | Verb::Keep(_) | Verb::Listen(_) | Verb::Config => {
+        Verb::Check { .. }
+        | Verb::Config
+        | Verb::Doctor
+        | Verb::Fmt { .. }
+        | Verb::Keep(_)
+        | Verb::Listen(_) => {
             unreachable!("they need no driver")
         }
     })

@@ -65,6 +65,15 @@ pub(crate) struct Sieve {
     programs: BTreeMap<Wanted, SocketFilter>,
 }
 
+/// Whether addresses of guests can be learned here, in the network namespace of the calling thread: makes what that takes
+/// of the kernel, and gives it back.
+pub fn check_learning() -> io::Result<()> {
+    let wanted = Wanted { family: Family::Ipv4, method: Method::Any, servers: Vec::new() };
+    let mac = MacAddr([0; 6]);
+    let loopback = "lo".parse().map_err(io::Error::other)?;
+    Sieve::new()?.open(&loopback, &Interest { mac, wanted }).map(drop)
+}
+
 impl Sieve {
     pub(crate) fn new() -> io::Result<Self> {
         // Before Linux 5.11, maps and programs count as locked memory. Who may not raise the limit may not need to.
