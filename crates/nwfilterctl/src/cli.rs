@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::explain::Explain;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use nwfilterctl_shared::{Arguments, DaemonOptions, ListenOptions};
 
 /// Filters the traffic of guests as libvirt's nwfilter documents say.
@@ -52,6 +52,10 @@ pub(crate) enum Verb {
     Config,
     /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
     Status,
+    /// Write the stores to a file, or print them, for `import`
+    Export {
+        file: Option<PathBuf>,
+    },
     /// Find what on this host keeps guests from being filtered, and say what to do; exit 1 if there is a problem
     Doctor,
     /// Print a port's binding in canonical form
@@ -121,8 +125,23 @@ pub(crate) enum Change {
         #[arg(required = true, value_name = "PORT")]
         ports: Vec<String>,
     },
+    /// Store and enforce what a file of `export` holds, all or nothing
+    Import(Import),
     /// Bring the kernel to what the bindings ask for
     Reload,
+}
+
+/// The options of `import`.
+#[derive(Args)]
+pub(crate) struct Import {
+    /// The file
+    pub(crate) file: PathBuf,
+    /// Put documents of the file in the place of others of the same names
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Leave the bindings of the file out
+    #[arg(long)]
+    pub(crate) filters_only: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

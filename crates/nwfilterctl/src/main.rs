@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod check;
 mod cli;
 mod config;
@@ -33,8 +34,7 @@ use crate::cli::{Change, Cli, Verb};
 use crate::output::Answer;
 use crate::progress::Watch;
 
-const NO_DRY_RUN: &str =
-    "--dry-run is for define, undefine, binding-create, binding-delete and reload; this verb has none";
+const NO_DRY_RUN: &str = "--dry-run is for define, undefine, binding-create, binding-delete, import and reload; this verb has none";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -90,7 +90,9 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     let may_need_learner = matches!(
         verb,
         Verb::Edit { .. }
-            | Verb::Change(Change::Define { .. } | Change::BindingCreate { .. } | Change::Reload)
+            | Verb::Change(
+                Change::Define { .. } | Change::BindingCreate { .. } | Change::Import(_) | Change::Reload
+            )
     );
     let answer = carry_out(&driver, &watch, options, verb, json);
     let answer = answer.map_err(|error| places::with_place(&driver, error));
@@ -120,12 +122,14 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             Change::Undefine { names } => verbs::undefine(driver, &names, json)?,
             Change::BindingCreate { files } => verbs::binding_create(driver, watch, &files, json)?,
             Change::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
+            Change::Import(asked) => archive::import(driver, watch, &asked, json)?,
             Change::Reload => verbs::reload(driver, watch, json)?,
         },
         Verb::Plan { change } => plan::plan(driver, change, json)?,
         Verb::Edit { name } => edit::edit(driver, watch, &name, json)?,
         Verb::List => output::filters(driver, json)?,
         Verb::Dumpxml { name } => verbs::dumpxml(driver, &name, json)?,
+        Verb::Export { file } => archive::export(driver, file.as_deref(), json)?,
         Verb::Users { name } => users::users(driver, &name, json)?,
         Verb::BindingList => output::bindings(driver, json)?,
         Verb::BindingDumpxml { port } => verbs::binding_dumpxml(driver, &port, json)?,

@@ -5,6 +5,7 @@ use nwfilter::rules::{Difference, DifferenceKind};
 use nwfilter::{Driver, Preview};
 use serde_json::json;
 
+use crate::archive;
 use crate::cli::Change;
 use crate::documents::strictness;
 use crate::output::{Answer, number_of};
@@ -19,6 +20,7 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         Change::Undefine { names } => driver.preview(&verbs::undefinitions(driver, &names)?.0)?,
         Change::BindingCreate { files } => driver.preview(&verbs::new_bindings(&files)?.0)?,
         Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports))?,
+        Change::Import(asked) => driver.preview(&archive::imports(driver, &asked)?.transaction)?,
         Change::Reload => {
             let drift = driver.diff()?;
             verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);

@@ -308,10 +308,10 @@ pub(crate) fn warn_all(warnings: &[Warning]) {
     warnings.iter().for_each(warn);
 }
 
-fn warnings(applied: &Applied) -> Vec<String> {
+pub(crate) fn warnings(applied: &Applied) -> Vec<String> {
     applied.warnings.iter().map(ToString::to_string).collect()
 }
 
-fn names<'a>(ports: impl IntoIterator<Item = &'a PortDev>) -> Vec<&'a str> {
+pub(crate) fn names<'a>(ports: impl IntoIterator<Item = &'a PortDev>) -> Vec<&'a str> {
     ports.into_iter().map(PortDev::as_str).collect()
 }

@@ -1,0 +1,223 @@
+//! `export` and `import`: the stores as one file.
+//!
+//! The file is JSON and holds each document as XML. An import is one transaction: everything in the file is stored and
+//! enforced, or nothing is.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use nwfilter::xml::{Binding, Filter, PortDev, read_binding, read_filter, write_binding, write_filter};
+use nwfilter::{Driver, Transaction};
+use nwfilterctl_shared::warn;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tempfile::NamedTempFile;
+
+use crate::cli::Import;
+use crate::documents::{accepted, is_stdin, read, shown};
+use crate::output::{Answer, number_of};
+use crate::progress::Watch;
+use crate::verbs::{names, warn_all, warnings};
+
+/// What the file calls itself.
+const FORMAT: &str = "nwfilter";
+/// The version of the format that is written, and read.
+const VERSION: u32 = 1;
+
+/// The stores as a file has them, sorted by name.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Archive {
+    format: String,
+    version: u32,
+    filters: Vec<Document>,
+    bindings: Vec<Document>,
+}
+
+/// A filter, or the binding of a port.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    /// The filter's name, or the port's.
+    name: String,
+    xml: String,
+}
+
+// ---- export ----
+
+/// Writes the stores to a file, or prints them. Bad if a file of the stores is damaged, and so missing in what is written.
+pub(crate) fn export(driver: &Driver, file: Option<&Path>, as_json: bool) -> Result<Answer> {
+    let filters = driver.stored_filters()?;
+    let bindings = driver.bindings()?;
+    let document = |name: &str, xml| Document { name: name.to_owned(), xml };
+    let archive = Archive {
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        filters: filters.iter().map(|filter| document(filter.name.as_str(), write_filter(filter))).collect(),
+        bindings: bindings
+            .iter()
+            .map(|binding| document(binding.port.as_str(), write_binding(binding)))
+            .collect(),
+    };
+    let problems = driver.problems()?;
+    for problem in &problems {
+        warn(format_args!("not exported: {problem}"));
+    }
+    let text = serde_json::to_string_pretty(&archive)? + "\n";
+    let answer = match file.filter(|file| !is_stdin(file)) {
+        None => Answer::text(text),
+        Some(file) => {
+            replace(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+            if as_json {
+                let (filters, bindings) = (archive.filters.len(), archive.bindings.len());
+                Answer::json(&json!({"file": file, "filters": filters, "bindings": bindings}))
+            } else {
+                Answer::lines([format!("{} exported to {}", counted(&archive), file.display())])
+            }
+        }
+    };
+    Ok(answer.good_if(problems.is_empty()))
+}
+
+fn counted(archive: &Archive) -> String {
+    format!(
+        "{} and {}",
+        number_of(archive.filters.len(), "filter"),
+        number_of(archive.bindings.len(), "binding")
+    )
+}
+
+/// Gives a file this content as a whole.
+fn replace(file: &Path, text: &str) -> std::io::Result<()> {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut new = NamedTempFile::new_in(directory)?;
+    new.write_all(text.as_bytes())?;
+    new.as_file().sync_all()?;
+    new.persist(file).map_err(|error| error.error)?;
+    fs::File::open(directory)?.sync_all()
+}
+
+// ---- import ----
+
+/// What an import does.
+pub(crate) struct Imported {
+    pub(crate) transaction: Transaction,
+    filters: Vec<String>,
+    ports: Vec<PortDev>,
+    /// Documents that the stores have just so.
+    unchanged: usize,
+}
+
+pub(crate) fn import(driver: &Driver, watch: &Watch, asked: &Import, as_json: bool) -> Result<Answer> {
+    let Imported { transaction, filters, ports, unchanged } = imports(driver, asked)?;
+    let applied = watch.during(|| driver.commit(transaction))?.applied;
+    warn_all(&applied.warnings);
+    if as_json {
+        return Ok(Answer::json(&json!({
+            "filters": filters,
+            "bindings": names(&ports),
+            "updated": names(&applied.changed),
+            "unchanged": unchanged,
+            "warnings": warnings(&applied),
+        })));
+    }
+    let (filters, ports) = (number_of(filters.len(), "filter"), number_of(ports.len(), "binding"));
+    let file = shown(&asked.file);
+    Ok(Answer::lines([format!("{filters} and {ports} imported from {file}, {unchanged} unchanged")]))
+}
+
+/// The transaction that brings what a file holds into the stores.
+pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
+    let source = shown(&asked.file);
+    let archive = parse(&source, &read(&asked.file)?)?;
+    let mut imported =
+        Imported { transaction: Transaction::new(), filters: vec![], ports: vec![], unchanged: 0 };
+    let mut conflicts = Vec::new();
+    for (index, document) in archive.filters.iter().enumerate() {
+        let place = format!("{source}: filters[{index}]");
+        let filter = accepted(read_filter(&place, &document.xml))?;
+        check_name(&place, &document.name, filter.name.as_str())?;
+        imported.filter(driver, filter, asked.replace, &mut conflicts)?;
+    }
+    let bindings = if asked.filters_only { &[][..] } else { &archive.bindings };
+    for (index, document) in bindings.iter().enumerate() {
+        let place = format!("{source}: bindings[{index}]");
+        let binding = accepted(read_binding(&place, &document.xml))?;
+        check_name(&place, &document.name, binding.port.as_str())?;
+        imported.binding(driver, binding, asked.replace, &mut conflicts)?;
+    }
+    ensure!(
+        conflicts.is_empty(),
+        "the stores have other documents of the same names: {}\n  help: --replace puts those of {source} in their place",
+        conflicts.join(", ")
+    );
+    Ok(imported)
+}
+
+impl Imported {
+    fn filter(
+        &mut self,
+        driver: &Driver,
+        mut filter: Filter,
+        replace: bool,
+        conflicts: &mut Vec<String>,
+    ) -> Result<()> {
+        let name = filter.name.to_string();
+        if driver.is_stored(&name)? {
+            let old = driver.filter(&name)?;
+            // A filter keeps its UUID as long as it is in a store.
+            let uuid = if replace { old.uuid } else { filter.uuid.or(old.uuid) };
+            filter.uuid = uuid;
+            if write_filter(&old) == write_filter(&filter) {
+                self.unchanged += 1;
+                return Ok(());
+            }
+            if !replace {
+                conflicts.push(format!("filter '{name}'"));
+            }
+        }
+        self.transaction.define_filter(filter);
+        self.filters.push(name);
+        Ok(())
+    }
+
+    fn binding(
+        &mut self,
+        driver: &Driver,
+        binding: Binding,
+        replace: bool,
+        conflicts: &mut Vec<String>,
+    ) -> Result<()> {
+        let port = binding.port.clone();
+        match driver.binding(port.as_str()) {
+            Ok(old) if write_binding(&old) == write_binding(&binding) => {
+                self.unchanged += 1;
+                return Ok(());
+            }
+            Ok(_) if !replace => conflicts.push(format!("the binding of port '{port}'")),
+            Ok(_) | Err(nwfilter::Error::NoSuchBinding(_)) => (),
+            Err(error) => return Err(error.into()),
+        }
+        self.transaction.replace_binding(binding);
+        self.ports.push(port);
+        Ok(())
+    }
+}
+
+fn parse(source: &str, text: &str) -> Result<Archive> {
+    let help = "a file that 'nwfilterctl export' wrote is expected";
+    let archive: Archive =
+        serde_json::from_str(text).with_context(|| format!("{source} is not an export: {help}"))?;
+    ensure!(archive.format == FORMAT, "{source} has the format '{}': {help}", archive.format);
+    if archive.version != VERSION {
+        bail!("{source} has version {} of the format, and only {VERSION} is known here", archive.version);
+    }
+    Ok(archive)
+}
+
+fn check_name(place: &str, wanted: &str, found: &str) -> Result<()> {
+    ensure!(wanted == found, "{place} is named '{wanted}', but its document is about '{found}'");
+    Ok(())
+}
