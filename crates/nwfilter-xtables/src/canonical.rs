@@ -10,6 +10,7 @@ use std::fs;
 use std::net::Ipv6Addr;
 use std::sync::LazyLock;
 
+use crate::saved::SavedRule;
 use crate::tool::Tool;
 
 /// Whether two rules are the same to a tool.
@@ -51,30 +52,20 @@ struct RuleOption<'a> {
 
 /// The words of a rule, without the quotes around them.
 fn words(rule: &str) -> Vec<Cow<'_, str>> {
-    if !rule.contains('"') {
-        return rule.split_ascii_whitespace().map(Cow::Borrowed).collect();
-    }
-    let mut words = Vec::new();
-    let mut chars = rule.chars().peekable();
-    while let Some(first) = chars.next() {
-        if first.is_ascii_whitespace() {
-            continue;
+    SavedRule::new(rule).words().map(unquoted).collect()
+}
+
+fn unquoted(word: &str) -> Cow<'_, str> {
+    let Some(quoted) = word.strip_prefix('"') else { return word.into() };
+    let (mut text, mut chars) = (String::new(), quoted.chars());
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => break,
+            '\\' => text.extend(chars.next()),
+            c => text.push(c),
         }
-        let quoted = first == '"';
-        let mut word = String::new();
-        let mut next = if quoted { chars.next() } else { Some(first) };
-        while let Some(c) = next {
-            match c {
-                '"' if quoted => break,
-                '\\' if quoted => word.extend(chars.next()),
-                c if !quoted && c.is_ascii_whitespace() => break,
-                c => word.push(c),
-            }
-            next = chars.next();
-        }
-        words.push(Cow::Owned(word));
     }
-    words
+    text.into()
 }
 
 /// The options of a rule. ebtables writes the `!` behind the option, iptables before it.

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::names::{FROM_GUEST, FROM_GUEST_POST, HELPERS, TO_GUEST, TO_HOST, port_of_helpers, port_of_root};
-use crate::saved::SavedTable;
+use crate::saved::{SavedRule, SavedTable, Target};
 use crate::tool::TableId;
 
 /// How packets are dispatched to the chains of their ports.
@@ -132,7 +132,7 @@ impl Dispatcher {
         ports: &BTreeSet<&str>,
     ) -> bool {
         if let By::Interface(option) = self.by
-            && let Some(interface) = value_of(rule, option)
+            && let Some(interface) = SavedRule::new(rule).value(option)
             && interface != "!"
             && !interface.ends_with('+')
             && !ports.contains(interface)
@@ -144,20 +144,14 @@ impl Dispatcher {
 
     /// The port whose packets a rule leads into the port's chains.
     pub(crate) fn port<'a>(&self, rule: &'a str) -> Option<&'a str> {
-        let value = |options: &[&str]| {
-            let mut words = rule.split_ascii_whitespace();
-            words.find(|word| options.contains(word)).and_then(|_| words.next())
-        };
-        let target = || value(&["-j", "-g"]);
+        let rule = SavedRule::new(rule);
+        let target = || rule.target().map(Target::name);
         match self.by {
             // Only jumps to a chain of the port are ours: the hook is shared with everybody.
             By::Interface(option) => {
-                value(&[option]).filter(|port| target().and_then(port_of_root) == Some(*port))
+                rule.value(option).filter(|port| target().and_then(port_of_root) == Some(*port))
             }
-            By::Physdev(option, _) => {
-                let port = rule.split_once(option)?.1.strip_prefix(' ')?.split(' ').next()?;
-                (!port.ends_with('+')).then_some(port)
-            }
+            By::Physdev(option, _) => rule.value(option).filter(|port| !port.ends_with('+')),
             By::Helper => target().and_then(port_of_helpers),
         }
     }
@@ -184,7 +178,8 @@ impl Dispatcher {
         while let Some(rules) = waiting.pop().and_then(|chain| saved.get(chain)) {
             for rule in rules {
                 reached.extend(self.port(rule));
-                let target = rule.rsplit(' ').next().filter(|target| self.has_in_tree(target));
+                let target = SavedRule::new(rule).target().map(Target::name);
+                let target = target.filter(|target| self.has_in_tree(target));
                 waiting.extend(target.filter(|target| saved.contains_key(*target) && seen.insert(*target)));
             }
         }
@@ -290,46 +285,34 @@ impl Dispatcher {
 /// Whether a rule may end the way of a packet through a built-in chain without dropping it. `seen` are the chains that
 /// were looked into.
 fn ends_well(table: TableId, saved: &SavedTable, rule: &str, seen: &mut BTreeSet<String>) -> bool {
-    if value_of(rule, "-g").is_some() {
-        return true;
-    }
-    let Some(target) = value_of(rule, "-j") else { return false };
-    match target {
+    let rule = SavedRule::new(rule);
+    let target = match rule.target() {
         // A return from a built-in chain is the chain's policy.
-        "ACCEPT" | "RETURN" | "NFQUEUE" | "QUEUE" => return true,
-        "DROP" | "REJECT" | "CONTINUE" => return false,
-        _ => (),
-    }
+        Some(Target::Goto(_) | Target::Jump("ACCEPT" | "RETURN" | "NFQUEUE" | "QUEUE")) => return true,
+        Some(Target::Jump("DROP" | "REJECT" | "CONTINUE")) | None => return false,
+        Some(Target::Jump(target)) => target,
+    };
     if let Some(rules) = saved.get(target) {
         // A return from a chain of others goes on behind the jump.
+        let returns = |rule: &str| SavedRule::new(rule).target() == Some(Target::Jump("RETURN"));
         return seen.insert(target.to_owned())
-            && rules
-                .iter()
-                .any(|rule| value_of(rule, "-j") != Some("RETURN") && ends_well(table, saved, rule, seen));
+            && rules.iter().any(|rule| !returns(rule) && ends_well(table, saved, rule, seen));
     }
     // Those of ebtables that change a frame accept it then, unless they are told something else.
     table == TableId::EbtablesNat
         && ["mark", "snat", "dnat", "redirect", "arpreply"].contains(&target)
-        && !rule.split_ascii_whitespace().any(|word| ["CONTINUE", "DROP"].contains(&word))
-}
-
-fn value_of<'a>(rule: &'a str, option: &str) -> Option<&'a str> {
-    let mut words = rule.split_ascii_whitespace();
-    words.find(|word| *word == option).and_then(|_| words.next())
+        && !rule.words().any(|word| ["CONTINUE", "DROP"].contains(&word))
 }
 
 /// What the rule of a port's own chain gives a helper to.
 fn helper_key(rule: &str) -> Option<HelperKey> {
-    let value = |option| {
-        let mut words = rule.split_ascii_whitespace();
-        words.find(|word| *word == option).and_then(|_| words.next())
-    };
-    let protocol = match value("-p")? {
+    let rule = SavedRule::new(rule);
+    let protocol = match rule.value("-p")? {
         "tcp" | "6" => "tcp",
         "udp" | "17" => "udp",
         _ => return None,
     };
-    Some((protocol.to_owned(), value("--dport")?.to_owned()))
+    Some((protocol.to_owned(), rule.value("--dport")?.to_owned()))
 }
 
 #[cfg(test)]

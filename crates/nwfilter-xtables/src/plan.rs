@@ -680,6 +680,7 @@ mod tests {
             (TableId::EbtablesNat, "PREROUTING", "-j CONTINUE", false),
             (TableId::EbtablesNat, "PREROUTING", "-j theirs", true),
             (TableId::IptablesFilter, FROM_GUEST, "-j ACCEPT", true),
+            (TableId::IptablesFilter, FROM_GUEST, "-m comment --comment \"-j DROP\" -j ACCEPT", true),
             (TableId::IptablesFilter, FROM_GUEST, "-p tcp -g opens", true),
             (TableId::IptablesFilter, FROM_GUEST, "-j LOG --log-prefix x", false),
         ] {

@@ -27,7 +27,7 @@ use crate::names::IpChain;
 use crate::nftables::Generation;
 use crate::plan::{Plan, Wanted};
 use crate::render::{Line, PortTable};
-use crate::saved::{Saved, SavedTable};
+use crate::saved::{Saved, SavedRule, SavedTable};
 use crate::script::Script;
 use crate::tool::{self, TableId, Tool};
 
@@ -128,11 +128,7 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
             None => std::slice::from_ref(rule),
         });
         // What the old rules accept goes on to the new ones.
-        let accepted_goes_on = |rule: &String| match rule.strip_suffix("-j ACCEPT") {
-            Some(matches) => format!("{matches}-j RETURN"),
-            None => rule.clone(),
-        };
-        let held = held.map(|rule| Line::built_in(accepted_goes_on(rule))).collect();
+        let held = held.map(|rule| Line::built_in(SavedRule::new(rule).returning())).collect();
         table.chains.insert(old, held);
     }
     (table, changes)
