@@ -2,6 +2,7 @@
 
 mod compare;
 mod demo;
+mod install_capi;
 mod install_module;
 mod interrupt;
 mod packages;
@@ -9,10 +10,10 @@ mod suite;
 mod test;
 mod vm;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::suite::Suite;
@@ -48,6 +49,18 @@ enum Task {
         #[arg(long, default_value_t = 200)]
         count: usize,
     },
+    /// Install libnwfilter for C: shared and static library, nwfilter.h and nwfilter.pc
+    InstallCapi {
+        /// Where it will be used
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+        /// The directory of libraries below it
+        #[arg(long, default_value = "lib")]
+        libdir: PathBuf,
+        /// A directory that stands for /, as packages are made in one
+        #[arg(long, default_value = "/")]
+        destdir: PathBuf,
+    },
     /// Put the driver module in the place of libvirt's, which is kept
     InstallModule {
         /// The driver directory, where it is not the distribution's
@@ -79,6 +92,9 @@ fn main() -> ExitCode {
         Task::Conformance { seed, count } => conformance(seed, count),
         Task::Demo { vm: false } => demo::run(),
         Task::Demo { vm: true } => vm::demo(),
+        Task::InstallCapi { prefix, libdir, destdir } => {
+            install_capi(&install_capi::Place { destdir, prefix, libdir })
+        }
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
         Task::Test { libvirt: Some(suite) } => suite::run(suite),
@@ -89,6 +105,22 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn install_capi(place: &install_capi::Place) -> Result<ExitCode> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["build", "--release", "--package", "nwfilter-capi", "--message-format", "json"];
+    let output = Command::new(cargo).args(arguments).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "libnwfilter does not build");
+    let text = String::from_utf8(output.stdout)?;
+    let library = text.split('"').rfind(|word| word.ends_with("/libnwfilter_capi.so"));
+    let built = library.map(Path::new).and_then(Path::parent);
+    let built = built.context("cargo does not say where the library is")?;
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/nwfilter-capi");
+    install_capi::install(built, &sources, env!("CARGO_PKG_VERSION"), place)
+        .with_context(|| format!("cannot install below {}", place.destdir.join(&place.prefix).display()))?;
+    println!("libnwfilter is installed in {}: pkg-config --cflags --libs nwfilter", place.prefix.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Two daemons at a time: one costs a core most of the time.

@@ -25,6 +25,7 @@ pub(crate) const DEMO: &[Package] = &[
 pub(crate) const TEST: &[Package] = &[
     ("conntrack", "/usr/sbin/conntrack"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
+    ("g++", "/usr/bin/g++"),
     ("gcc", "/usr/bin/gcc"),
     ("ipset", "/usr/sbin/ipset"),
     ("libc6-dev", "/usr/include/stdio.h"),
@@ -39,6 +40,7 @@ pub(crate) const TEST: &[Package] = &[
     ("libvirt-dev", "/usr/include/libvirt/libvirt.h"),
     ("pkg-config", "/usr/bin/pkg-config"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("valgrind", "/usr/bin/valgrind"),
 ];
 
 /// What the virtual machine takes.

@@ -94,6 +94,12 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A file descriptor for events could not be made.
+    #[error("events cannot be followed")]
+    Events {
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The kernel does not tell which network interfaces there are.
     #[error("the network interfaces are not known")]
     Links {

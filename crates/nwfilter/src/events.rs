@@ -1,12 +1,15 @@
 //! What changed, for those who want to hear of it.
 
 use std::fmt;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nwfilter_xml::{FilterName, PortDev};
 
-use crate::{BindingState, Driver};
+use crate::{BindingState, Driver, Error};
 
 /// Events that wait for a subscriber before the next ones are lost to it.
 const CAPACITY: usize = 1024;
@@ -65,8 +68,72 @@ impl Driver {
     /// no room is counted, and [`Event::Lost`] stands in its place as soon as there is. Dropping the receiver ends
     /// the subscription.
     pub fn subscribe(&self) -> Receiver<Event> {
-        self.feed().subscribe()
+        self.feed().subscribe(None)
     }
+
+    /// The same for a main loop, which waits for many things at once by poll(2).
+    pub fn event_queue(&self) -> Result<EventQueue, Error> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let failed = |errno: Errno| Error::Events { source: errno.into() };
+        let wake = Arc::new(EventFd::from_flags(flags).map_err(failed)?);
+        Ok(EventQueue { events: self.feed().subscribe(Some(wake.clone())), wake })
+    }
+}
+
+/// The events of a driver, with a file descriptor that is readable while events wait: [`Driver::event_queue`].
+///
+/// A reader takes events out until there is none. The descriptor may be readable once more than there are events. It is
+/// also readable when the driver is gone.
+#[derive(Debug)]
+pub struct EventQueue {
+    events: Receiver<Event>,
+    wake: Arc<EventFd>,
+}
+
+/// What an [`EventQueue`] has to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next event.
+    Event(Event),
+    /// No event waits.
+    Empty,
+    /// No event will come any more, because the driver is gone.
+    Closed,
+}
+
+impl EventQueue {
+    /// Takes the next event out. Never waits.
+    pub fn take(&self) -> Next {
+        match self.events.try_recv() {
+            Ok(event) => return Next::Event(event),
+            Err(TryRecvError::Disconnected) => return Next::Closed,
+            Err(TryRecvError::Empty) => (),
+        }
+        // An event that comes from here on makes the descriptor readable again. One that came before is in the channel.
+        let _ = self.wake.read();
+        match self.events.try_recv() {
+            Ok(event) => {
+                wake(&self.wake);
+                Next::Event(event)
+            }
+            Err(TryRecvError::Empty) => Next::Empty,
+            Err(TryRecvError::Disconnected) => {
+                wake(&self.wake);
+                Next::Closed
+            }
+        }
+    }
+}
+
+impl AsFd for EventQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// Makes a descriptor readable. It fails only where the counter is full, and the descriptor is then readable.
+fn wake(descriptor: &EventFd) {
+    let _ = descriptor.write(1);
 }
 
 /// The subscribers of a driver.
@@ -77,15 +144,27 @@ pub(crate) struct Feed {
 
 #[derive(Debug)]
 struct Subscriber {
+    /// Closed before the descriptor below is woken for the last time: fields are dropped in their order.
     sender: SyncSender<Event>,
     lost: u64,
+    wake: Option<Waker>,
+}
+
+/// Wakes a reader, the last time when there is nothing to come any more.
+#[derive(Debug)]
+struct Waker(Arc<EventFd>);
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        wake(&self.0);
+    }
 }
 
 impl Feed {
-    fn subscribe(&self) -> Receiver<Event> {
+    fn subscribe(&self, descriptor: Option<Arc<EventFd>>) -> Receiver<Event> {
         let (sender, events) = sync_channel(CAPACITY);
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
-        subscribers.push(Subscriber { sender, lost: 0 });
+        subscribers.push(Subscriber { sender, lost: 0, wake: descriptor.map(Waker) });
         events
     }
 
@@ -94,6 +173,9 @@ impl Feed {
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         for event in events {
             subscribers.retain_mut(|subscriber| subscriber.take(&event));
+        }
+        for subscriber in subscribers.iter() {
+            subscriber.wake.iter().for_each(|waker| wake(&waker.0));
         }
     }
 }
@@ -124,6 +206,8 @@ impl Subscriber {
 
 #[cfg(test)]
 mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
     use super::*;
 
     fn event(number: usize) -> Event {
@@ -133,7 +217,7 @@ mod tests {
     #[test]
     fn what_a_slow_subscriber_misses_is_counted_and_told_in_its_place() {
         let feed = Feed::default();
-        let (slow, fast) = (feed.subscribe(), feed.subscribe());
+        let (slow, fast) = (feed.subscribe(None), feed.subscribe(None));
         feed.publish((0..CAPACITY + 5).map(event));
         let taken: Vec<_> = slow.try_iter().collect();
         assert_eq!(taken, (0..CAPACITY).map(event).collect::<Vec<_>>());
@@ -143,5 +227,57 @@ mod tests {
         feed.publish([event(9)]);
         assert_eq!(feed.subscribers.lock().unwrap().len(), 1);
         assert_eq!(fast.try_iter().count(), CAPACITY);
+    }
+
+    fn queue(feed: &Feed) -> EventQueue {
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+        EventQueue { events: feed.subscribe(Some(wake.clone())), wake }
+    }
+
+    fn is_readable(queue: &EventQueue) -> bool {
+        let mut descriptors = [PollFd::new(queue.as_fd(), PollFlags::POLLIN)];
+        poll(&mut descriptors, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    #[test]
+    fn a_queue_is_readable_while_events_wait_and_when_the_driver_is_gone() {
+        let feed = Feed::default();
+        let queue = queue(&feed);
+        assert!(!is_readable(&queue));
+        assert_eq!(queue.take(), Next::Empty);
+        feed.publish([event(1), event(2)]);
+        for number in [1, 2] {
+            assert!(is_readable(&queue));
+            assert_eq!(queue.take(), Next::Event(event(number)));
+        }
+        assert_eq!(queue.take(), Next::Empty);
+        assert!(!is_readable(&queue));
+        feed.publish([event(3)]);
+        drop(feed);
+        assert!(is_readable(&queue));
+        assert_eq!(queue.take(), Next::Event(event(3)));
+        assert_eq!((queue.take(), queue.take()), (Next::Closed, Next::Closed));
+        assert!(is_readable(&queue));
+    }
+
+    #[test]
+    fn who_waits_for_the_descriptor_misses_no_event_of_other_threads() {
+        const EVENTS: usize = 1000;
+        let feed = Feed::default();
+        let queue = queue(&feed);
+        let taken = std::thread::scope(|scope| {
+            scope.spawn(|| (0..EVENTS).for_each(|number| feed.publish([event(number)])));
+            let mut taken = Vec::new();
+            while taken.len() < EVENTS {
+                let mut descriptors = [PollFd::new(queue.as_fd(), PollFlags::POLLIN)];
+                let ready = poll(&mut descriptors, PollTimeout::from(60_000u16)).unwrap();
+                assert_eq!(ready, 1, "{} events came", taken.len());
+                while let Next::Event(event) = queue.take() {
+                    taken.push(event);
+                }
+            }
+            taken
+        });
+        assert_eq!(taken, (0..EVENTS).map(event).collect::<Vec<_>>());
     }
 }

@@ -37,7 +37,7 @@ pub use clock::Clock;
 pub use config::{Builder, Config, Layout};
 pub use driver::Driver;
 pub use error::{Error, with_causes};
-pub use events::Event;
+pub use events::{Event, EventQueue, Next};
 pub use explaining::ExplainedPort;
 pub use files::{Problem, ProblemKind};
 pub use host::Host;

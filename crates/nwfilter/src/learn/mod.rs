@@ -123,14 +123,7 @@ impl PortStatus {
             (Attachment::Absent, _) => "absent",
             (Attachment::Unbridged, _) => "unbridged",
             (Attachment::Bridged, Err(_)) => "invalid",
-            (Attachment::Bridged, Ok(state)) => match state {
-                BindingState::Filtered => "filtered",
-                BindingState::Learning { .. } => "learning",
-                BindingState::Unattended { .. } => "unattended",
-                BindingState::Refused { .. } => "refused",
-                BindingState::Learned { .. } => "learned",
-                BindingState::Leased { .. } => "leased",
-            },
+            (Attachment::Bridged, Ok(state)) => state.name(),
         }
     }
 }
@@ -147,6 +140,18 @@ pub struct RemainingLease {
 }
 
 impl BindingState {
+    /// A word for it: `filtered`, `learning`, `unattended`, `refused`, `learned` or `leased`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Filtered => "filtered",
+            Self::Learning { .. } => "learning",
+            Self::Unattended { .. } => "unattended",
+            Self::Refused { .. } => "refused",
+            Self::Learned { .. } => "learned",
+            Self::Leased { .. } => "leased",
+        }
+    }
+
     /// Whether nothing that passes the port can change it.
     pub(crate) fn is_complete(&self) -> bool {
         match self {

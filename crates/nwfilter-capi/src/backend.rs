@@ -1,0 +1,57 @@
+//! Which backend a driver gets. The choice is the one of `nwfilterctl --backend`.
+
+use std::fs;
+use std::path::Path;
+
+use nwfilter::{Backend, Fake, Layout};
+use nwfilter_nftables::{Nftables, check_kernel};
+use nwfilter_xtables::{Dispatch, Settings, Xtables};
+
+use crate::code::nwf_code;
+use crate::error::Failure;
+use crate::options::{NWF_OPEN_KEEP_BRIDGE_NF, NWF_OPEN_WITHOUT_HELPERS, Options, nwf_backend};
+
+/// The backend that the options ask for. It is refused while another one filters ports, which would then have to pass the
+/// rules of both.
+pub(crate) fn choose(options: &Options) -> Result<Box<dyn Backend>, Failure> {
+    let nftables = Nftables::new();
+    let xtables = Xtables::new(Settings {
+        enable_bridge_filtering: options.flags & NWF_OPEN_KEEP_BRIDGE_NF == 0,
+        conntrack_helpers: options.flags & NWF_OPEN_WITHOUT_HELPERS == 0,
+        // libvirt's driver could not delete what a tree refers to.
+        dispatch: if options.config.layout == Layout::Libvirt { Dispatch::Keep } else { Dispatch::Tree },
+    });
+    let native = match options.backend {
+        nwf_backend::NWF_BACKEND_FAKE => return Ok(Box::new(Fake::new())),
+        nwf_backend::NWF_BACKEND_NFTABLES => true,
+        nwf_backend::NWF_BACKEND_XTABLES => false,
+        nwf_backend::NWF_BACKEND_AUTO => {
+            holds_ports(&nftables)
+                || !holds_ports(&xtables)
+                    && !names_an_ip_set(&options.config.config_dir)
+                    && check_kernel().is_ok()
+        }
+    };
+    let (nftables, xtables): (Box<dyn Backend>, Box<dyn Backend>) = (Box::new(nftables), Box::new(xtables));
+    let (chosen, other) = if native { (nftables, xtables) } else { (xtables, nftables) };
+    if holds_ports(&*other) && !(native && holds_ports(&*chosen)) {
+        let (here, wanted) = (other.name(), chosen.name());
+        let why = format!(
+            "ports of this host are filtered by {here}: open the driver with it, or move them with \
+             'nwfilterctl reload --backend {wanted}'"
+        );
+        return Err(Failure::Own(nwf_code::NWF_OTHER_BACKEND, why));
+    }
+    Ok(chosen)
+}
+
+/// Whether a backend filters ports. One that cannot be asked filters none.
+fn holds_ports(backend: &dyn Backend) -> bool {
+    backend.installed().is_ok_and(|installed| !installed.ports.is_empty())
+}
+
+/// Whether a filter of the store names an ipset. What cannot be read is reported when the store is opened.
+fn names_an_ip_set(config_dir: &Path) -> bool {
+    let mut files = fs::read_dir(config_dir).into_iter().flatten().flatten();
+    files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
+}
