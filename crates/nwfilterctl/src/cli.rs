@@ -52,6 +52,8 @@ pub(crate) enum Verb {
     Config,
     /// Show filters, ports and the kernel on one screen; exit 1 if the kernel is not as it should be
     Status,
+    /// Print what changes in the stores and in the kernel, as it happens, whoever changes it
+    Watch,
     /// Write the stores to a file, or print them, for `import`
     Export {
         file: Option<PathBuf>,

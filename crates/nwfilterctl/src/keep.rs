@@ -54,7 +54,8 @@ fn print(events: &Receiver<Event>, as_json: bool) {
     }
 }
 
-fn as_value(event: &Event) -> Value {
+/// An event as one line of JSON.
+pub(crate) fn as_value(event: &Event) -> Value {
     let of_filter = |event: &str, name: &FilterName| json!({"event": event, "filter": name.as_str()});
     let of_port = |event: &str, port: &PortDev| json!({"event": event, "port": port.as_str()});
     match event {

@@ -19,6 +19,7 @@ mod progress;
 mod status;
 mod users;
 mod verbs;
+mod watch;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -60,6 +61,10 @@ fn run(cli: Cli, level: LevelFilter) -> Result<ExitCode> {
         }
         Verb::Fmt { files } => verbs::fmt(&files, json)?,
         Verb::Doctor => doctor::doctor(&options, json),
+        Verb::Watch => {
+            watch::watch(&options, json)?;
+            Answer::default()
+        }
         Verb::Keep(daemon) => {
             let read = || arguments.settle().map(|options| options.with(|settings| daemon.set(settings)));
             keep::keep(read, json)?;
@@ -149,6 +154,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
         | Verb::Doctor
         | Verb::Fmt { .. }
         | Verb::Keep(_)
+        | Verb::Watch
         | Verb::Listen(_) => {
             unreachable!("they need no driver")
         }
