@@ -1,7 +1,7 @@
-//! Rules in a form in which equal rules are equal texts, whether they were rendered here or printed by a tool.
+//! Compares rules that this crate rendered with rules that a tool printed.
 //!
-//! The tools print names where numbers were given, leave out what matches everything, and write addresses in their
-//! own way. Which names they use depends on `/etc/protocols` and `/etc/ethertypes` of the host.
+//! A tool prints names for numbers, omits matches that match everything, and formats addresses in its own way. Which
+//! names it prints depends on `/etc/protocols` and `/etc/ethertypes` of the host. [`canonical`] removes these differences.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(crate) fn same_rules<'a, 'b>(
     a.len() == b.len() && a.zip(b).all(|(a, b)| same(tool, a, b))
 }
 
-/// The form of a rule that equal rules share.
+/// The canonical text of a rule: two rules with the same text do the same.
 pub(crate) fn canonical(tool: Tool, rule: &str) -> String {
     let mut out = String::with_capacity(rule.len());
     for option in options(&words(rule)) {
@@ -42,7 +42,7 @@ pub(crate) fn canonical(tool: Tool, rule: &str) -> String {
     out
 }
 
-/// One option of a rule with what stands behind it.
+/// One option of a rule and its values.
 #[derive(Debug, PartialEq, Eq)]
 struct RuleOption<'a> {
     name: &'a str,
@@ -68,7 +68,7 @@ fn unquoted(word: &str) -> Cow<'_, str> {
     text.into()
 }
 
-/// The options of a rule. ebtables writes the `!` behind the option, iptables before it.
+/// The options of a rule. ebtables writes `!` after the option, iptables before it.
 fn options<'a>(words: &'a [Cow<'a, str>]) -> Vec<RuleOption<'a>> {
     const WITHOUT_VALUE: [&str; 4] =
         ["--physdev-is-bridged", "--connlimit-saddr", "--connlimit-daddr", "--arp-gratuitous"];
@@ -97,7 +97,7 @@ fn is_option(word: &str) -> bool {
     word.starts_with('-')
 }
 
-/// Whether an option is negated and what stands behind it; `None` if it matches every packet, when tools leave it out.
+/// Whether an option is negated, and its value. `None` if the option matches every packet: the tools omit it then.
 fn canonical_value<'a>(tool: Tool, option: &RuleOption<'a>) -> Option<(bool, Cow<'a, str>)> {
     if let Some(complement) = complement_of_ports(option) {
         return Some((false, complement.into()));
@@ -109,7 +109,7 @@ fn canonical_value<'a>(tool: Tool, option: &RuleOption<'a>) -> Option<(bool, Cow
     let canonical = match tool {
         Tool::Ebtables => {
             let canonical = ebtables_value(option.name, &value);
-            // ebtables-save prints this number without its negation: the two cannot be told apart.
+            // ebtables-save prints this number without the `!` of a negation.
             if option.name == "-p" && canonical.as_deref() == Some(LENGTH) {
                 return Some((false, LENGTH.into()));
             }
@@ -125,7 +125,7 @@ fn canonical_value<'a>(tool: Tool, option: &RuleOption<'a>) -> Option<(bool, Cow
     Some((option.negated, canonical.map_or(value, Cow::Owned)))
 }
 
-/// What is not at one end of all ports is at the other, and iptables prints it so.
+/// The complement of a negated range that starts at 0 or ends at 65535: iptables prints it instead of the negation.
 fn complement_of_ports(option: &RuleOption<'_>) -> Option<String> {
     let (true, "--sport" | "--dport", [value]) = (option.negated, option.name, &option.values[..]) else {
         return None;
@@ -150,7 +150,7 @@ fn iptables_value(option: &str, value: &str) -> Option<String> {
     match option {
         "-p" => number_of(value, &HOST.protocols).map(|number| number.to_string()),
         "--mac-source" => Some(value.to_ascii_lowercase()),
-        // The type that stands for all of them takes no code.
+        // Type 255 means any type and takes no code.
         "--icmp-type" if value == "any" || value.starts_with("255/") => Some("255".to_owned()),
         "-s" | "-d" | "--src-range" | "--dst-range" => addresses(value),
         _ => None,
@@ -167,7 +167,7 @@ fn ebtables_value(option: &str, value: &str) -> Option<String> {
         "--arp-op" => named(value, &ARP_OPCODES).or_else(|| number(value)).map(hex),
         "--arp-ptype" => number_of(value, &HOST.ether_types).map(hex),
         "--arp-htype" | "--ip-tos" | "--ip6-tclass" | "--vlan-id" => number(value).map(hex),
-        // Hexadecimal with and without 0x.
+        // Hexadecimal, with or without 0x.
         "--vlan-encap" => u32::from_str_radix(value.trim_start_matches("0x"), 16)
             .ok()
             .or_else(|| number_of(value, &HOST.ether_types))
@@ -180,7 +180,7 @@ fn ebtables_value(option: &str, value: &str) -> Option<String> {
     }
 }
 
-/// Addresses in one notation: glibc, which the tools use, and Rust disagree about `::1.2.3.4`.
+/// IPv6 addresses in Rust's notation: glibc, which the tools use, prints `::1.2.3.4` for `::102:304`.
 fn addresses(value: &str) -> Option<String> {
     if !value.contains(':') {
         return None;
@@ -210,7 +210,7 @@ fn number_of(text: &str, names: &HashMap<String, u32>) -> Option<u32> {
     number(text).or_else(|| names.get(&text.to_ascii_lowercase()).copied())
 }
 
-/// A type, or a range of them, and a range of codes: `1:5/0:3`. Types without codes mean all codes.
+/// A range of types and a range of codes: `1:5/0:3`. A type without a code means all codes.
 fn icmpv6_range(value: &str) -> String {
     let named = ICMPV6_TYPES.iter().find(|(name, ..)| *name == value);
     if let Some((_, kind, code)) = named {
@@ -226,10 +226,10 @@ fn icmpv6_range(value: &str) -> String {
     }
 }
 
-/// The lowest protocol. What is below is the length of a frame, and ebtables-save prints this number itself so too.
+/// The lowest EtherType. Smaller numbers are the length of a frame; ebtables-save prints this one as `Length` too.
 const LENGTH: &str = "0x600";
 
-/// The names that this host has for numbers.
+/// The names that this host has for protocol numbers and EtherTypes.
 struct HostNames {
     protocols: HashMap<String, u32>,
     ether_types: HashMap<String, u32>,
@@ -250,7 +250,7 @@ static HOST: LazyLock<HostNames> = LazyLock::new(|| {
     }
 });
 
-/// The names of `/etc/protocols` and `/etc/ethertypes`: on each line a name, its number and more names.
+/// Reads `/etc/protocols` or `/etc/ethertypes`: each line has a name, its number and aliases.
 fn numbers_of_names(text: &str, base: u32) -> HashMap<String, u32> {
     let mut numbers = HashMap::new();
     for line in text.lines() {
@@ -264,7 +264,7 @@ fn numbers_of_names(text: &str, base: u32) -> HashMap<String, u32> {
     numbers
 }
 
-/// The names that the tools know by themselves.
+/// The names that the tools have built in.
 const PROTOCOLS: [(&str, u32); 10] = [
     ("tcp", 6),
     ("sctp", 132),
@@ -304,7 +304,7 @@ const STP_TYPES: [(&str, u32); 2] = [("config", 0), ("tcn", 128)];
 
 const STP_FLAGS: [(&str, u32); 2] = [("topology-change", 1), ("topology-change-ack", 128)];
 
-/// Names that ebtables prints for a type, or for a type with one code.
+/// Names that ebtables prints for a type, or for a type and one code.
 const ICMPV6_TYPES: [(&str, u8, Option<u8>); 33] = [
     ("destination-unreachable", 1, None),
     ("no-route", 1, Some(0)),

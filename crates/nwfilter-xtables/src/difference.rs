@@ -1,4 +1,4 @@
-//! How a plan is shown to people: rule by rule, with the subject, the place and the filter's rule.
+//! Reports a plan as typed differences: for each rule the subject, the chain and the filter's rule.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,10 +11,10 @@ use crate::canonical::canonical;
 use crate::dispatch::{Dispatcher, dispatchers};
 use crate::plan::{Edit, Plan};
 
-/// How long two lists may be compared for the shortest difference; after that a longer one will do.
+/// How long to search for the shortest difference of two lists. After that any correct one is taken.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The differences between a table and what a plan makes of it.
+/// The differences between a table before and after a plan.
 pub(crate) fn differences(plan: &Plan) -> Vec<Difference> {
     let (table, tool) = (plan.table, plan.tool());
     let dispatchers = dispatchers(table);
@@ -50,17 +50,17 @@ pub(crate) fn differences(plan: &Plan) -> Vec<Difference> {
     found
 }
 
-/// The port that a rule leads to from a chain that all ports share.
+/// The port that a rule of a shared chain leads to.
 fn dispatched_by(dispatchers: &[Dispatcher], chain: &str, rule: &str) -> Subject {
     let dispatcher = dispatchers.iter().find(|d| d.chain == chain || d.has_in_tree(chain));
     let port = dispatcher.and_then(|dispatcher| dispatcher.port(rule)?.parse().ok());
     port.map_or(Subject::Host, Subject::Port)
 }
 
-/// The indexes of what stands in only one of two lists, both in order. Memory is linear in the lists, and time is
-/// bounded.
+/// The indexes of the rules that only one of the two lists has, in order. Takes memory linear in the lists, and bounded
+/// time.
 fn uncommon<T: Ord + Hash>(a: &[T], b: &[T]) -> (Vec<usize>, Vec<usize>) {
-    // Most of what differs stands in one list only: that need not be compared with everything in the other.
+    // Most different rules occur in one list only; they need not be compared with the whole other list.
     let mut counts: HashMap<&T, (usize, usize)> = HashMap::new();
     a.iter().for_each(|item| counts.entry(item).or_default().0 += 1);
     b.iter().for_each(|item| counts.entry(item).or_default().1 += 1);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn many_different_rules_take_memory_for_their_number_not_its_square() {
-        // A table of all lengths would take 20,000 × 20,000 × 8 bytes.
+        // A full table of lengths would take 20,000 × 20,000 × 8 bytes.
         let (a, b): (Vec<u32>, Vec<u32>) = ((0..20_000).collect(), (20_000..40_000).collect());
         let (only_a, only_b) = uncommon(&a, &b);
         assert_eq!((only_a.len(), only_b.len()), (20_000, 20_000));

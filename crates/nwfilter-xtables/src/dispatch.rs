@@ -1,8 +1,8 @@
-//! How a packet finds the chains of its port.
+//! Dispatches packets to the chains of their port.
 //!
-//! A few ports are a list of rules, one for each port, as libvirt has it: each packet is compared with one after the
-//! other. For more ports the rules are the leaves of a tree over the ports' names. A chain of the tree holds the rules
-//! of a few ports, or sends on what comes from ports whose names begin alike:
+//! A few ports are dispatched by libvirt's list: one rule for each port, and each packet is compared with all of them
+//! in turn. Many ports are dispatched by a tree over their names. A chain of the tree holds the rules of a few ports,
+//! or jumps to chains for a common prefix of names:
 //!
 //! ```text
 //! -A libvirt-in -j nwfilter-in
@@ -12,9 +12,9 @@
 //! -A nwfilter-in-vnet1 -m physdev --physdev-in vnet10 -g FI-vnet10
 //! ```
 //!
-//! In the raw table, where a packet does not tell to which port it will go, the tree first divides by the destination
-//! ports that have helpers. Below, all ports with such a helper are tried; the names only divide them into chains, so
-//! that few rules are written when one port changes.
+//! In the raw table the destination port of the bridge is not known yet. There the tree first branches on the
+//! destination ports that have helpers, and tries every port with such a helper. The names only split those into
+//! chains, so that a change of one port writes few rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -26,51 +26,51 @@ use crate::tool::TableId;
 /// How packets are dispatched to the chains of their ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dispatch {
-    /// By a tree over the names of the ports where there are 8 ports or more, by libvirt's list below: the cost of a
-    /// packet hardly grows with the number of ports.
+    /// By a tree over port names for 8 ports and more, by libvirt's list for fewer. The cost per packet hardly grows with
+    /// the number of ports.
     #[default]
     Tree,
-    /// By libvirt's list, however many ports there are. libvirt's own driver can take over from it.
+    /// By libvirt's list for any number of ports. libvirt's own driver can take over from it.
     List,
-    /// As it is: by a tree where there is one, else by the list. For a process beside the one that decides.
+    /// As the table already does. For a process beside the one that decides.
     Keep,
 }
 
-/// The number of ports from which on there is a tree.
+/// The smallest number of ports that a tree dispatches.
 const TREE_FROM: usize = 8;
 
-/// The most rules a chain of the tree has before it is divided further.
+/// A chain of the tree with more rules is split further.
 const LEAF_RULES: usize = 8;
 
-/// The fewest ports for which it is divided. A chain for two of them would spare the others one rule, and be there to be
-/// rewritten for every third that comes or goes.
+/// A group of ports with a common prefix gets its own chain from this size on. A chain for two ports would save the
+/// others one rule, but would have to be rewritten whenever a third port comes or goes.
 const GROUP_FROM: usize = 3;
 
-/// A chain whose packets are dispatched to the ports of a table.
+/// A chain that dispatches its packets to the ports of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dispatcher {
-    /// The chain. It may hold rules of others, which stay.
+    /// The chain. It may also hold rules of others, which stay.
     pub(crate) chain: &'static str,
-    /// The root of the tree. Chains further down are named after it.
+    /// The root chain of the tree; the names of the other chains start with it.
     tree: &'static str,
     by: By,
 }
 
-/// What tells to which port a packet belongs.
+/// How a rule selects the packets of a port.
 #[derive(Clone, Copy, Debug)]
 enum By {
-    /// An interface of the bridge: an option of ebtables.
+    /// By bridge port: this option of ebtables.
     Interface(&'static str),
-    /// A port of the bridge: an option of iptables' physdev match, and what stands behind the port.
+    /// By bridge port: this option of iptables' physdev match, and what follows the port's name.
     Physdev(&'static str, &'static str),
-    /// The conntrack helper that the port has rules for.
+    /// By the connections that the port's helper rules select.
     Helper,
 }
 
-/// The rules of each port, in one dispatcher.
+/// The dispatching rules of each port in one dispatcher.
 pub(crate) type Entries<'a> = BTreeMap<&'a str, Vec<&'a str>>;
 
-/// What dispatches to the ports: rules at the end of the dispatcher's chain, and the chains of the tree.
+/// The rules at the end of the dispatcher's chain, and the chains of its tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) rules: Vec<String>,
@@ -97,7 +97,7 @@ pub(crate) fn dispatchers(table: TableId) -> Vec<Dispatcher> {
     all.iter().map(|(chain, tree, by)| Dispatcher { chain, tree, by: *by }).collect()
 }
 
-/// The transport protocol and the destination port of connections that a rule gives a helper.
+/// Transport protocol and destination port of the connections to which a rule assigns a helper.
 type HelperKey = (String, String);
 
 impl Dispatcher {
@@ -117,13 +117,13 @@ impl Dispatcher {
             .filter(|(name, _)| self.has_in_tree(name))
     }
 
-    /// Whether a rule of the dispatcher's chain is there to dispatch.
+    /// Whether a rule of the dispatcher's chain dispatches, and so is ours.
     pub(crate) fn is_dispatching(&self, rule: &str) -> bool {
         rule == self.root_rule() || self.port(rule).is_some()
     }
 
-    /// Whether a rule of others in the dispatcher's chain may let packets of one of these ports pass without their
-    /// rules. One that drops them, or goes on to the next rule, does not.
+    /// Whether a rule of others in the dispatcher's chain may accept packets of one of these ports before the port's rules
+    /// see them. A rule that drops, or continues with the next rule, does not.
     pub(crate) fn may_bypass(
         &self,
         table: TableId,
@@ -142,12 +142,12 @@ impl Dispatcher {
         ends_well(table, saved, rule, &mut BTreeSet::new())
     }
 
-    /// The port whose packets a rule leads into the port's chains.
+    /// The port that a rule dispatches to.
     pub(crate) fn port<'a>(&self, rule: &'a str) -> Option<&'a str> {
         let rule = SavedRule::new(rule);
         let target = || rule.target().map(Target::name);
         match self.by {
-            // Only jumps to a chain of the port are ours: the hook is shared with everybody.
+            // Others have rules in the same hook: only jumps to a chain of the port are ours.
             By::Interface(option) => {
                 rule.value(option).filter(|port| target().and_then(port_of_root) == Some(*port))
             }
@@ -156,14 +156,14 @@ impl Dispatcher {
         }
     }
 
-    /// The rules that a table holds for each port, in a list or in a tree, repeated ones once.
+    /// The dispatching rules that a table holds for each port, in list or tree, without repetitions.
     pub(crate) fn entries<'a>(&self, saved: &'a SavedTable) -> Entries<'a> {
         let mut entries = Entries::new();
         let list = saved.get(self.chain).into_iter().flatten();
         for rule in list.chain(self.tree_chains(saved).flat_map(|(_, rules)| rules)) {
             let Some(port) = self.port(rule) else { continue };
             let rules = entries.entry(port).or_default();
-            // In a tree a port with several helpers is in several chains.
+            // A tree has a port with several helpers in several chains.
             if !rules.contains(&rule.as_str()) {
                 rules.push(rule);
             }
@@ -171,7 +171,7 @@ impl Dispatcher {
         entries
     }
 
-    /// The ports to whose rules packets get from the dispatcher's chain.
+    /// The ports that packets can reach from the dispatcher's chain.
     pub(crate) fn reached<'a>(&self, saved: &'a SavedTable) -> BTreeSet<&'a str> {
         let (mut reached, mut seen) = (BTreeSet::new(), BTreeSet::new());
         let mut waiting = vec![self.chain];
@@ -186,7 +186,7 @@ impl Dispatcher {
         reached
     }
 
-    /// Whether ports are to be dispatched by a tree if they are many.
+    /// Whether many ports are dispatched by a tree.
     fn has_tree(&self, saved: &SavedTable, dispatch: Dispatch) -> bool {
         match dispatch {
             Dispatch::Tree => true,
@@ -195,7 +195,8 @@ impl Dispatcher {
         }
     }
 
-    /// How ports with these rules are dispatched in a table that holds `saved`. `rules_of` gives the rules of a port's own chain.
+    /// The layout that dispatches to ports with these rules, in a table that holds `saved`. `rules_of` returns the rules of
+    /// a port's own chain.
     pub(crate) fn layout<'a>(
         &self,
         entries: &Entries<'_>,
@@ -218,9 +219,9 @@ impl Dispatcher {
         layout
     }
 
-    /// Adds the chain `root` and those below it, which are named after it.
+    /// Adds the chain `root` and the chains below it to the tree.
     fn plant(&self, root: &str, ports: &[(&str, &[&str])], tree: &mut BTreeMap<String, Vec<String>>) {
-        // Chains with the ports in them, and for how many bytes the names of those begin alike. Port names are ASCII.
+        // Each chain with its ports and the length of their common prefix. Port names are ASCII.
         let mut waiting = vec![(root.to_owned(), 0, ports)];
         while let Some((chain, common, ports)) = waiting.pop() {
             let next = |port: &(&str, _)| port.0.as_bytes().get(common).copied();
@@ -228,7 +229,7 @@ impl Dispatcher {
             for group in ports.chunk_by(|a, b| next(a) == next(b)) {
                 let divides = ports.len() > LEAF_RULES && group.len() >= GROUP_FROM;
                 if let ([(first, _), .., (last, _)], true) = (group, divides) {
-                    // In order, so that what the ends have in common all have.
+                    // The ports are sorted: what the first and last have in common, all have.
                     let alike = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
                     let below = format!("{root}-{}", &first[..alike]);
                     rules.push(self.leading_on(&format!("{}+", &first[..alike]), &below));
@@ -255,7 +256,7 @@ impl Dispatcher {
                 Some(keys) => {
                     keys.into_iter().for_each(|key| by_key.entry(key).or_default().push((port, rules)))
                 }
-                // Somebody changed the port's chain.
+                // Others changed the port's chain.
                 None => root.extend(rules.iter().map(|rule| (*rule).to_owned())),
             }
         }
@@ -271,40 +272,39 @@ impl Dispatcher {
         format!("-j {}", self.tree)
     }
 
-    /// The rule that sends on the packets of interfaces that match a pattern.
+    /// The rule that sends the packets of ports that match a pattern to a chain.
     fn leading_on(&self, pattern: &str, chain: &str) -> String {
         match self.by {
             By::Interface(option) => format!("{option} {pattern} -j {chain}"),
-            // Behind a goto no other rule of the chain is tried.
+            // After a goto no other rule of this chain is tried.
             By::Physdev(option, more) => format!("-m physdev {option} {pattern}{more} -g {chain}"),
             By::Helper => format!("-j {chain}"),
         }
     }
 }
 
-/// Whether a rule may end the way of a packet through a built-in chain without dropping it. `seen` are the chains that
-/// were looked into.
+/// Whether a rule may make a packet leave a built-in chain other than by a drop. `seen` are the chains already examined.
 fn ends_well(table: TableId, saved: &SavedTable, rule: &str, seen: &mut BTreeSet<String>) -> bool {
     let rule = SavedRule::new(rule);
     let target = match rule.target() {
-        // A return from a built-in chain is the chain's policy.
+        // A return from a built-in chain applies its policy.
         Some(Target::Goto(_) | Target::Jump("ACCEPT" | "RETURN" | "NFQUEUE" | "QUEUE")) => return true,
         Some(Target::Jump("DROP" | "REJECT" | "CONTINUE")) | None => return false,
         Some(Target::Jump(target)) => target,
     };
     if let Some(rules) = saved.get(target) {
-        // A return from a chain of others goes on behind the jump.
+        // A return from a chain of others continues after the jump.
         let returns = |rule: &str| SavedRule::new(rule).target() == Some(Target::Jump("RETURN"));
         return seen.insert(target.to_owned())
             && rules.iter().any(|rule| !returns(rule) && ends_well(table, saved, rule, seen));
     }
-    // Those of ebtables that change a frame accept it then, unless they are told something else.
+    // ebtables' targets that change a frame then accept it, unless an option says otherwise.
     table == TableId::EbtablesNat
         && ["mark", "snat", "dnat", "redirect", "arpreply"].contains(&target)
         && !rule.words().any(|word| ["CONTINUE", "DROP"].contains(&word))
 }
 
-/// What the rule of a port's own chain gives a helper to.
+/// The connections to which a rule of a port's own chain assigns a helper.
 fn helper_key(rule: &str) -> Option<HelperKey> {
     let rule = SavedRule::new(rule);
     let protocol = match rule.value("-p")? {
@@ -337,7 +337,7 @@ mod tests {
         ports.into_iter().map(rule).collect()
     }
 
-    /// Where a packet of a port gets, and how many rules it is compared with on the way.
+    /// The chain that a packet of a port reaches, and the number of rules it is compared with.
     fn walk<'a>(layout: &'a Layout, port: &str) -> (Option<&'a str>, usize) {
         let (mut rules, mut compared) = (&layout.rules, 0);
         'chain: loop {

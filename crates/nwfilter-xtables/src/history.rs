@@ -1,26 +1,26 @@
-//! What was changed when, as far as somebody follows it: what nobody touched need not be read again.
+//! Records which chains others changed in which transaction, so that only those are read again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::nftables::Generation;
 use crate::tool::TableId;
 
-/// How many transactions are known. More between two looks at the tables have them read.
+/// How many transactions are kept. After more between two readings, the tables are read as a whole.
 const MOST: usize = 4096;
 
-/// How many chains of a table are told apart. To read more of them takes as long as to read the table.
+/// How many changed chains of a table are recorded. Reading more one by one takes as long as reading the table.
 const FEW: usize = 16;
 
-/// What of a table was changed.
+/// What changed in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The rules of these chains.
+    /// Rules in these chains.
     Chains(BTreeSet<String>),
-    /// Anything.
+    /// Possibly everything.
     Whole,
 }
 
-/// What was changed of which tables.
+/// What changed in each table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes(pub(crate) BTreeMap<TableId, Part>);
 
@@ -50,19 +50,19 @@ impl Changes {
     }
 }
 
-/// The last transactions of a network namespace, without a gap, and what each changed of the tables with rules of ours.
+/// The latest transactions of a network namespace, without a gap, and what each changed in the tables of this backend.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     transactions: VecDeque<(Generation, Changes)>,
 }
 
 impl History {
-    /// Takes note of a transaction, by the generation that it made.
+    /// Records a transaction by the generation it made.
     pub(crate) fn tell(&mut self, generation: Generation, changes: Changes) {
         if let Some((last, _)) = self.transactions.back() {
             match last.until(generation) {
                 Some(1) => (),
-                // Several may follow the same transactions.
+                // Another watch may have recorded it already.
                 _ if self.transactions.iter().any(|(known, _)| *known == generation) => return,
                 _ => self.transactions.clear(),
             }
@@ -73,15 +73,15 @@ impl History {
         }
     }
 
-    /// Whoever follows has missed something.
+    /// Forgets everything: the watch lost notifications.
     pub(crate) fn miss(&mut self) {
         self.transactions.clear();
     }
 
-    /// What changed between two generations; `None` if that is not known.
+    /// What changed between two generations. `None` if not all of it is recorded.
     pub(crate) fn changed(&self, from: Generation, to: Generation) -> Option<Changes> {
         let (first, _) = self.transactions.front()?;
-        // Where `from` is too long ago, the distance is that the other way around: beyond the end.
+        // If `from` is too old, the distance wraps around and is beyond the end.
         let (begin, count) = (first.until(from.next())? as usize, from.until(to)? as usize);
         let between = begin..begin.checked_add(count)?;
         if between.end > self.transactions.len() {
@@ -132,7 +132,7 @@ mod tests {
         let tables = [TableId::IptablesRaw, TableId::IptablesFilter, TableId::EbtablesNat];
         let mut history = History::default();
         assert_eq!(history.changed(at(1, 4), at(1, 5)), None);
-        // Numbers begin again after the last.
+        // Generations wrap around.
         for (number, table) in [u32::MAX, 0, 1].into_iter().zip(tables) {
             history.tell(at(1, number), whole(&[table]));
         }

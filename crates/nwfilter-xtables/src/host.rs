@@ -1,4 +1,4 @@
-//! What the host must have so that IP rules and conntrack helpers work on bridged packets.
+//! Kernel settings and modules that IP rules and conntrack helpers on bridged packets need.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use nwfilter_rules::{ApplyError, Family, Scope};
 
 use crate::tool::run;
 
-/// The switch by which the kernel shows bridged packets of a family to iptables, as sysctl(8) names it.
+/// The sysctl that makes bridged packets of a family pass iptables.
 pub(crate) fn bridge_switch(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "net.bridge.bridge-nf-call-iptables",
@@ -15,7 +15,7 @@ pub(crate) fn bridge_switch(family: Family) -> &'static str {
     }
 }
 
-/// Whether it is on, in the network namespace of the calling thread.
+/// Whether that sysctl is 1 in the network namespace of the calling thread.
 pub(crate) fn is_bridge_switch_on(family: Family) -> bool {
     fs::read_to_string(path_of(bridge_switch(family))).is_ok_and(|value| value.trim() != "0")
 }
@@ -24,8 +24,7 @@ fn path_of(switch: &str) -> String {
     format!("/proc/sys/{}", switch.replace('.', "/"))
 }
 
-/// Makes the kernel show bridged packets of a family to iptables. Without that, IP rules on bridge ports are there
-/// and do nothing.
+/// Makes bridged packets of a family pass iptables. Without it, IP rules on bridge ports have no effect.
 pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Result<(), ApplyError> {
     let path = path_of(bridge_switch(family));
     let what = format!("{family} rules on bridge ports");
@@ -48,7 +47,7 @@ pub(crate) fn enable_bridge_filtering(family: Family, may_change: bool) -> Resul
     Ok(())
 }
 
-/// Whether the kernel has a conntrack helper, after loading its module if it is one.
+/// Whether the kernel has a conntrack helper. Loads its module if necessary.
 pub(crate) fn has_helper(name: &str) -> bool {
     let module = format!("nf_conntrack_{name}");
     let path = format!("/sys/module/{module}");
@@ -58,7 +57,7 @@ pub(crate) fn has_helper(name: &str) -> bool {
     Path::new(&path).exists()
 }
 
-/// Asks for a kernel module. Whether it is there now is seen by what it brings, so failures are not errors here.
+/// Loads a kernel module. Failures are not reported: the caller checks for what the module provides.
 fn load_module(name: &str) {
     match run("modprobe", &["-q", name], None) {
         Ok(output) if output.status.success() => log::info!("kernel module {name} loaded"),

@@ -1,8 +1,8 @@
 //! The iptables, ip6tables and ebtables backend.
 //!
-//! A batch becomes one run of each restore tool, and one more of iptables' where old rules have to hold until ebtables'
-//! are in: the whole change of a table is one transaction. What the tables hold is known first, and only what differs
-//! is written. If a later tool refuses, what an earlier one committed is taken back.
+//! A batch runs each restore tool once, and iptables' a second time if old rules must stay until those of ebtables are
+//! in: each run is one transaction a table. The backend compares the tables with the batch first and writes only the
+//! differences. If a later tool refuses, the backend reverts what an earlier one committed.
 //!
 //! Chains have libvirt's names and contents: `libvirt-I-PORT`, `libvirt-O-PORT` and `I-PORT-CHAIN` in ebtables' nat
 //! table, `FI-PORT`, `FO-PORT` and `HI-PORT` in the filter tables, reached from `libvirt-in`, `libvirt-out`,
@@ -52,10 +52,10 @@ use crate::tool::{TableId, Tool};
 /// What the backend may do to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Whether bridge-nf-call-iptables and bridge-nf-call-ip6tables may be switched on. Where they are off and may
-    /// not be, a ruleset with IP rules is refused.
+    /// Whether the backend may switch on bridge-nf-call-iptables and bridge-nf-call-ip6tables. If it may not and they are
+    /// off, it refuses rulesets with IP rules.
     pub enable_bridge_filtering: bool,
-    /// Whether connections may be given conntrack helpers.
+    /// Whether the backend assigns conntrack helpers.
     pub conntrack_helpers: bool,
     /// How packets are dispatched to the chains of their ports.
     pub dispatch: Dispatch,
@@ -70,8 +70,8 @@ impl Default for Settings {
 /// How often a batch is tried while others change the same tables.
 const ATTEMPTS: usize = 3;
 
-/// The backend, in the network namespace of the calling thread. What the tables hold is asked of the tools, and
-/// remembered for as long as the kernel's count of changes (see [`generation`]) says that nobody changed anything.
+/// The backend, for the network namespace of the calling thread. It reads the tables by the save tools, and caches them as
+/// long as the kernel's generation (see [`generation`]) stays the same.
 #[derive(Debug, Default)]
 pub struct Xtables {
     settings: Settings,
@@ -84,10 +84,9 @@ impl Xtables {
         Self { settings, memory: Mutex::default() }
     }
 
-    /// The same backend, which leaves in the file `.tables` of a directory what the tables hold, and starts with what
-    /// another process left there: an attach then takes milliseconds beside a thousand ports too. For programs that
-    /// end after each change; a long-lived one remembers by itself, and would write the file in vain. The file is
-    /// used only as long as the kernel says that nobody changed anything. The directory must exist.
+    /// The same backend with its cache in the file `.tables` of a directory, for programs that end after each change: an
+    /// attach beside a thousand ports then takes milliseconds too. A long-lived program has its cache in memory and does
+    /// not need the file. The file is used only if the kernel's generation is the same. The directory must exist.
     pub fn remembering_in(self, state_dir: &Path) -> Self {
         Self { memory: Mutex::new(Memory::in_file(state_dir.join(".tables"))), ..self }
     }
@@ -106,7 +105,7 @@ impl Backend for Xtables {
         "xtables"
     }
 
-    /// Whatever the language says has a form in the three tools; lowering refuses the rest.
+    /// The tools can express every ruleset; lowering refuses the rest.
     fn check(&self, _: &Ruleset) -> Result<(), Unsupported> {
         Ok(())
     }
@@ -122,7 +121,7 @@ impl Backend for Xtables {
 
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let Possible { rulesets, warnings } = self.possible(batch);
-        // Asked before they are switched on below.
+        // Before they are switched on below.
         let off: Vec<_> =
             if batch.report_differences { switched_off(&rulesets).collect() } else { Vec::new() };
         for family in families(&rulesets) {
@@ -157,7 +156,7 @@ impl Backend for Xtables {
         Ok(Some(Box::new(nftables::Watch::open(self.memory().history())?)))
     }
 
-    /// Our base chains stay where others have rules in them.
+    /// Base chains in which others have rules stay.
     fn clear(&self) -> Result<Applied, ApplyError> {
         self.commit(|tables| {
             let plans = tables.iter().map(|(table, saved)| Plan::clear(*table, saved));
@@ -166,17 +165,17 @@ impl Backend for Xtables {
     }
 }
 
-/// What the ports of a batch can have on this host; `None` where nothing of a port may be left.
+/// The rulesets of a batch as far as this host supports them. `None` for a port that goes.
 struct Possible<'a> {
     rulesets: BTreeMap<&'a PortDev, Option<Cow<'a, Ruleset>>>,
     warnings: Vec<Warning>,
 }
 
-/// Every port of a batch with what it must have in each table.
+/// The desired tables of every port of a batch.
 type Rendered<'a> = BTreeMap<&'a PortDev, BTreeMap<TableId, PortTable>>;
 
 impl Xtables {
-    /// Commits steps that are made of what the tables hold, again where others changed the tables meanwhile.
+    /// Makes steps from the current tables and commits them. Repeats both if others changed the tables meanwhile.
     fn commit(&self, mut steps_for: impl FnMut(&Tables) -> Vec<Step>) -> Result<Applied, ApplyError> {
         let mut memory = self.memory();
         let mut steps = steps_for(memory.tables()?);
@@ -187,7 +186,7 @@ impl Xtables {
                 Err(error) => error,
             };
             memory.forget();
-            // Tables that are as they were refuse the same again.
+            // Unchanged tables would refuse again.
             match memory.tables().map(&mut steps_for) {
                 Ok(again) if again != steps && attempts.next().is_some() => steps = again,
                 _ => return Err(error),
@@ -215,7 +214,7 @@ impl Xtables {
         Possible { rulesets, warnings }
     }
 
-    /// The ruleset without the helpers that this host cannot give.
+    /// The ruleset without the helpers that this host does not have.
     fn with_possible_helpers(
         &self,
         port: &PortDev,
@@ -259,13 +258,13 @@ fn render<'a>(rulesets: &BTreeMap<&'a PortDev, Option<Cow<'_, Ruleset>>>, tables
     rulesets.iter().map(render).collect()
 }
 
-/// The families that a port has IP rules of.
+/// The families of which a port has IP rules.
 fn families(rulesets: &BTreeMap<&PortDev, Option<Cow<'_, Ruleset>>>) -> impl Iterator<Item = Family> {
     let has = |family| rulesets.values().flatten().any(|ruleset| ruleset.ip(family).is_some());
     Family::ALL.into_iter().filter(move |family| has(*family))
 }
 
-/// The switches of the host that must be on, and are not.
+/// The sysctls that must be 1 and are not.
 fn switched_off(rulesets: &BTreeMap<&PortDev, Option<Cow<'_, Ruleset>>>) -> impl Iterator<Item = Difference> {
     let off = families(rulesets).filter(|family| !host::is_bridge_switch_on(*family));
     off.map(|family| Difference {
@@ -288,13 +287,13 @@ fn plans(rendered: &Rendered<'_>, tables: &Tables, dispatch: Dispatch) -> Vec<Pl
     tables.iter().map(plan).filter(|plan| !plan.is_empty()).collect()
 }
 
-/// What the ports must have in one table.
+/// The desired state of the ports in one table.
 fn wanted<'a>(rendered: &'a Rendered<'_>, table: TableId) -> Wanted<'a> {
     rendered.iter().map(|(port, tables)| (*port, tables.get(&table))).collect()
 }
 
-/// The restore texts that would apply a batch to empty tables: for each tool that has something to do its name, such
-/// as `iptables`, and the input of its `-restore --noflush`.
+/// The restore texts that apply a batch to empty tables: for each tool that has something to do its name, such as
+/// `iptables`, and the input of its `-restore --noflush`.
 pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
     let rulesets = batch.filtered().map(|(port, ruleset)| (port, Some(Cow::Borrowed(&**ruleset)))).collect();
     let rendered = render(&rulesets, &Tables::new());
@@ -307,7 +306,7 @@ pub fn restore_texts(batch: &Batch) -> Vec<(&'static str, String)> {
     Tool::ALL.into_iter().map(text_of).filter(|(_, text)| !text.is_empty()).collect()
 }
 
-/// The restore texts for one port, tool by tool, for people to read.
+/// The restore texts of one port, tool by tool, as `nwfilterctl render` prints them.
 pub fn restore_text(port: &PortDev, ruleset: &Ruleset) -> String {
     let mut batch = Batch::default();
     batch.filter(port.clone(), Arc::new(ruleset.clone()));

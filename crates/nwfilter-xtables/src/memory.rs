@@ -1,7 +1,7 @@
-//! What the tables hold, remembered for as long as the kernel says that nothing has changed.
+//! Caches the contents of the tables, keyed by the kernel's generation of the ruleset.
 //!
-//! The save tools take a second and more for the rules of a thousand ports; asking for the generation of the rules
-//! takes microseconds. A process that ends after each change can leave what it knows in a file for the next one:
+//! The save tools take more than a second for the rules of a thousand ports; asking the kernel for the generation takes
+//! microseconds. A short-lived process can leave its cache in a file for the next process:
 //!
 //! ```text
 //! tables of boot 5b3c9d2e-… namespace 4026 generation 12
@@ -29,28 +29,28 @@ use crate::saved::{Saved, SavedTable};
 use crate::steps::Step;
 use crate::tool::{self, TableId, Tool};
 
-/// The tables that hold rules of ours.
+/// The contents of this backend's tables.
 pub(crate) type Tables = BTreeMap<TableId, SavedTable>;
 
-/// The tables as they were when they were last read or written.
+/// The tables as they were last read or written.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     tables: Tables,
-    /// The state in which the kernel has them; `None` where they have to be read anew.
+    /// The state of the kernel they belong to. `None` if they must be read again.
     state: Option<Generation>,
-    /// Where the next process finds them, and of which state it finds them there.
+    /// The file for the next process, and the state that the file has.
     file: Option<(PathBuf, Option<Generation>)>,
-    /// What others changed, as far as somebody follows it.
+    /// Changes of others, recorded while a watch exists.
     history: SharedHistory,
 }
 
 impl Memory {
-    /// A memory that begins with what another process left in a file, and leaves there what it knows.
+    /// A cache that starts with the contents of a file, and writes them back.
     pub(crate) fn in_file(file: PathBuf) -> Self {
         Self { file: Some((file, None)), ..Self::default() }
     }
 
-    /// The tables as they are in the network namespace of the calling thread.
+    /// The current tables in the network namespace of the calling thread.
     pub(crate) fn tables(&mut self) -> Result<&Tables, ApplyError> {
         let before = Generation::now().ok();
         if before.is_none() || before != self.state {
@@ -63,19 +63,19 @@ impl Memory {
                 Some(changes) => self.read_changes(changes)?,
                 None => self.tables = read(&Tool::ALL.into())?,
             }
-            // The legacy variants do not count their changes.
+            // The kernel does not count changes by the legacy variants.
             let counted = !Tool::ALL.into_iter().any(|tool| tool::is_legacy(tool).unwrap_or(true));
-            // What was changed while the tools read is read again next time.
+            // A change during the reading makes the next call read again.
             self.state = before.filter(|before| counted && Generation::now().is_ok_and(|now| now == *before));
         }
         Ok(&self.tables)
     }
 
-    /// Takes note of steps that were committed to the tables of the last call of [`Self::tables`]. If anybody else
-    /// changed anything meanwhile, the tables are read anew next time.
+    /// Applies committed steps to the cached tables. If others changed anything since the last [`Self::tables`], the next call
+    /// reads the tables again.
     pub(crate) fn committed(&mut self, steps: &[Step]) {
         let Some(known) = &mut self.state else { return };
-        // Each table that a restore tool changes is a transaction, and each transaction a generation.
+        // A restore tool makes one transaction, and so one generation, for each table it changes.
         let commits = u32::try_from(steps.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
         known.number = known.number.wrapping_add(commits);
         let known = *known;
@@ -89,22 +89,22 @@ impl Memory {
         self.leave(known);
     }
 
-    /// Reads the tables anew next time.
+    /// Makes the next call read the tables again.
     pub(crate) fn forget(&mut self) {
         self.state = None;
-        // Nobody shall believe what was just found wrong.
+        // The file is wrong too.
         if let Some((file, held)) = &mut self.file {
             let _ = fs::remove_file(file);
             *held = None;
         }
     }
 
-    /// What others changed since; `None` if that cannot be told from the rest.
+    /// What others changed since the cached state. `None` if the history is incomplete.
     fn changed(&self, since: Generation, now: Generation) -> Option<Changes> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).changed(since, now)
     }
 
-    /// Reads what others changed, chain by chain where it is few.
+    /// Reads what others changed: single chains if they are few, else whole tables.
     fn read_changes(&mut self, Changes(changes): Changes) -> Result<(), ApplyError> {
         let mut anew = BTreeSet::new();
         for (table, part) in changes {
@@ -121,12 +121,12 @@ impl Memory {
         Ok(())
     }
 
-    /// Where a watch takes note of what others change.
+    /// Where a watch records the changes of others.
     pub(crate) fn history(&self) -> SharedHistory {
         self.history.clone()
     }
 
-    /// What another process left of this state.
+    /// The tables that another process left in the file, if they are of this state.
     fn recall(&mut self, state: Generation) -> Option<Tables> {
         let (file, held) = self.file.as_mut()?;
         let text = fs::read_to_string(file).ok()?;
@@ -135,7 +135,7 @@ impl Memory {
         Some(tables)
     }
 
-    /// Leaves the tables, which are of this state, for the next process. Without them it has to read them itself.
+    /// Writes the tables, which are of this state, to the file. If that fails, the next process reads the kernel's.
     fn leave(&mut self, state: Generation) {
         let Some((file, held)) = self.file.as_mut().filter(|(_, held)| *held != Some(state)) else { return };
         let Some(heading) = heading(state) else { return };
@@ -146,14 +146,13 @@ impl Memory {
     }
 }
 
-/// The first line of a file with the tables of a state, which no other state has; `None` where the kernel does not say
-/// which boot this is.
+/// The first line of the file, unique for each state. `None` if the kernel has no boot id.
 fn heading(Generation { namespace, number }: Generation) -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(format!("tables of boot {} namespace {namespace} generation {number}", boot.trim()))
 }
 
-/// Tables as they are written to a file.
+/// The contents of the file.
 struct Text<'a>(&'a Tables);
 
 impl fmt::Display for Text<'_> {
@@ -172,7 +171,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// The tables of a file; `None` if they are of another state.
+/// The tables in a file. `None` if they are of another state.
 fn read_file(text: &str, heading: &str) -> Option<Tables> {
     let mut rest = text.strip_prefix(heading)?.strip_prefix('\n')?;
     let mut tables = Tables::new();
@@ -187,20 +186,20 @@ fn read_file(text: &str, heading: &str) -> Option<Tables> {
 
 fn write_file(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    // The name tells the driver what to remove if this process is killed.
+    // The driver removes files of this name if this process is killed.
     let mut file = tempfile::Builder::new().prefix(".nwfilter-").suffix(".new").tempfile_in(directory)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(path).map(drop).map_err(|error| error.error)
 }
 
-/// The rules of some chains; `None` where one cannot be listed, as when it is gone again.
+/// The rules of some chains. `None` if one cannot be listed, for example because it was deleted meanwhile.
 fn lists(table: TableId, chains: BTreeSet<String>) -> Option<Vec<(String, Vec<String>)>> {
     let list = |chain: String| tool::list(table, &chain).ok().flatten().map(|rules| (chain, rules));
     chains.into_iter().map(list).collect()
 }
 
-/// Asks tools, all at the same time, each in the network namespace of the calling thread.
+/// Runs one function for each tool in parallel, in the network namespace of the calling thread.
 fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
     let texts: Vec<_> = thread::scope(|scope| {
         let start = |tool: &Tool| {
@@ -210,7 +209,7 @@ fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
         let readers: Vec<_> = tools.iter().map(start).collect();
         let text = |(tool, reader): (Tool, io::Result<thread::ScopedJoinHandle<'_, _>>)| match reader {
             Ok(reader) => (tool, reader.join().unwrap_or_else(|panic| resume_unwind(panic))),
-            // Where no thread can be started, one is asked after the other.
+            // If no thread can be started, the tools are run one after the other.
             Err(_) => (tool, tool::save(tool)),
         };
         readers.into_iter().map(text).collect()
@@ -222,7 +221,7 @@ fn read(tools: &BTreeSet<Tool>) -> Result<Tables, ApplyError> {
     Ok(tables)
 }
 
-/// The tables of a tool in what its save tool says.
+/// This backend's tables in the output of a save tool.
 fn tables_of(tool: Tool, text: &str) -> Tables {
     let mut saved = Saved::parse(text);
     let of_tool = TableId::ALL.into_iter().filter(|table| table.tool() == tool);

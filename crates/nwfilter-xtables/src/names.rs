@@ -1,9 +1,9 @@
-//! The names of chains: what each is for, and the port it belongs to. No other module makes or reads one.
+//! The names of chains. No other module makes or parses one.
 //!
-//! They are libvirt's. In ebtables' nat table the root chains of a port are `libvirt-I-PORT` and `libvirt-O-PORT`, and
-//! a sub-chain is `I-PORT-CHAIN`. Names of sub-chains are ambiguous (port `web`, chain `arp-mac`; port `web-arp`, chain
-//! `mac`), so a port whose sub-chain would be another port's gets another name for it; the jumps in its root chain say
-//! which. [`SubChains`] keeps names and sub-chains one to one.
+//! The names are libvirt's. In ebtables' nat table the root chains of a port are `libvirt-I-PORT` and `libvirt-O-PORT`,
+//! and a sub-chain is `I-PORT-CHAIN`. libvirt's names of sub-chains are ambiguous (port `web`, chain `arp-mac`; port
+//! `web-arp`, chain `mac`). If another port already has the name, the later port gets a numbered one. The jumps in the root
+//! chain show which sub-chain a name stands for; [`SubChains`] keeps both one to one.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use crate::tool::TableId;
 pub(crate) const FROM_GUEST: &str = "libvirt-in";
 /// Packets that the bridge forwards to guests.
 pub(crate) const TO_GUEST: &str = "libvirt-out";
-/// Packets of guests that no other port's rules stopped.
+/// Packets from guests that the receiving port's rules did not drop.
 pub(crate) const FROM_GUEST_POST: &str = "libvirt-in-post";
 /// Packets that guests send to the host itself.
 pub(crate) const TO_HOST: &str = "libvirt-host-in";
@@ -45,8 +45,8 @@ impl IpChain {
         format!("{prefix}-{port}")
     }
 
-    /// Where the old rules are while new ones are joined to them. libvirt uses these names while it changes a port;
-    /// nothing of them is left in the end.
+    /// The chain with the old rules between two steps of a change. libvirt uses these names in the same way. None is left
+    /// after the change.
     pub(crate) fn old(self, port: &PortDev) -> String {
         let prefix = match self {
             IpChain::FromGuest => "FJ",
@@ -80,7 +80,7 @@ pub(crate) fn hooks(table: TableId) -> &'static [(&'static str, &'static [&'stat
 
 // ---- ebtables' nat table ----
 
-/// Frames that the guest sends, or receives. `J` and `P` are what libvirt calls them while it changes a port.
+/// The letters of the root chains: frames from the guest and to it. libvirt uses `J` and `P` while it changes a port.
 const LETTERS: [char; 4] = ['I', 'O', 'J', 'P'];
 
 /// The direction of an Ethernet chain.
@@ -128,19 +128,19 @@ fn jumps_to(saved: &SavedTable, chain: &str, wanted: &str) -> bool {
     saved.get(chain).into_iter().flatten().any(|rule| target(rule) == Some(wanted))
 }
 
-/// Gives the sub-chains of ports their names, one to one among all ports of a table and those named before.
+/// Assigns names to sub-chains, one to one among all ports of a table and of this batch.
 pub(crate) struct SubChains<'a> {
     saved: &'a SavedTable,
     given: BTreeSet<String>,
 }
 
 impl<'a> SubChains<'a> {
-    /// Beside what a table holds.
+    /// Starts with the names that a table holds.
     pub(crate) fn beside(saved: &'a SavedTable) -> Self {
         Self { saved, given: BTreeSet::new() }
     }
 
-    /// The name of a port's sub-chain: the one it has, else libvirt's, else one that nobody has.
+    /// The name of a port's sub-chain: its current one, else libvirt's, else the first free number.
     pub(crate) fn name(&mut self, way: Way, port: &PortDev, chain: &ChainName) -> String {
         let letter = way.letter();
         let libvirts = format!("{letter}-{port}-{chain}");
@@ -158,7 +158,7 @@ impl<'a> SubChains<'a> {
     }
 }
 
-/// Whether a name is one that is given where libvirt's would be another port's: `I-~NUMBER-CHAIN`.
+/// Whether a name is a numbered one: `I-~NUMBER-CHAIN`.
 fn is_numbered(name: &str, letter: char, chain: &ChainName) -> bool {
     let numbered = name.strip_prefix(letter).and_then(|rest| rest.strip_prefix("-~")?.split_once('-'));
     numbered.is_some_and(|(number, of)| number.parse::<u32>().is_ok() && of == chain.as_str())
@@ -185,7 +185,7 @@ fn owners<'a>(saved: &'a SavedTable, name: &'a str) -> impl Iterator<Item = &'a 
 
 // ---- all tables ----
 
-/// Whether rules of ports are in a chain, or lead to them from it. The chains of the dispatcher are not looked at.
+/// Whether a chain holds rules of ports or leads to them. Knows all chains but those of the dispatch trees.
 pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
     let prefixes: &[&str] = match table {
         TableId::IptablesFilter | TableId::Ip6tablesFilter => &["FI-", "FO-", "HI-", "FJ-", "FP-", "HJ-"],
@@ -196,8 +196,8 @@ pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
         || prefixes.iter().any(|prefix| chain.starts_with(prefix))
 }
 
-/// The chains of a table that belong to a port, also those that libvirt uses while it changes one. A sub-chain that
-/// another port jumps to as well is left to that one, unless it `goes_too`.
+/// The chains of a table that belong to a port, with those that libvirt uses during a change. A sub-chain that another
+/// port jumps to is not among them, unless that port `goes_too`.
 pub(crate) fn owned_chains(
     table: TableId,
     saved: &SavedTable,
@@ -241,8 +241,8 @@ pub(crate) fn ports(table: TableId, saved: &SavedTable) -> BTreeSet<PortDev> {
     names.filter_map(|name| name.parse().ok()).collect()
 }
 
-/// The chain of a port that the dispatcher's rules lead to, for each dispatcher of a table; none where nothing is
-/// dropped.
+/// For each dispatcher of a table, the prefix of the port's chain that its rules lead to. The raw tables drop nothing and have
+/// none.
 pub(crate) fn dispatched(table: TableId) -> &'static [&'static str] {
     match table {
         TableId::EbtablesNat => &["libvirt-I-", "libvirt-O-"],

@@ -1,4 +1,4 @@
-//! The kernel's own word on nf_tables, by netlink: how often its rules were changed, what was, and by whom.
+//! Reads nf_tables' generation and its notifications of changes over netlink: what changed, and who changed it.
 //!
 //! Message types are those of `linux/netfilter/nf_tables.h`, attribute numbers those of its `enum nft_*_attributes`.
 
@@ -30,16 +30,16 @@ const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 /// struct nlattr
 const ATTRIBUTE_HEADER: usize = 4;
-/// The kernel puts messages together up to a page or 8 KiB; only one that is longer by itself is longer.
+/// The kernel packs messages into datagrams of a page or 8 KiB; a longer datagram holds a single message.
 const DATAGRAM: usize = 64 * 1024;
 
-/// Bytes of notifications that may wait. A rule takes about a kilobyte; when more are lost, the kernel says so.
+/// Size of the receive buffer. A rule takes about a kilobyte; if the buffer overflows, the kernel reports it.
 const BACKLOG: usize = 16 << 20;
-/// How often a tool is asked whose rules the kernel gives no word of.
+/// How often to read a tool of the legacy variant: the kernel does not notify its changes.
 const LEGACY_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the host's switches are looked at, which the kernel gives no word of either.
+/// How often to read the sysctls: the kernel does not notify their changes either.
 const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Names of chains that are told of one change.
+/// The most chains that one reported change names.
 const SHOWN: usize = 6;
 
 /// NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE
@@ -57,43 +57,43 @@ const GEN_PROGRAM: u16 = 3;
 
 /// The generation of the nf_tables ruleset of the calling thread's network namespace.
 ///
-/// The kernel counts the transactions that it commits, in all tables of all families. A run of a restore tool raises
-/// it by one for each table that it changes, also where it makes the table; a part of its input that changes nothing
-/// does not count, and what only reads does not either. The legacy variants of the tools do not raise it.
+/// The kernel counts committed transactions of all tables and families. A run of a restore tool adds one for each table
+/// that it changes or creates. Input that changes nothing, and reading, add nothing. The legacy variants of the tools do
+/// not change the generation.
 ///
-/// Needs the right to administer the network (`CAP_NET_ADMIN`).
+/// Needs `CAP_NET_ADMIN`.
 pub fn generation() -> io::Result<u32> {
     generation_number(GEN_ID)
 }
 
-/// Which rules a network namespace has. As long as the machine runs, no other rules have the same.
+/// Identifies the ruleset of a network namespace at one time, uniquely until the next boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation {
-    /// The cookie of the namespace. The kernel gives none twice.
+    /// The cookie of the namespace, which the kernel never reuses.
     pub(crate) namespace: u64,
     /// See [`generation`].
     pub(crate) number: u32,
 }
 
-/// The option that tells the cookie of a socket's namespace, since Linux 5.14.
+/// The socket option for the cookie of the socket's namespace, since Linux 5.14.
 #[derive(Clone, Copy, Debug)]
 struct NetnsCookie;
 
 nix::getsockopt_impl!(NetnsCookie, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, u64, GetStruct<u64>);
 
 impl Generation {
-    /// That of the calling thread's network namespace.
+    /// The current one of the calling thread's network namespace.
     pub(crate) fn now() -> io::Result<Self> {
         let socket = open(0)?;
         Ok(Self { namespace: getsockopt(&socket, NetnsCookie)?, number: ask(&socket, GEN_ID)? })
     }
 
-    /// That after one more transaction.
+    /// The one after one more transaction.
     pub(crate) fn next(self) -> Self {
         Self { number: self.number.wrapping_add(1), ..self }
     }
 
-    /// How many transactions lie between this and a later one; `None` in another namespace.
+    /// The number of transactions from this one to a later one. `None` if that is of another namespace.
     pub(crate) fn until(self, later: Self) -> Option<u32> {
         (self.namespace == later.namespace).then(|| later.number.wrapping_sub(self.number))
     }
@@ -119,7 +119,7 @@ fn ask(socket: &OwnedFd, wanted: u16) -> io::Result<u32> {
     answer.unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
 }
 
-/// A socket that hears the multicast groups of a mask; it does not block.
+/// A non-blocking socket that joined the multicast groups of a mask.
 fn open(groups: u32) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
@@ -143,29 +143,28 @@ fn generation_request() -> Vec<u8> {
 
 // ---- changes ----
 
-/// Follows the tables with rules of ours.
+/// Watches this backend's tables.
 ///
-/// The kernel tells each transaction: what it changed, then who did it. A legacy variant of a tool has rules that it
-/// gives no word of; such a tool is asked what it holds every few seconds. So are the switches without which IP rules
-/// see no bridged packet.
+/// The kernel notifies each transaction: first what it changed, then which process made it. It does not notify changes by
+/// the legacy variants of the tools, nor those of sysctls: both are read every few seconds.
 pub(crate) struct Watch {
     socket: OwnedFd,
     buffer: Vec<u8>,
     transaction: Transaction,
-    /// What the tools of the legacy variant said last.
+    /// The last output of the save tools of the legacy variant.
     legacy: BTreeMap<Tool, Saved>,
     asked: Instant,
-    /// The families whose switch was off when it was looked at last.
+    /// The families whose sysctl was 0 when it was read last.
     off: BTreeSet<Family>,
 }
 
-/// What is known of the transaction that is being told.
+/// The transaction whose notifications are arriving.
 struct Transaction {
-    /// What it changes of the tables that we write to, other than rules of chains of others.
+    /// Its changes of this backend's tables, except in rules of chains of others.
     changes: Changes,
-    /// Where it changes rules of ours, as far as that is shown.
+    /// The chains of ours that it changes, as many as are reported.
     objects: BTreeSet<KernelObject>,
-    /// Whether the kernel and this process have the same numbers for processes.
+    /// Whether process ids of the notifications are those of this process's PID namespace.
     same_numbers: bool,
     /// The cookie of the namespace; `None` where the kernel has none.
     namespace: Option<u64>,
@@ -173,22 +172,22 @@ struct Transaction {
     heard: Heard,
 }
 
-/// How much of what the kernel tells is heard.
+/// Whether notifications may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
-    /// All of the transaction that is being told.
+    /// All notifications of the current transaction arrived.
     All,
-    /// Perhaps not its beginning.
+    /// The beginning of the current transaction may be missing.
     End,
-    /// Something was lost, which comes between what still waits to be heard.
+    /// Some were lost, before some that still wait in the buffer.
     NotAll,
 }
 
-/// What a watch is told, for whoever remembers the tables.
+/// Gets what a watch reports, to invalidate cached tables.
 pub(crate) type SharedHistory = Arc<Mutex<History>>;
 
 impl Watch {
-    /// Follows from now on.
+    /// Watches from now on.
     pub(crate) fn open(history: SharedHistory) -> Result<Self, ApplyError> {
         let mut legacy = BTreeMap::new();
         for tool in Tool::ALL {
@@ -212,7 +211,7 @@ impl Watch {
         Ok(Self { socket, buffer: vec![0; DATAGRAM], transaction, legacy, asked: Instant::now(), off })
     }
 
-    /// What the kernel tells.
+    /// The changes that the kernel notifies.
     fn told(&mut self, found: &mut Vec<ForeignChange>) -> io::Result<()> {
         loop {
             match recvfrom::<NetlinkAddr>(self.socket.as_raw_fd(), &mut self.buffer) {
@@ -245,7 +244,7 @@ impl Watch {
         }
     }
 
-    /// What the tools say that the kernel tells nothing of.
+    /// The changes that are found by reading: those by legacy tools, and sysctls.
     fn ask_legacy(&mut self, found: &mut Vec<ForeignChange>) -> Result<(), ApplyError> {
         for (tool, known) in &mut self.legacy {
             let held = Saved::parse(&tool::save(*tool)?);
@@ -286,20 +285,20 @@ impl Transaction {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note that some of what the kernel told is lost.
+    /// Records that notifications were lost.
     fn miss(&mut self) {
         self.heard = Heard::NotAll;
         self.history().miss();
     }
 
-    /// Takes note that nothing waits to be heard.
+    /// Records that the buffer is empty.
     fn all_is_heard(&mut self) {
         if self.heard == Heard::NotAll {
             self.heard = Heard::End;
         }
     }
 
-    /// The change, when the message ends a transaction of others that changed something where rules of ours are.
+    /// The change, if the message ends a transaction of others that concerns rules of ours.
     fn take(&mut self, message: &Message<'_>) -> Option<ForeignChange> {
         let Message::Nftables { kind, family, attributes } = message else { return None };
         if *kind != libc::NFT_MSG_NEWGEN {
@@ -342,8 +341,8 @@ impl Transaction {
     }
 }
 
-/// The table and the chain that a message is about, where it is a table that we write to; no chain if it is about the
-/// table itself.
+/// The table and the chain that a message is about, if the table is one of ours. Without a chain it is about the table
+/// itself.
 fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<(TableId, Option<&str>)> {
     let chain = match kind {
         libc::NFT_MSG_NEWTABLE | libc::NFT_MSG_DELTABLE => None,
@@ -354,7 +353,7 @@ fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<(TableId, O
     Some((table(family, text(attributes, TABLE)?)?, chain))
 }
 
-/// The table with rules of ours that a tool knows by another name.
+/// The table of ours with this name and family in nf_tables.
 fn table(family: u8, name: &str) -> Option<TableId> {
     TableId::ALL.into_iter().find(|table| {
         let theirs = match table.tool() {
@@ -391,7 +390,7 @@ enum Message<'a> {
     },
 }
 
-/// The messages of a datagram. What is cut off ends it; what is not nf_tables' is left out.
+/// The messages of a datagram, without those of other subsystems. A truncated message ends it.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     let next = move || {

@@ -1,7 +1,7 @@
-//! What has to be written to a table so that ports are as desired, and how it is undone.
+//! Plans the changes of one table, and their inverse.
 //!
-//! A plan is made from what the table holds and touches only what differs: chains of ports that change, what
-//! dispatches to them, and our base chains where they are missing. Everything else in the table is somebody else's.
+//! A plan is made from the current table and contains only what differs: chains of ports, the rules that dispatch to
+//! them, and missing base chains. It never touches anything else in the table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,7 +15,7 @@ use crate::render::{Chains, PortTable};
 use crate::saved::SavedTable;
 use crate::tool::{TableId, Tool};
 
-/// A change to a chain that other rules live in too. Positions are counted from 1.
+/// A change of one rule in a shared chain. Positions are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Edit {
     Append { chain: String, rule: String },
@@ -55,9 +55,9 @@ impl Edit {
 pub(crate) struct ChainChange {
     pub(crate) before: Option<Vec<String>>,
     pub(crate) after: Option<Vec<String>>,
-    /// The port that the chain belongs to; `None` for chains that ports share.
+    /// The port that the chain belongs to; `None` for a shared chain.
     pub(crate) port: Option<PortDev>,
-    /// For each rule of `after` in a port's chain, the filter's rule it comes from.
+    /// The filter's rule of each rule of `after`, in a port's chain.
     pub(crate) origins: Vec<Origin>,
 }
 
@@ -66,19 +66,19 @@ pub(crate) struct ChainChange {
 pub(crate) struct Plan {
     pub(crate) table: TableId,
     pub(crate) chains: BTreeMap<String, ChainChange>,
-    /// Deletions of a chain are in the order of their positions.
+    /// Deletions from one chain are in the order of their positions.
     pub(crate) edits: Vec<Edit>,
-    /// The chain of the first edit as it is before, in a plan of nothing but edits.
+    /// The chain of the first edit as it was before, if the plan has only edits.
     edited: Vec<String>,
     /// The ports that change.
     pub(crate) changed: BTreeSet<PortDev>,
 }
 
-/// What the ports of a batch must have in one table; `None` where nothing of a port may be left.
+/// The desired state of a batch's ports in one table. `None` for a port that goes.
 pub(crate) type Wanted<'a> = BTreeMap<&'a PortDev, Option<&'a PortTable>>;
 
 impl Plan {
-    /// The changes that bring `saved` to what is wanted.
+    /// Plans the changes from `saved` to the desired state.
     pub(crate) fn new(table: TableId, saved: &SavedTable, wanted: &Wanted<'_>, dispatch: Dispatch) -> Self {
         let mut plan = Self::nothing(table);
         for (port, table) in wanted {
@@ -110,8 +110,8 @@ impl Plan {
         self
     }
 
-    /// The changes that remove every port, and what leads to ports. Rules of others stay where they are; our base
-    /// chains stay where others have rules in them.
+    /// Plans the removal of every port and of everything that leads to ports. Rules of others stay, and so do base chains that
+    /// hold some.
     pub(crate) fn clear(table: TableId, saved: &SavedTable) -> Self {
         let mut plan = Self::nothing(table);
         let ports = names::ports(table, saved);
@@ -169,7 +169,7 @@ impl Plan {
         self.chains.is_empty() && self.edits.is_empty()
     }
 
-    /// Brings the chains of a port to what is wanted.
+    /// Plans the chains of a port.
     fn port(&mut self, saved: &SavedTable, port: &PortDev, table: Option<&PortTable>, of_batch: &Wanted<'_>) {
         const NONE: &Chains = &Chains::new();
         let wanted = table.map_or(NONE, |table| &table.chains);
@@ -202,7 +202,7 @@ impl Plan {
         }
     }
 
-    /// Whether a chain holds just these rules.
+    /// Whether a chain holds exactly these rules.
     fn holds<'a>(&self, held: &[String], rules: impl ExactSizeIterator<Item = &'a str>) -> bool {
         same_rules(self.table.tool(), held.iter().map(String::as_str), rules)
     }
@@ -212,7 +212,7 @@ impl Plan {
         self.chains.insert(name, ChainChange { before, port: port.cloned(), ..ChainChange::default() });
     }
 
-    /// Makes a dispatcher lead to the ports of the batch as they want it, and to the others as it does.
+    /// Plans a dispatcher: the ports of the batch get the desired rules, other ports keep theirs.
     fn dispatch(
         &mut self,
         saved: &SavedTable,
@@ -269,9 +269,8 @@ impl Plan {
         self.edit(saved, dispatcher, rules, &ports);
     }
 
-    /// Makes each of these rules stand once in a dispatcher's chain, before the first rule of others that would let
-    /// packets of ports pass it by, and takes away its others. Of a repeated rule the last stays: a deletion by text
-    /// takes the first.
+    /// Plans the dispatching rules in a dispatcher's chain: each once, before the first rule of others that may accept packets
+    /// of ports, and no others of ours. Of a repeated rule the last stays, because a deletion by text takes the first.
     fn edit(
         &mut self,
         saved: &SavedTable,
@@ -321,7 +320,7 @@ impl Plan {
         }
     }
 
-    /// Makes our base chains, and makes the built-in chains start with jumps to them.
+    /// Plans the base chains, and the jumps to them at the beginning of the built-in chains.
     fn base_chains(&mut self, saved: &SavedTable) {
         for (hook, bases) in hooks(self.table) {
             let held = saved.get(*hook).map_or(&[][..], Vec::as_slice);
@@ -348,7 +347,7 @@ impl Plan {
         }
     }
 
-    /// Whether a table shows that the plan was committed. A commit is all or nothing, so one change tells.
+    /// Whether the plan was committed to a table. A commit is all or nothing, so it is enough to look for one change.
     pub(crate) fn is_committed(&self, saved: &SavedTable) -> bool {
         if let Some((name, change)) = self.chains.iter().next() {
             return match (saved.get(name), &change.after) {
@@ -360,7 +359,7 @@ impl Plan {
         edit.is_some_and(|edit| saved.get(edit.chain_and_rule().0) != Some(&self.edited))
     }
 
-    /// Makes the same of a table as the tool makes of the kernel's.
+    /// Applies the plan to a table in memory.
     pub(crate) fn carry_out(&self, table: &mut SavedTable) {
         for (name, change) in &self.chains {
             match &change.after {
@@ -385,7 +384,7 @@ impl Plan {
         }
     }
 
-    /// The edits as they are written: what goes, what is inserted, what comes to the end.
+    /// The edits in the order of the restore text: deletions, insertions, additions at the end.
     pub(crate) fn edits_in_order(&self) -> impl Iterator<Item = &Edit> {
         // A chain declared above is empty already.
         let deletes = self.edits.iter().filter(|edit| match edit {
@@ -403,7 +402,7 @@ impl Plan {
         deletes.chain(inserts).chain(appends)
     }
 
-    /// The plan that takes everything back.
+    /// The plan that reverts this one.
     pub(crate) fn inverse(&self) -> Plan {
         let chains = self.chains.iter().map(|(name, change)| {
             let ChainChange { before, after, port, .. } = change.clone();
@@ -420,13 +419,13 @@ impl Plan {
     }
 }
 
-/// Whether rules of ports are in a chain, or lead to them from it.
+/// Whether a chain holds rules of ports or leads to them.
 pub(crate) fn concerns(table: TableId, chain: &str) -> bool {
     let dispatches = |dispatcher: &Dispatcher| dispatcher.chain == chain || dispatcher.has_in_tree(chain);
     names::concerns(table, chain) || dispatchers(table).iter().any(dispatches)
 }
 
-/// Those of a table's ports that have a chain which drops, but to which none of their packets gets.
+/// The ports that have a chain which drops, but whose packets do not reach it.
 pub(crate) fn unreached(table: TableId, saved: &SavedTable, ports: &BTreeSet<PortDev>) -> BTreeSet<PortDev> {
     let hooked = hooks(table).iter().all(|(hook, bases)| {
         let held = saved.get(*hook).map_or(&[][..], Vec::as_slice);
@@ -443,7 +442,7 @@ pub(crate) fn unreached(table: TableId, saved: &SavedTable, ports: &BTreeSet<Por
     unreached
 }
 
-/// The edits that make a chain of these rules if it holds all of them but some, in the same order.
+/// The insertions that complete a chain, if all rules it holds are among the desired ones in the same order.
 fn insertions(chain: &str, held: &[String], rules: &[String]) -> Option<Vec<Edit>> {
     let mut held = held.iter().peekable();
     let missing = rules.iter().enumerate().filter(|(_, rule)| held.next_if_eq(rule).is_none());
@@ -469,7 +468,7 @@ mod tests {
 
     const TABLES: [TableId; 3] = [TableId::EbtablesNat, TableId::IptablesFilter, TableId::IptablesRaw];
 
-    /// What a restore tool does with a text: all of it, or nothing where a line is wrong.
+    /// A restore tool in memory: applies the whole text, or fails at a wrong line.
     fn restored(before: &SavedTable, script: &Script) -> Result<SavedTable, String> {
         let mut table = before.clone();
         let mut declared = BTreeSet::new();
@@ -516,7 +515,7 @@ mod tests {
         restored(before, &script).unwrap_or_else(|error| panic!("{error}\n{}\n{before:#?}", script.text))
     }
 
-    /// What a port wants, made of a few numbers.
+    /// A port's desired state, made from a few numbers.
     fn port_table(table: TableId, port: &PortDev, rules: &[u8]) -> PortTable {
         let line = |number: &u8| Line {
             text: format!("-s 10.0.0.{number}/32 -j DROP"),
@@ -547,7 +546,7 @@ mod tests {
         }
     }
 
-    /// Ports by number, each with the rules it wants; `None` if it shall go.
+    /// Ports by number, each with its desired rules; `None` for a port that goes.
     type Wishes = BTreeMap<u8, Option<Vec<u8>>>;
 
     fn wishes() -> impl Strategy<Value = Wishes> {
@@ -571,7 +570,7 @@ mod tests {
         )
     }
 
-    /// A table of others, who have rules in the built-in chains.
+    /// A table in which others have rules in the built-in chains.
     fn foreign(table: TableId) -> SavedTable {
         let hooks = match table {
             TableId::EbtablesNat => ["PREROUTING", "POSTROUTING"],

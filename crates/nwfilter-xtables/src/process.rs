@@ -15,11 +15,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{AccessFlags, Pid, access};
 
-/// Where programs are looked for, and what they get as `PATH`: that of systemd's services. The caller's own says nothing,
-/// because a daemon, a shell and `sudo` each have another.
+/// The search path for programs, and their `PATH`: that of systemd's services. The caller's own `PATH` is not used, because a
+/// daemon, a shell and `sudo` differ.
 pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How long the kernel may take to end a program that was killed.
+/// How long to wait for a killed program to end.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a program has no output.
@@ -28,10 +28,10 @@ pub enum Failure {
     /// No directory of [`SEARCH_PATH`] has it.
     #[error("not found in {SEARCH_PATH}")]
     NotFound,
-    /// It, or what it started, still held its output open at the deadline. All of them were killed.
+    /// It or a child of it still held its output open at the deadline. All were killed.
     #[error("no answer within {} s, so it was killed", .0.as_secs())]
     Late(Duration),
-    /// It cannot be run or talked to.
+    /// It cannot be run, or its pipes fail.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -39,8 +39,8 @@ pub enum Failure {
 /// Runs a program to its end and returns what it wrote.
 ///
 /// It is looked for in [`SEARCH_PATH`]. Its environment is `PATH` and `LC_ALL=C` and nothing else. It leads a process
-/// group, which is killed as a whole if the program or one that it started is not done after `patience`; then this
-/// returns, whatever became of them. `started` gets the process id before the program has read any input.
+/// group, which is killed as a whole if the program or a child of it is not done after `patience`; the call then returns
+/// in any case. `started` gets the process id before the program reads input.
 pub fn run(
     patience: Duration,
     program: &str,
@@ -83,8 +83,8 @@ fn find(program: &str) -> Option<PathBuf> {
     files.into_iter().find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok())
 }
 
-/// Serves the three pipes of a child at once, because it may write before it has read everything. `None` if they are not
-/// closed at the deadline.
+/// Serves the three pipes of a child at the same time, because the child may write before it has read everything. `None`
+/// if a pipe is still open at the deadline.
 fn talk(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let mut stdin = child.stdin.take().map(|pipe| pipe_of(pipe.into())).transpose()?;
     let mut stdout = child.stdout.take().map(|pipe| pipe_of(pipe.into())).transpose()?;
@@ -104,13 +104,13 @@ fn talk(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Option<
     Ok(Some(said))
 }
 
-/// A pipe that is read and written without waiting.
+/// A non-blocking pipe.
 fn pipe_of(pipe: OwnedFd) -> io::Result<File> {
     fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(File::from(pipe))
 }
 
-/// Waits until one of the pipes is ready; whether that was before the deadline.
+/// Waits until a pipe is ready. Returns whether one was before the deadline.
 fn wait_for(pipes: &[(&Option<File>, PollFlags)], deadline: Instant) -> io::Result<bool> {
     let open = pipes.iter().filter_map(|(pipe, flags)| Some(PollFd::new(pipe.as_ref()?.as_fd(), *flags)));
     let mut open: Vec<_> = open.collect();
@@ -126,8 +126,8 @@ fn wait_for(pipes: &[(&Option<File>, PollFlags)], deadline: Instant) -> io::Resu
     }
 }
 
-/// Writes as much as the pipe takes, and closes it after the last byte. A program that refuses a line stops reading; what
-/// it says about it is on stderr.
+/// Writes as much as the pipe takes, and closes it after the last byte. A program that refuses a line stops reading and
+/// explains it on stderr.
 fn write_to(pipe: &mut Option<File>, input: &mut &[u8]) {
     while let Some(open) = pipe {
         match open.write(input) {
@@ -139,7 +139,7 @@ fn write_to(pipe: &mut Option<File>, input: &mut &[u8]) {
     }
 }
 
-/// Reads all that is there, and closes the pipe at its end.
+/// Reads what is available, and closes the pipe at end of file.
 fn read_from(pipe: &mut Option<File>, text: &mut Vec<u8>) -> io::Result<()> {
     let Some(open) = pipe else { return Ok(()) };
     match open.read_to_end(text) {
@@ -150,7 +150,7 @@ fn read_from(pipe: &mut Option<File>, text: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// How a child ended; `None` if it still runs at the deadline.
+/// The exit status of a child. `None` if it still runs at the deadline.
 fn wait_until(deadline: Instant, child: &mut Child) -> io::Result<Option<ExitStatus>> {
     loop {
         let status = child.try_wait()?;
@@ -161,14 +161,14 @@ fn wait_until(deadline: Instant, child: &mut Child) -> io::Result<Option<ExitSta
     }
 }
 
-/// Kills a child and all that it started. One that the kernel does not end soon is left to a thread.
+/// Kills the process group of a child. If the child does not end soon, a thread waits for it.
 fn kill(mut child: Child) {
-    // The group exists for as long as the child was not waited for, so that its number is nobody else's.
+    // Until the child is waited for, its process group id cannot be reused.
     if let Err(errno) = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL) {
         log::warn!("process group {} cannot be killed: {errno}", child.id());
     }
     if !matches!(wait_until(Instant::now() + LAST_WAIT, &mut child), Ok(Some(_))) {
-        // Without the thread it stays a zombie, which holds nothing.
+        // Without the thread it stays a zombie, which holds no resources.
         let _ = thread::Builder::new().spawn(move || child.wait());
     }
 }

@@ -1,7 +1,7 @@
-//! Rulesets in the tools' words: the chains of one port and what is in them.
+//! Renders a ruleset as the chains of one port, in the tools' syntax.
 //!
-//! Chain names and contents are libvirt's. Values are written as numbers, so that nothing depends on the host's
-//! `/etc/protocols`, `/etc/ethertypes` or `/etc/services`.
+//! Chain names and contents are libvirt's. Values are numbers, so that nothing depends on the host's `/etc/protocols`,
+//! `/etc/ethertypes` or `/etc/services`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,7 +17,7 @@ use nwfilter_xml::{ChainName, MacAddr, PortDev};
 use crate::names::{self, FROM_GUEST, FROM_GUEST_POST, HELPERS, IpChain, SubChains, TO_GUEST, TO_HOST, Way};
 use crate::tool::TableId;
 
-/// A rule without the chain it is in, and where it comes from.
+/// A rule without its chain, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     pub(crate) text: String,
@@ -34,16 +34,16 @@ impl Line {
 /// Chains by name.
 pub(crate) type Chains = BTreeMap<String, Vec<Line>>;
 
-/// What a port has in one table.
+/// The chains of a port in one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PortTable {
     /// Its chains.
     pub(crate) chains: Chains,
-    /// The rules that lead packets of the port into them: chain and rule.
+    /// The rules that dispatch the port's packets to them: chain and rule.
     pub(crate) dispatch: Vec<(&'static str, String)>,
 }
 
-/// What a port has in every table.
+/// The chains of a port in every table.
 pub(crate) fn render(
     port: &PortDev,
     ruleset: &Ruleset,
@@ -100,7 +100,7 @@ fn ethernet_side(
     }
 }
 
-/// The rule at the end of a chain. ebtables accepts by itself what no rule of a chain stops.
+/// The rule at the end of a chain. ebtables accepts a frame at the end of a chain by itself.
 fn ethernet_end(end: Verdict) -> Option<Line> {
     match end {
         Verdict::Accept | Verdict::Pass | Verdict::Continue => None,
@@ -173,7 +173,7 @@ fn ethernet_match(out: &mut String, m: &Match<EthernetTest>, ipv6: bool) {
         Test::SrcMac(mac) => write!(out, "-s {not}{} ", masked(mac)),
         Test::DstMac(mac) => write!(out, "-d {not}{} ", masked(mac)),
         Test::VlanId(id) => write!(out, "--vlan-id {not}{id} "),
-        // Read as hexadecimal, whether it starts with 0x or not.
+        // ebtables reads it as hexadecimal, with or without 0x.
         Test::VlanEncap(number) => write!(out, "--vlan-encap {not}0x{number:04x} "),
         Test::StpType(number) => write!(out, "--stp-type {not}{number} "),
         Test::StpFlags(number) => write!(out, "--stp-flags {not}{number} "),
@@ -248,7 +248,7 @@ fn shown(&Network { addr, prefix }: &Network) -> String {
     }
     let kept = bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
     let network: IpAddr = match addr {
-        // The upper 32 bits were put there above.
+        // The upper 32 bits were set above.
         IpAddr::V4(_) => std::net::Ipv4Addr::from_bits((kept >> 96) as u32).into(),
         IpAddr::V6(_) => std::net::Ipv6Addr::from_bits(kept).into(),
     };
@@ -263,7 +263,7 @@ fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
     let from_guest = lines(&part.from_guest);
     PortTable {
         chains: Chains::from([
-            // What the guest sends to the host itself comes by INPUT instead of FORWARD.
+            // Packets from the guest to the host pass INPUT instead of FORWARD.
             (IpChain::ToHost.of(port), from_guest.clone()),
             (IpChain::FromGuest.of(port), from_guest),
             (IpChain::ToGuest.of(port), lines(&part.to_guest)),
@@ -305,7 +305,7 @@ fn ip_line(rule: &IpRule, family: Family) -> Line {
     text.push_str(match (rule.verdict, family) {
         (Verdict::Accept, _) => "-j ACCEPT",
         (Verdict::Drop, _) => "-j DROP",
-        // Behind the port's chain stand the dispatch to the receiving port and the end of the host's own.
+        // After the port's chain comes the dispatch to the receiving port, or the end of the host's chain.
         (Verdict::Pass | Verdict::Return, _) => "-j RETURN",
         (Verdict::Reject, Family::Ipv4) => "-j REJECT --reject-with icmp-port-unreachable",
         (Verdict::Reject, Family::Ipv6) => "-j REJECT --reject-with icmp6-port-unreachable",
@@ -315,8 +315,8 @@ fn ip_line(rule: &IpRule, family: Family) -> Line {
     Line { text: text.trim_end().to_owned(), origin: rule.origin.clone() }
 }
 
-/// Whether iptables-nft (1.8.9) would make one comparison of the rule's two ports: it does so with two single ports, and
-/// negated that matches where either is another port, not only where both are.
+/// Whether iptables-nft 1.8.9 would join the two ports of the rule into one comparison. It does so for single ports. Negated,
+/// the comparison matches if either port differs, and not only if both do.
 fn compares_ports_as_one(rule: &IpRule) -> bool {
     let is_one = |ports: &PortRange| ports.to.is_none_or(|to| to == ports.from);
     let is_part = |m: &&Match<IpTest>| {
@@ -325,7 +325,7 @@ fn compares_ports_as_one(rule: &IpRule) -> bool {
     rule.matches.iter().filter(is_part).count() == 2
 }
 
-/// The rank of matches that have no place of their own.
+/// The rank of matches that keep their order.
 const LAST_RANK: u8 = 9;
 
 /// The order in which `iptables-save` writes matches; what has no place of its own keeps the order it has.
@@ -353,7 +353,7 @@ struct IpWriter {
     text: String,
     family: Family,
     protocol: Option<u8>,
-    /// Whether the match of the transport protocol (`-m tcp`) stands already.
+    /// Whether the match of the transport protocol (`-m tcp`) is already written.
     transport_named: bool,
 }
 
@@ -412,7 +412,7 @@ impl IpWriter {
         };
     }
 
-    /// A negated destination port in a match of its own, which no tool joins with the source port's.
+    /// Writes a negated destination port as a match of its own, which no tool joins with the source port.
     fn write_multiport(&mut self, ports: &PortRange) {
         // Writing to a String cannot fail.
         let _ = write!(self.text, "-m multiport ! --dports {} ", ports.from);
@@ -503,7 +503,7 @@ fn helpers(port: &PortDev, ruleset: &Ruleset, family: Family) -> PortTable {
     PortTable { dispatch: vec![(HELPERS, format!("-j {chain}"))], chains: Chains::from([(chain, lines)]) }
 }
 
-/// The raw table does not know to which port a packet will go: connections to the guest are told by its addresses.
+/// In the raw table the bridge port of the destination is not known: the guest's addresses select connections to it.
 fn helper_lines(port: &PortDev, rule: &HelperRule, ruleset: &Ruleset) -> Vec<Line> {
     let transport = match rule.transport {
         Transport::Tcp => "tcp",
@@ -535,7 +535,7 @@ mod tests {
     const MASK: Option<MacAddr> = Some(MacAddr([0xff, 0xff, 0, 0, 0, 0]));
     const ADDR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    /// A test that is left out would widen its rule.
+    /// An omitted test would widen its rule.
     #[test]
     fn every_ethernet_test_and_its_negation_are_written() {
         use EthernetTest as Test;

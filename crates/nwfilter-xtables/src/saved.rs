@@ -1,17 +1,17 @@
-//! What the save tools print, as chains of comparable rules.
+//! Parses the output of the save tools.
 
 use std::collections::BTreeMap;
 
-/// A rule as a tool prints it, for what has to be known of rules of others and of earlier ones of ours.
+/// A rule as a tool prints it: of others, or an earlier one of ours.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SavedRule<'a>(&'a str);
 
 /// Where a rule sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<'a> {
-    /// To a verdict, to an extension or, until it returns, to a chain: `-j`.
+    /// `-j`: to a verdict, an extension, or a chain that may return.
     Jump(&'a str),
-    /// To a chain that does not return: `-g`.
+    /// `-g`: to a chain whose end returns to the caller of this one.
     Goto(&'a str),
 }
 
@@ -28,7 +28,7 @@ impl<'a> SavedRule<'a> {
         Self(text)
     }
 
-    /// Its words; one in quotes, as that of a comment, with its quotes.
+    /// Its words. A quoted word, such as a comment, is one word and keeps its quotes.
     pub(crate) fn words(self) -> impl Iterator<Item = &'a str> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
@@ -42,13 +42,13 @@ impl<'a> SavedRule<'a> {
         })
     }
 
-    /// The word behind an option: a `!` where ebtables negates it.
+    /// The word after an option. This is `!` where ebtables negates the option.
     pub(crate) fn value(self, option: &str) -> Option<&'a str> {
         let mut words = self.words();
         words.find(|word| *word == option).and_then(|_| words.next())
     }
 
-    /// Where it sends a packet; `None` for a rule that only counts.
+    /// Where it sends a packet. `None` for a rule that only counts.
     pub(crate) fn target(self) -> Option<Target<'a>> {
         let mut words = self.words();
         match words.find(|word| ["-j", "-g"].contains(word))? {
@@ -57,7 +57,7 @@ impl<'a> SavedRule<'a> {
         }
     }
 
-    /// The rule with a return in place of an accept at its end.
+    /// The rule, returning instead of accepting.
     pub(crate) fn returning(self) -> String {
         match (self.target(), self.0.strip_suffix("-j ACCEPT")) {
             (Some(Target::Jump("ACCEPT")), Some(matches)) => format!("{matches}-j RETURN"),

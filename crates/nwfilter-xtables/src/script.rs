@@ -1,4 +1,4 @@
-//! The input of a restore tool, made of plans, and whose rule is on which of its lines.
+//! Writes plans as the input of a restore tool, and keeps the origin of each line.
 
 use nwfilter_rules::{KernelObject, Origin};
 use nwfilter_xml::PortDev;
@@ -15,7 +15,7 @@ pub(crate) struct Script {
     rules: Vec<Option<RuleOfPort>>,
 }
 
-/// Whose rule is on a line.
+/// The port and filter rule of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RuleOfPort {
     pub(crate) port: PortDev,
@@ -24,7 +24,7 @@ pub(crate) struct RuleOfPort {
 }
 
 impl Script {
-    /// The input that carries out plans of one tool.
+    /// The input that applies plans of one tool.
     pub(crate) fn of<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Self {
         let mut script = Self::default();
         plans.into_iter().for_each(|plan| script.add(plan));
@@ -38,7 +38,7 @@ impl Script {
         let dispatchers = dispatchers(table);
         for name in plan.chains.keys() {
             let policy = match tool {
-                // What libvirt's chains decide nothing about is accepted, also in the chain that jumped there.
+                // As in libvirt's chains, a frame that no rule matches is accepted, also in the chain that jumped there.
                 Tool::Ebtables if !dispatchers.iter().any(|d| d.has_in_tree(name)) => "ACCEPT",
                 Tool::Ebtables => "RETURN",
                 Tool::Iptables | Tool::Ip6tables => "- [0:0]",
@@ -71,7 +71,7 @@ impl Script {
         self.rules.push(of_port);
     }
 
-    /// The rule on a line, counted from 1, and whose it is.
+    /// The rule on a line, counted from 1, and its origin.
     pub(crate) fn rule_at(&self, line: usize) -> Option<(&str, &RuleOfPort)> {
         let of_port = self.rules.get(line.checked_sub(1)?)?.as_ref()?;
         Some((self.text.lines().nth(line - 1)?, of_port))

@@ -1,10 +1,10 @@
-//! In which order tables are written so that no frame passes meanwhile that neither the old rules nor the new ones let
-//! pass, and none is lost that both let pass.
+//! Orders and commits the transactions of several tables. While they run, a frame passes only if the old or the new rules
+//! let it pass, and no frame is lost that both let pass.
 //!
-//! Each table changes in one transaction, but a frame has to pass two of them: ebtables' nat, and the filter table of
-//! its IP family. If a batch moves a drop from one to the other, a frame could slip through between two transactions,
-//! whichever comes first. So where both change, the IP tables first get rules that drop what the old ones *or* the new
-//! ones drop, then ebtables changes, then the IP tables get the new rules alone:
+//! Each table changes in one transaction, but a frame passes two tables: ebtables' nat, and the filter table of its IP
+//! family. If a batch moves a drop from one to the other, a frame could pass between the two transactions in either order.
+//! If both tables change, the IP tables therefore first get rules that drop what the old *or* the new ones drop, then
+//! ebtables changes, then the IP tables get only the new rules:
 //!
 //! | | ebtables | IP tables | passes |
 //! | --- | --- | --- | --- |
@@ -13,7 +13,7 @@
 //! | | new | old and new | what passes now, less what was dropped before |
 //! | after | new | new | |
 //!
-//! A port that is new to the IP tables needs no step in between: to have no rules there is to let everything pass.
+//! A port that is new to the IP tables needs no step in between: without rules everything passes there.
 
 use std::collections::BTreeMap;
 
@@ -31,10 +31,10 @@ use crate::saved::{Saved, SavedRule, SavedTable};
 use crate::script::Script;
 use crate::tool::{self, TableId, Tool};
 
-/// What is written by one run of a restore tool: a transaction for each plan.
+/// One run of a restore tool: a transaction for each plan.
 pub(crate) type Step = Vec<Plan>;
 
-/// The steps that bring tables to what ports want, given the plans that would do it at once.
+/// The steps to the desired state, given the plans that would reach it at once.
 pub(crate) fn in_order<'a>(
     plans: Vec<Plan>,
     tables: &Tables,
@@ -62,7 +62,7 @@ pub(crate) fn in_order<'a>(
         last.push(Plan::new(plan.table(), &between, &wanted, dispatch));
         first.push(join);
     }
-    // Nothing is dropped there: where it does not cost a run of its own.
+    // The raw table drops nothing, so its plan goes where it needs no run of its own.
     for plan in raw {
         let with_last = last.iter().any(|other| other.tool() == plan.tool());
         if with_last { last.push(plan) } else { first.push(plan) }
@@ -83,8 +83,8 @@ pub(crate) fn by_tool(mut plans: Step) -> Vec<Step> {
     plans.chunk_by(|a, b| a.tool() == b.tool()).map(<[Plan]>::to_vec).collect()
 }
 
-/// What the ports have in a filter table while ebtables changes: the old rules joined with the new ones. A port that
-/// keeps its old rules is not named. `None` if no port has old rules that change.
+/// The state of the ports in a filter table while ebtables changes: the old rules joined with the new ones. Ports that keep
+/// their old rules are omitted. `None` if no port has old rules that change.
 fn joined<'a>(
     tool: Tool,
     saved: &SavedTable,
@@ -108,8 +108,8 @@ fn joined<'a>(
     any.then_some(joined)
 }
 
-/// What a port wants, with a jump to its old rules before the new ones in each chain that changes, and whether one
-/// does.
+/// The desired state of a port, with a jump to the old rules at the beginning of each chain that changes. Returns also
+/// whether a chain changes.
 fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (PortTable, bool) {
     let (mut table, mut changes) = (wanted.clone(), false);
     for chain in IpChain::ALL {
@@ -122,12 +122,12 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
         changes = true;
         let to_old = format!("-j {old}");
         lines.insert(0, Line::built_in(to_old.clone()));
-        // Whoever was killed between two steps left old rules there already.
+        // A process that was killed between two steps has left such a jump.
         let held = held.iter().flat_map(|rule| match saved.get(&old).filter(|_| *rule == to_old) {
             Some(older) => older.as_slice(),
             None => std::slice::from_ref(rule),
         });
-        // What the old rules accept goes on to the new ones.
+        // A packet that the old rules accept continues with the new ones.
         let held = held.map(|rule| Line::built_in(SavedRule::new(rule).returning())).collect();
         table.chains.insert(old, held);
     }
@@ -136,14 +136,14 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
 
 // ---- commit ----
 
-/// Carries out the steps; takes back what was committed when one is refused.
+/// Commits the steps. If one is refused, reverts those before it.
 pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     for (done, step) in steps.iter().enumerate() {
         let Some(tool) = step.first().map(Plan::tool) else { continue };
         let before = Generation::now().ok();
         if let Err(error) = commit_script(tool, &Script::of(step)) {
-            // The legacy variants do not count their changes.
+            // The kernel does not count changes by the legacy variants.
             let counted = tool::is_legacy(tool).is_ok_and(|legacy| !legacy);
             let unchanged = counted && before.is_some() && before == Generation::now().ok();
             take_back(if unchanged { &steps[..done] } else { &steps[..=done] });
@@ -170,9 +170,8 @@ fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
     }
 }
 
-/// Brings the tables back to where they were before the steps, the last one first. Which plans were committed is asked
-/// of the tables: of a tool's two tables the first may have been, and a tool that did not answer may have done its
-/// work.
+/// Reverts steps, the last one first. Reads the tables to find out which plans were committed: of a tool's two tables the
+/// first may have been, and a tool that timed out may have finished.
 fn take_back(steps: &[Step]) {
     for plan in steps.iter().rev().flat_map(|step| step.iter().rev()) {
         let tool = plan.tool();

@@ -1,4 +1,4 @@
-//! The save and restore tools: finding them, running them, understanding what they say.
+//! Finds and runs the save and restore tools, and parses their messages.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,8 +10,7 @@ use nwfilter_rules::{ApplyError, KernelObject, Scope};
 
 use crate::process::{self, Failure};
 
-/// How long a tool may take. A thousand ports take less than a second; one that waits for a lock forever must not
-/// make us wait forever.
+/// How long a tool may take. A thousand ports take less than a second; the limit is for a tool that waits for a lock.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A family of tools.
@@ -23,8 +22,8 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
-    /// In the order in which they are committed: a port's Ethernet part last, because it is the one that stops
-    /// everything until a new port's rules are in.
+    /// In the order of commits: ebtables last, because a new port's guard there drops everything until the port's rules are
+    /// in.
     pub(crate) const ALL: [Tool; 3] = [Tool::Iptables, Tool::Ip6tables, Tool::Ebtables];
 
     pub(crate) fn name(self) -> &'static str {
@@ -41,7 +40,7 @@ impl Tool {
     }
 }
 
-/// A table that holds rules of ours.
+/// A table of this backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TableId {
     IptablesRaw,
@@ -68,7 +67,7 @@ impl TableId {
         }
     }
 
-    /// What users call it.
+    /// Its name for users.
     pub(crate) fn label(self) -> &'static str {
         match self {
             TableId::IptablesRaw => "iptables raw",
@@ -93,7 +92,7 @@ impl TableId {
     }
 }
 
-/// What `TOOL-save` says.
+/// The output of `TOOL-save`.
 pub(crate) fn save(tool: Tool) -> Result<String, ApplyError> {
     require(tool)?;
     let program = format!("{}-save", tool.name());
@@ -104,9 +103,9 @@ pub(crate) fn save(tool: Tool) -> Result<String, ApplyError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The rules of one chain, as `TOOL-save` says them; `None` where to list it would write.
+/// The rules of one chain as `TOOL-save` prints them. `None` if listing it would change it.
 pub(crate) fn list(table: TableId, chain: &str) -> Result<Option<Vec<String>>, ApplyError> {
-    // ebtables puts the rule anew that is the policy of a chain which is not built in.
+    // Listing a user chain makes ebtables rewrite the rule for the chain's policy.
     if table == TableId::EbtablesNat && !["PREROUTING", "POSTROUTING"].contains(&chain) {
         return Ok(None);
     }
@@ -118,7 +117,7 @@ pub(crate) fn list(table: TableId, chain: &str) -> Result<Option<Vec<String>>, A
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let rule = |line: &str| match tool {
-        // After a heading that names the table and the chain.
+        // A heading with the table and the chain comes first.
         Tool::Ebtables => line.starts_with(['-', '!']).then(|| line.trim_end().to_owned()),
         Tool::Iptables | Tool::Ip6tables => {
             let rule = line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ')?;
@@ -132,14 +131,14 @@ pub(crate) fn list(table: TableId, chain: &str) -> Result<Option<Vec<String>>, A
 pub(crate) struct Refusal {
     /// The line of the input, counted from 1, where the tool names one.
     pub(crate) line: Option<usize>,
-    /// What it said.
+    /// The tool's message.
     pub(crate) message: String,
 }
 
 /// Feeds a text to `TOOL-restore --noflush`: one transaction for each table in it.
 pub(crate) fn restore(tool: Tool, text: &str) -> Result<Result<(), Refusal>, ApplyError> {
     let program = format!("{}-restore", tool.name());
-    // Wait for another process that holds the lock of the legacy variant; the nf_tables one needs none.
+    // -w waits for the lock of the legacy variant; the nf_tables one has none.
     let wait: &[&str] = if tool == Tool::Ebtables { &["--noflush"] } else { &["--noflush", "--wait"] };
     let output = run(&program, wait, Some(text))?;
     if output.status.success() {
@@ -149,7 +148,7 @@ pub(crate) fn restore(tool: Tool, text: &str) -> Result<Result<(), Refusal>, App
     Ok(Err(Refusal { line: refused_line(&message), message: essence(&message) }))
 }
 
-/// Runs a program with nothing but its arguments and its input.
+/// Runs a program with these arguments and this input.
 pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<Output, ApplyError> {
     process::run(PATIENCE, program, args, input, remember).map_err(|failure| {
         let why = match failure {
@@ -160,7 +159,7 @@ pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<O
     })
 }
 
-/// The programs that this process started, with the time, for as long as one may take.
+/// The programs that this process started, each with the time, kept for as long as a tool may take.
 static STARTED: Mutex<VecDeque<(u32, Instant)>> = Mutex::new(VecDeque::new());
 
 fn remember(process: u32) {
@@ -171,7 +170,7 @@ fn remember(process: u32) {
     started.push_back((process, now));
 }
 
-/// Whether this process started that one a short time ago.
+/// Whether this process started a program with this id a short time ago.
 pub(crate) fn is_ours(process: u32) -> bool {
     let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     started.iter().any(|(known, then)| *known == process && then.elapsed() <= PATIENCE)
@@ -181,18 +180,18 @@ fn failure(program: String, output: &Output) -> ApplyError {
     unavailable(program, essence(&String::from_utf8_lossy(&output.stderr)))
 }
 
-/// A tool that is missing, cannot be run, or refuses everything.
+/// The error for a tool that is missing, cannot be run, or refuses everything.
 pub(crate) fn unavailable(what: String, why: String) -> ApplyError {
     ApplyError::Unavailable { scope: Scope::Everything, what, why }
 }
 
-/// The line a tool's message is about: "Error occurred at line: 3", "line 3 failed", "line 3: RULE_APPEND failed". Of
-/// several, the first: what follows was refused because of it.
+/// The line that a message names: "Error occurred at line: 3", "line 3 failed", "line 3: RULE_APPEND failed". Of several,
+/// the first: it makes the tool refuse the others.
 fn refused_line(message: &str) -> Option<usize> {
     message.lines().find_map(|line| line_number(line).map(|(number, _)| number))
 }
 
-/// The number behind the word "line" and what follows it.
+/// The number after the word "line", and the text after the number.
 fn line_number(text: &str) -> Option<(usize, &str)> {
     let after = &text[text.find("line")? + "line".len()..];
     let digits = after.trim_start_matches([':', ' ']);
@@ -200,8 +199,8 @@ fn line_number(text: &str) -> Option<(usize, &str)> {
     Some((digits[..end].parse().ok()?, &digits[end..]))
 }
 
-/// A tool's message without its name, the advice to read its help, and line numbers of a text nobody sees. Where it
-/// names several lines that the kernel refused, only what it says of the first is kept.
+/// A tool's message without its name, its advice to read the help, and line numbers of the restore text. If it names
+/// several refused lines, only the first is kept.
 fn essence(message: &str) -> String {
     const NOISE: [&str; 4] = ["Try `", "Error occurred at line", "# Warning", "Warning: "];
     let mut said = Vec::new();
@@ -217,7 +216,7 @@ fn essence(message: &str) -> String {
         let line = match line_number(line).filter(|_| line.starts_with("line ")) {
             Some((number, rest)) if of_line.is_none_or(|first| first == number) => {
                 of_line = Some(number);
-                // "RULE_APPEND failed (Invalid argument): rule in chain FI-vnet0": the chain is told with the rule.
+                // "RULE_APPEND failed (Invalid argument): rule in chain FI-vnet0": the error shows the chain elsewhere.
                 let rest = rest.trim_start_matches([':', ' ']);
                 rest.split_once("): ").map_or(rest, |(failed, _)| &rest[..=failed.len()])
             }
@@ -233,29 +232,29 @@ fn essence(message: &str) -> String {
 
 // ---- versions ----
 
-/// What a tool says of itself.
+/// The version and variant of a tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     number: [u16; 3],
     variant: Variant,
 }
 
-/// Which part of the kernel a tool talks to.
+/// The kernel interface that a tool uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     NfTables,
     Legacy,
 }
 
-/// The first version whose restore tools take a part of a table (`--noflush`) as one transaction in both variants.
+/// The first version whose restore tools apply a part of a table (`--noflush`) as one transaction in both variants.
 const OLDEST: [u16; 3] = [1, 8, 0];
 
-/// Whether a tool talks to another part of the kernel than nf_tables.
+/// Whether a tool is the legacy variant.
 pub(crate) fn is_legacy(tool: Tool) -> Result<bool, ApplyError> {
     Ok(require(tool)?.variant == Variant::Legacy)
 }
 
-/// Refuses a tool that is missing or too old. Asked once for each tool of a process.
+/// Refuses a tool that is missing or too old. A process checks each tool once.
 fn require(tool: Tool) -> Result<Version, ApplyError> {
     static FOUND: [OnceLock<Version>; 3] = [const { OnceLock::new() }; 3];
     let found = &FOUND[tool as usize];
@@ -265,7 +264,7 @@ fn require(tool: Tool) -> Result<Version, ApplyError> {
     let said = run(tool.name(), &["--version"], None)?;
     let version = check_version(tool, &String::from_utf8_lossy(&said.stdout))?;
     log::debug!("{} {version}", tool.name());
-    // Another thread may have asked at the same time, and heard the same.
+    // Another thread may have checked at the same time; the result is the same.
     Ok(*found.get_or_init(|| version))
 }
 
@@ -288,8 +287,8 @@ fn check_version(tool: Tool, said: &str) -> Result<Version, ApplyError> {
 }
 
 impl Version {
-    /// Reads "iptables v1.8.9 (nf_tables)" and "ebtables 1.8.9 (nf_tables)". What names no variant is from before
-    /// there were two.
+    /// Parses "iptables v1.8.9 (nf_tables)" and "ebtables 1.8.9 (nf_tables)". A tool that names no variant is older than the
+    /// second one.
     fn parse(said: &str) -> Option<Self> {
         let number = said.split_ascii_whitespace().nth(1)?;
         let mut parts = number.strip_prefix('v').unwrap_or(number).split('.').map(str::parse);
