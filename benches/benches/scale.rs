@@ -117,9 +117,9 @@ impl Lab {
         let binding = binding(port, FILTER)?;
         self.host.enter(|| {
             let begin = Instant::now();
-            driver.create_binding(binding)?;
+            driver.create_binding(binding.clone())?;
             let taken = begin.elapsed();
-            driver.delete_binding(port)?;
+            driver.delete_binding(&binding.port)?;
             Ok(taken)
         })
     }

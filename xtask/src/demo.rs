@@ -64,13 +64,11 @@ fn demonstrate() -> Result<ExitCode> {
     println!("trying what gets through");
     let checks = lab.checks(|check| println!("  {} … {}", check.what, check.seen))?;
     println!("attaching the same rules with one process a rule, for comparison");
-    let binding = driver.binding(SeedLab::PORTS[0])?;
+    let binding = driver.binding(&SeedLab::PORTS[0].parse()?)?;
     let (rules, slow) = one_process_a_rule(&restore_text(&binding.port, &driver.ruleset(&binding)?))?;
     lab.host().enter(|| {
-        SeedLab::PORTS
-            .map(|port| driver.delete_binding(port).map(drop))
-            .into_iter()
-            .collect::<Result<(), _>>()
+        let bindings = driver.bindings()?;
+        bindings.iter().try_for_each(|binding| driver.delete_binding(&binding.port).map(drop))
     })?;
     let trace = traces(lab.host(), &binding)?;
     print_table(&checks);

@@ -113,7 +113,7 @@ impl nwf_code {
             Error::IncludesItself { .. } => NWF_INCLUDES_ITSELF,
             Error::NoSuchBinding(_) => NWF_NO_SUCH_BINDING,
             Error::BindingExists(_) => NWF_BINDING_EXISTS,
-            Error::PortName { .. } => NWF_INVALID_NAME,
+            Error::Name(_) => NWF_INVALID_NAME,
             Error::NoSuchPort(_) => NWF_NO_SUCH_PORT,
             Error::Rules { .. } => NWF_NO_RULES,
             Error::Parameter { .. } => NWF_INVALID_PARAMETER,

@@ -183,7 +183,7 @@ pub unsafe extern "C" fn nwf_driver_filter_xml(
             room(xml, "the XML")?;
             let driver = nwf_driver::of(driver)?;
             let name = filter_name(input::text(name, name_length, "name")?)?;
-            let filter = driver.driver.filter(name.as_str()).map_err(|error| driver.failed(error))?;
+            let filter = driver.driver.filter(&name).map_err(|error| driver.failed(error))?;
             put(xml, nwf_text::new(write_filter(&filter)));
             Ok(())
         })
@@ -281,7 +281,7 @@ pub unsafe extern "C" fn nwf_driver_binding_xml(
             room(xml, "the XML")?;
             let driver = nwf_driver::of(driver)?;
             let port = port_name(input::text(port, port_length, "port")?)?;
-            let binding = driver.driver.binding(port.as_str()).map_err(|error| driver.failed(error))?;
+            let binding = driver.driver.binding(&port).map_err(|error| driver.failed(error))?;
             put(xml, nwf_text::new(write_binding(&binding)));
             Ok(())
         })
@@ -405,7 +405,7 @@ pub unsafe extern "C" fn nwf_driver_explain(
             let port = port_name(input::text(port, port_length, "port")?)?;
             let words: Vec<_> =
                 input::text(question, question_length, "question")?.split_ascii_whitespace().collect();
-            let port = driver.driver.explain(port.as_str()).map_err(|error| driver.failed(error))?;
+            let port = driver.driver.explain(&port).map_err(|error| driver.failed(error))?;
             let asked = |error: &dyn std::fmt::Display| {
                 Failure::Own(nwf_code::NWF_INVALID_QUESTION, error.to_string())
             };

@@ -55,7 +55,7 @@ impl Draft {
 
     pub(crate) fn undefine(&mut self, name: &str) -> Result<(), Failure> {
         let name = filter_name(name)?;
-        self.transaction.undefine_filter(name.as_str());
+        self.transaction.undefine_filter(&name);
         self.length += 1;
         Ok(())
     }
@@ -76,7 +76,7 @@ impl Draft {
 
     pub(crate) fn unbind(&mut self, port: &str) -> Result<(), Failure> {
         let port = port_name(port)?;
-        self.transaction.delete_binding(port.as_str());
+        self.transaction.delete_binding(&port);
         self.length += 1;
         Ok(())
     }

@@ -100,7 +100,7 @@ impl Plan {
         }
         let mut all = Transaction::new();
         for port in &self.unbind {
-            all.delete_binding(port.as_str());
+            all.delete_binding(port);
         }
         for binding in &self.bind {
             all.replace_binding(binding.clone());
@@ -121,7 +121,7 @@ impl Plan {
     fn one_by_one(self, driver: &Driver) -> Synced {
         let mut synced = Synced::default();
         for port in self.unbind {
-            match driver.delete_binding(port.as_str()) {
+            match driver.delete_binding(&port) {
                 Ok(_) | Err(Error::NoSuchBinding(_)) => synced.unbound.push(port),
                 Err(error) => log::error!("port '{port}' is still bound: {error}"),
             }

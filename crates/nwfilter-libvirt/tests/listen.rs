@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use nwfilter::{Config, Driver};
 use nwfilter_libvirt::{Guard, Listener, Status};
-use nwfilter_testlab::{Ends, Host, Mac, Need, Saved, frames, skip_unless};
+use nwfilter_testlab::{Ends, Host, Mac, Need, Saved, frames, port_dev, skip_unless};
 use nwfilter_xtables::Xtables;
 use virt::connect::Connect;
 
@@ -106,7 +106,7 @@ fn ports_are_bound_from_the_start_of_their_guest_to_its_end() -> Result<()> {
         let vm = connect.create_domain_xml(&domain(1, &both), 0)?;
         eventually("both ports are bound", || Ok(ports(&driver)? == ["tap1", "tap2", "tap3"]))?;
         assert!(host.saved()?.port("tap1").ebtables.contains(&mac(1).to_string()));
-        assert_eq!(driver.binding("tap1")?.owner.name, "vm1");
+        assert_eq!(driver.binding(&port_dev("tap1"))?.owner.name, "vm1");
 
         vm.destroy()?;
         eventually("what another owner bound is left", || Ok(ports(&driver)? == ["tap3"]))?;

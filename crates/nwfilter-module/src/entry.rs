@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nwfilter_xml::Uuid;
@@ -213,7 +214,7 @@ extern "C" fn list_all_filters(connect: *mut Connect, list: *mut *mut *mut NwFil
 
 extern "C" fn lookup_by_name(connect: *mut Connect, name: *const c_char) -> *mut NwFilter {
     serve(Slot::LookupByName, null_mut(), |libvirt| {
-        let filter = Service::get()?.filter(&text(name)?)?;
+        let filter = Service::get()?.filter(&named(&text(name)?, Code::NoFilter)?)?;
         libvirt.may_do(FilterAccess::LookupByName, connect, &filter)?;
         Ok(libvirt.filter_handle(connect, &filter))
     })
@@ -252,7 +253,7 @@ fn define(
     let service = Service::get()?;
     service.driver()?;
     let mut filter = service.read_filter(&text(xml)?, validation(flags)?)?;
-    if let Ok(replaced) = service.filter(filter.name.as_str()) {
+    if let Ok(replaced) = service.filter(&filter.name) {
         libvirt.may_do(access, connect, &replaced)?;
         filter.uuid.get_or_insert(uuid_of(&replaced));
     }
@@ -268,7 +269,7 @@ extern "C" fn undefine(filter: *mut NwFilter) -> c_int {
         let (service, connect) = (Service::get()?, libvirt.filter_connect(filter));
         let filter = service.filter_by_uuid(libvirt.filter_uuid(filter)?)?;
         libvirt.may_do(FilterAccess::Undefine, connect, &filter)?;
-        service.undefine(filter.name.as_str())?;
+        service.undefine(&filter.name)?;
         Ok(0)
     })
 }
@@ -299,7 +300,7 @@ extern "C" fn list_all_bindings(
 
 extern "C" fn binding_lookup(connect: *mut Connect, port: *const c_char) -> *mut NwFilterBinding {
     serve(Slot::BindingLookup, null_mut(), |libvirt| {
-        let binding = Service::get()?.binding(&text(port)?)?;
+        let binding = Service::get()?.binding(&named(&text(port)?, Code::NoBinding)?)?;
         libvirt.may_do_binding(BindingAccess::Lookup, connect, &binding)?;
         Ok(libvirt.binding_handle(connect, &binding))
     })
@@ -323,9 +324,9 @@ extern "C" fn binding_create(
 extern "C" fn binding_delete(binding: *mut NwFilterBinding) -> c_int {
     serve(Slot::BindingDelete, -1, |libvirt| {
         let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
-        let binding = service.binding(&libvirt.binding_port(binding)?)?;
+        let binding = service.binding(&named(&libvirt.binding_port(binding)?, Code::NoBinding)?)?;
         libvirt.may_do_binding(BindingAccess::Delete, connect, &binding)?;
-        service.unbind(binding.port.as_str())?;
+        service.unbind(&binding.port)?;
         Ok(0)
     })
 }
@@ -334,10 +335,15 @@ extern "C" fn binding_get_xml_desc(binding: *mut NwFilterBinding, flags: c_uint)
     serve(Slot::BindingGetXmlDesc, null_mut(), |libvirt| {
         no_flags(flags, 0)?;
         let (service, connect) = (Service::get()?, libvirt.binding_connect(binding));
-        let binding = service.binding(&libvirt.binding_port(binding)?)?;
+        let binding = service.binding(&named(&libvirt.binding_port(binding)?, Code::NoBinding)?)?;
         libvirt.may_do_binding(BindingAccess::Dump, connect, &binding)?;
         Ok(duplicate(&service.binding_xml(&binding)))
     })
+}
+
+/// The name of a filter or port. Nothing has a name that is none: that is refused as what does not exist.
+fn named<T: FromStr<Err = nwfilter_xml::Error>>(text: &str, code: Code) -> Result<T, Refusal> {
+    text.parse().map_err(|error: nwfilter_xml::Error| Refusal::new(code, error.to_string()))
 }
 
 // ---- what goes back to C ----

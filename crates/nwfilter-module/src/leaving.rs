@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nwfilter_xml::PortDev;
+
 /// How long the rules stay. libvirt creates the new binding within milliseconds of deleting the old.
 const STAY: Duration = Duration::from_millis(300);
 
@@ -24,7 +26,7 @@ enum Stage {
 
 #[derive(Default)]
 struct Inner {
-    ports: Mutex<BTreeMap<String, Stage>>,
+    ports: Mutex<BTreeMap<PortDev, Stage>>,
     gone: Condvar,
 }
 
@@ -34,10 +36,10 @@ pub(crate) struct Leaving(Arc<Inner>);
 
 impl Leaving {
     /// Has a port leave after a moment, if nothing stops it; then `remove` is called.
-    pub(crate) fn leave(&self, port: &str, remove: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn leave(&self, port: &PortDev, remove: impl Fn() + Send + Sync + 'static) {
         let waits = Stage::Waits(Instant::now() + STAY);
-        self.ports().insert(port.to_owned(), waits);
-        let (leaving, name, remove) = (self.clone(), port.to_owned(), Arc::new(remove));
+        self.ports().insert(port.clone(), waits);
+        let (leaving, name, remove) = (self.clone(), port.clone(), Arc::new(remove));
         let later = remove.clone();
         let thread = thread::Builder::new().name("nwf-leaving".to_owned()).spawn(move || {
             thread::sleep(STAY);
@@ -50,7 +52,7 @@ impl Leaving {
     }
 
     /// Removes a port that still waits since then.
-    fn remove(&self, port: &str, waits: Stage, remove: &dyn Fn()) {
+    fn remove(&self, port: &PortDev, waits: Stage, remove: &dyn Fn()) {
         if self.goes(port, waits) {
             // Whoever binds the port again waits for this, also if it panics.
             let _ = catch_unwind(AssertUnwindSafe(remove));
@@ -60,43 +62,43 @@ impl Leaving {
     }
 
     /// Begins the removal of a port that still waits since then; whether it does.
-    fn goes(&self, port: &str, waits: Stage) -> bool {
+    fn goes(&self, port: &PortDev, waits: Stage) -> bool {
         let mut ports = self.ports();
         let stage = ports.get_mut(port).filter(|stage| **stage == waits);
         stage.map(|stage| *stage = Stage::Goes).is_some()
     }
 
     /// Stops a port from leaving; whether it was. If its rules are being removed, that is waited for.
-    pub(crate) fn stay(&self, port: &str) -> bool {
-        let is_going = |ports: &mut BTreeMap<String, Stage>| ports.get(port) == Some(&Stage::Goes);
+    pub(crate) fn stay(&self, port: &PortDev) -> bool {
+        let is_going = |ports: &mut BTreeMap<PortDev, Stage>| ports.get(port) == Some(&Stage::Goes);
         self.wait_while(is_going).remove(port).is_some()
     }
 
     /// Every port that is leaving, none of which does so by itself any more. Removals that go on are waited for.
-    pub(crate) fn take_all(&self) -> Vec<String> {
+    pub(crate) fn take_all(&self) -> Vec<PortDev> {
         let is_going =
-            |ports: &mut BTreeMap<String, Stage>| ports.values().any(|stage| *stage == Stage::Goes);
+            |ports: &mut BTreeMap<PortDev, Stage>| ports.values().any(|stage| *stage == Stage::Goes);
         std::mem::take(&mut *self.wait_while(is_going)).into_keys().collect()
     }
 
     /// Whether a port is leaving. Does not wait.
-    pub(crate) fn contains(&self, port: &str) -> bool {
+    pub(crate) fn contains(&self, port: &PortDev) -> bool {
         self.ports().contains_key(port)
     }
 
     /// Every port that is leaving. Does not wait.
-    pub(crate) fn names(&self) -> BTreeSet<String> {
+    pub(crate) fn names(&self) -> BTreeSet<PortDev> {
         self.ports().keys().cloned().collect()
     }
 
-    fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+    fn ports(&self) -> MutexGuard<'_, BTreeMap<PortDev, Stage>> {
         self.0.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_while(
         &self,
-        condition: impl FnMut(&mut BTreeMap<String, Stage>) -> bool,
-    ) -> MutexGuard<'_, BTreeMap<String, Stage>> {
+        condition: impl FnMut(&mut BTreeMap<PortDev, Stage>) -> bool,
+    ) -> MutexGuard<'_, BTreeMap<PortDev, Stage>> {
         self.0.gone.wait_while(self.ports(), condition).unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -107,19 +109,23 @@ mod tests {
 
     use super::*;
 
+    fn port(name: &str) -> PortDev {
+        name.parse().unwrap()
+    }
+
     #[test]
     fn a_port_leaves_after_a_moment_unless_it_is_to_stay() {
         let leaving = Leaving::default();
         let (sender, left) = channel();
-        for port in ["stays", "leaves"] {
+        for name in ["stays", "leaves"] {
             let sender = sender.clone();
-            leaving.leave(port, move || sender.send(port).unwrap());
+            leaving.leave(&port(name), move || sender.send(name).unwrap());
         }
-        assert!(leaving.stay("stays") && !leaving.stay("stays"));
-        assert!(leaving.contains("leaves"));
+        assert!(leaving.stay(&port("stays")) && !leaving.stay(&port("stays")));
+        assert!(leaving.contains(&port("leaves")));
         drop(sender);
         assert_eq!(left.iter().collect::<Vec<_>>(), ["leaves"]);
-        assert!(!leaving.contains("leaves"));
+        assert!(!leaving.contains(&port("leaves")));
     }
 
     #[test]
@@ -127,18 +133,18 @@ mod tests {
         let leaving = Leaving::default();
         let ((begin, begun), (finish, finished)) = (channel(), channel::<()>());
         let finished = Mutex::new(finished);
-        leaving.leave("port", move || {
+        leaving.leave(&port("port"), move || {
             begin.send(()).unwrap();
             finished.lock().unwrap().recv().unwrap();
         });
         begun.recv().unwrap();
-        assert!(leaving.contains("port") && leaving.names().contains("port"));
-        assert!(!leaving.contains("other") && !leaving.stay("other"));
+        assert!(leaving.contains(&port("port")) && leaving.names().contains(&port("port")));
+        assert!(!leaving.contains(&port("other")) && !leaving.stay(&port("other")));
         let again = leaving.clone();
-        let stays = thread::spawn(move || again.stay("port"));
+        let stays = thread::spawn(move || again.stay(&port("port")));
         assert!(!stays.is_finished());
         finish.send(()).unwrap();
         assert!(!stays.join().unwrap(), "the rules are gone, so the port is bound as a new one");
-        assert!(!leaving.contains("port"));
+        assert!(!leaving.contains(&port("port")));
     }
 }

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nwfilter::{Applied, Builder, Config, Driver, Error, Reconciler, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
-    Binding, Filter, Strictness, Uuid, read_binding, read_filter_with, write_binding, write_filter,
+    Binding, Filter, FilterName, PortDev, Strictness, Uuid, read_binding, read_filter_with, write_binding,
+    write_filter,
 };
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
@@ -145,10 +146,10 @@ impl Service {
         self.driver.as_ref().map_or(Ok(Vec::new()), |driver| Ok(driver.stored_filters()?))
     }
 
-    pub(crate) fn filter(&self, name: &str) -> Result<Arc<Filter>, Refusal> {
+    pub(crate) fn filter(&self, name: &FilterName) -> Result<Arc<Filter>, Refusal> {
         match &self.driver {
             Some(driver) => Ok(driver.filter(name)?),
-            None => Err(Error::NoSuchFilter(name.to_owned()).into()),
+            None => Err(Error::NoSuchFilter(name.clone()).into()),
         }
     }
 
@@ -171,7 +172,7 @@ impl Service {
         done.filters.pop().ok_or_else(|| Refusal::new(Code::Internal, "no filter was defined"))
     }
 
-    pub(crate) fn undefine(&self, name: &str) -> Result<(), Refusal> {
+    pub(crate) fn undefine(&self, name: &FilterName) -> Result<(), Refusal> {
         // To libvirt their bindings are deleted, so they do not use the filter.
         let driver = self.driver()?;
         self.leaving.take_all().iter().for_each(|port| remove(driver, port));
@@ -188,14 +189,14 @@ impl Service {
         // In this order: what has left by the second look is not in the first, or was leaving then.
         let leaving = self.leaving.names();
         let mut bindings = self.driver.as_ref().map_or(Ok(Vec::new()), |driver| driver.bindings())?;
-        bindings.retain(|binding| !leaving.contains(binding.port.as_str()));
+        bindings.retain(|binding| !leaving.contains(&binding.port));
         Ok(bindings)
     }
 
-    pub(crate) fn binding(&self, port: &str) -> Result<Arc<Binding>, Refusal> {
+    pub(crate) fn binding(&self, port: &PortDev) -> Result<Arc<Binding>, Refusal> {
         match &self.driver {
             Some(driver) if !self.leaving.contains(port) => Ok(driver.binding(port)?),
-            _ => Err(Error::NoSuchBinding(port.to_owned()).into()),
+            _ => Err(Error::NoSuchBinding(port.clone()).into()),
         }
     }
 
@@ -205,7 +206,7 @@ impl Service {
     }
 
     pub(crate) fn bind(&self, binding: Binding) -> Result<Arc<Binding>, Refusal> {
-        let (driver, port) = (self.driver()?, binding.port.to_string());
+        let (driver, port) = (self.driver()?, binding.port.clone());
         let bound = match self.leaving.stay(&port) {
             true => driver.replace_binding(binding).inspect_err(|_| self.leave(driver, &port)),
             false => driver.create_binding(binding),
@@ -217,7 +218,7 @@ impl Service {
     }
 
     /// Stops filtering a port: at once if it is gone, else in a moment, unless it is bound again.
-    pub(crate) fn unbind(&self, port: &str) -> Result<(), Refusal> {
+    pub(crate) fn unbind(&self, port: &PortDev) -> Result<(), Refusal> {
         let driver = self.driver()?;
         match exists(port) {
             true => self.leave(driver, port),
@@ -229,8 +230,8 @@ impl Service {
         Ok(())
     }
 
-    fn leave(&self, driver: &Arc<Driver>, port: &str) {
-        let (driver, name) = (driver.clone(), port.to_owned());
+    fn leave(&self, driver: &Arc<Driver>, port: &PortDev) {
+        let (driver, name) = (driver.clone(), port.clone());
         self.leaving.leave(port, move || remove(&driver, &name));
     }
 
@@ -261,12 +262,12 @@ fn warn(applied: &Applied) {
     }
 }
 
-fn exists(port: &str) -> bool {
-    nix::net::if_::if_nametoindex(port).is_ok()
+fn exists(port: &PortDev) -> bool {
+    nix::net::if_::if_nametoindex(port.as_str()).is_ok()
 }
 
 /// Removes a binding that libvirt has deleted; there is nobody to tell any more that it failed.
-fn remove(driver: &Driver, port: &str) {
+fn remove(driver: &Driver, port: &PortDev) {
     if let Err(error) = driver.delete_binding(port) {
         log::error!("port '{port}' is still filtered: {}", with_causes(&error));
     }

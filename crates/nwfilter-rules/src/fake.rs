@@ -26,7 +26,7 @@ use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
 /// let mut batch = Batch::default();
 /// batch.filter("vnet0".parse()?, Ruleset::drop_all().into());
 /// assert_eq!(fake.apply(&batch)?.changed.len(), 1);
-/// assert_eq!(fake.ruleset("vnet0").as_deref(), Some(&Ruleset::drop_all()));
+/// assert_eq!(fake.ruleset(&"vnet0".parse()?).as_deref(), Some(&Ruleset::drop_all()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Default)]
@@ -53,7 +53,7 @@ impl Fake {
     }
 
     /// The ruleset that a port has.
-    pub fn ruleset(&self, port: &str) -> Option<Arc<Ruleset>> {
+    pub fn ruleset(&self, port: &PortDev) -> Option<Arc<Ruleset>> {
         self.state().held.get(port).cloned()
     }
 

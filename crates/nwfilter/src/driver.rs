@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
-use nwfilter_xml::{Binding, Filter, Strictness, read_filter_with};
+use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Strictness, read_filter_with};
 
 use crate::config::{Builder, Config};
 use crate::events::Feed;
@@ -162,14 +162,14 @@ impl Driver {
     }
 
     /// Removes a filter from the store. Refused while a port uses it.
-    pub fn undefine_filter(&self, name: &str) -> Result<(), Error> {
+    pub fn undefine_filter(&self, name: &FilterName) -> Result<(), Error> {
         self.alone(|transaction| transaction.undefine_filter(name)).map(drop)
     }
 
     /// The filter of that name.
-    pub fn filter(&self, name: &str) -> Result<Arc<Filter>, Error> {
+    pub fn filter(&self, name: &FilterName) -> Result<Arc<Filter>, Error> {
         let stores = self.look()?;
-        stores.filter(name).cloned().ok_or_else(|| Error::NoSuchFilter(name.to_owned()))
+        stores.filter(name).cloned().ok_or_else(|| Error::NoSuchFilter(name.clone()))
     }
 
     /// Every filter of the store and every stock filter, sorted by name.
@@ -183,8 +183,8 @@ impl Driver {
     }
 
     /// Whether the store has a filter of that name; a stock filter alone is none.
-    pub fn is_stored(&self, name: &str) -> Result<bool, Error> {
-        Ok(self.look()?.filters.get(name).is_some())
+    pub fn is_stored(&self, name: &FilterName) -> Result<bool, Error> {
+        Ok(self.look()?.filters.get(name.as_str()).is_some())
     }
 
     // ---- bindings ----
@@ -202,15 +202,14 @@ impl Driver {
     }
 
     /// Stops filtering a port; no trace of it is left in the kernel.
-    pub fn delete_binding(&self, port: &str) -> Result<Applied, Error> {
+    pub fn delete_binding(&self, port: &PortDev) -> Result<Applied, Error> {
         self.alone(|transaction| transaction.delete_binding(port))
     }
 
     /// Gives a port's binding to another name, which must be that of an interface without binding.
-    pub(crate) fn rename_binding(&self, from: &str, to: &str) -> Result<(), Error> {
-        let port = to.parse().map_err(|source| Error::PortName { source })?;
+    pub(crate) fn rename_binding(&self, from: &PortDev, to: PortDev) -> Result<(), Error> {
         let mut binding = Arc::unwrap_or_clone(self.binding(from)?);
-        binding.port = port;
+        binding.port = to;
         let mut transaction = Transaction::new();
         transaction.delete_binding(from).create_binding(binding);
         self.commit(transaction).map(drop)
@@ -224,8 +223,9 @@ impl Driver {
     }
 
     /// The binding of a port.
-    pub fn binding(&self, port: &str) -> Result<Arc<Binding>, Error> {
-        self.look()?.bindings.get(port).cloned().ok_or_else(|| Error::NoSuchBinding(port.to_owned()))
+    pub fn binding(&self, port: &PortDev) -> Result<Arc<Binding>, Error> {
+        let stores = self.look()?;
+        stores.bindings.get(port.as_str()).cloned().ok_or_else(|| Error::NoSuchBinding(port.clone()))
     }
 
     /// Every binding, sorted by port.

@@ -15,7 +15,7 @@ pub enum Error {
     Invalid(#[from] Diagnostics),
     /// No filter has that name, neither in the store nor among the stock filters.
     #[error("no filter is named '{0}'")]
-    NoSuchFilter(String),
+    NoSuchFilter(FilterName),
     /// The filter is one of those the library embeds, and the store has none of its name.
     #[error("'{0}' is a stock filter: it is not in the store and cannot be undefined")]
     StockFilter(FilterName),
@@ -47,16 +47,13 @@ pub enum Error {
     },
     /// The port has no binding.
     #[error("port '{0}' has no binding")]
-    NoSuchBinding(String),
+    NoSuchBinding(PortDev),
     /// The port has a binding already.
     #[error("port '{0}' has a binding already: delete it first")]
     BindingExists(PortDev),
-    /// A network interface has a name that no rule can match.
+    /// A text is no name of a filter or port.
     #[error(transparent)]
-    PortName {
-        /// Why not.
-        source: nwfilter_xml::Error,
-    },
+    Name(#[from] nwfilter_xml::Error),
     /// There is no such network interface.
     #[error("there is no network interface '{0}' on this host")]
     NoSuchPort(PortDev),

@@ -41,14 +41,14 @@ impl Driver {
     /// # let driver = nwfilter::Driver::open(Default::default(), nwfilter::Fake::new())?;
     /// use nwfilter::explain::Question;
     ///
-    /// let port = driver.explain("vnet0")?;
+    /// let port = driver.explain(&"vnet0".parse()?)?;
     /// let question = Question::read(&port.guest(), &["in", "tcp", "to", ":80"])?;
     /// let explanation = port.explainer().explain(question.way, &question.packet)?;
     /// println!("{}", explanation.outcome);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn explain(&self, port: &str) -> Result<ExplainedPort, Error> {
+    pub fn explain(&self, port: &PortDev) -> Result<ExplainedPort, Error> {
         let binding = self.binding(port)?;
         let attachment = self.attachment(&binding.port)?;
         Ok(ExplainedPort {

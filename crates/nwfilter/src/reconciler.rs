@@ -255,10 +255,13 @@ impl Worker {
 
     /// Gives the binding of a port to the name that its interface has now.
     fn follow_rename(&self, from: &str, to: &str) {
-        if matches!(self.driver.binding(from), Err(Error::NoSuchBinding(_))) {
+        // An interface whose name is that of no port has no binding.
+        let Ok(port) = from.parse() else { return };
+        if matches!(self.driver.binding(&port), Err(Error::NoSuchBinding(_))) {
             return;
         }
-        match self.driver.rename_binding(from, to) {
+        let followed = to.parse().map_err(Error::from).and_then(|to| self.driver.rename_binding(&port, to));
+        match followed {
             Ok(()) => log::warn!("port '{from}' has the name '{to}' now; its binding follows"),
             Err(error) => log::error!(
                 "port '{from}' has the name '{to}' now, which its binding cannot follow, so it is not filtered: {}",

@@ -64,9 +64,9 @@ impl Stores {
     }
 
     /// The filter of a name: that of the store, or a stock filter. None stands in for one whose file is damaged.
-    pub(crate) fn filter(&self, name: &str) -> Option<&Arc<Filter>> {
-        let stock = || stock_filters().get(name).filter(|_| !self.filters.is_lost(name));
-        self.filters.get(name).or_else(stock)
+    pub(crate) fn filter(&self, name: &FilterName) -> Option<&Arc<Filter>> {
+        let stock = || stock_filters().get(name).filter(|_| !self.filters.is_lost(name.as_str()));
+        self.filters.get(name.as_str()).or_else(stock)
     }
 
     /// The filters that names refer to.

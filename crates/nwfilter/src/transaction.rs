@@ -42,10 +42,10 @@ pub struct Transaction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Operation {
     Define(Filter, Option<PathBuf>),
-    Undefine(String),
+    Undefine(FilterName),
     Create(Binding),
     Replace(Binding),
-    Delete(String),
+    Delete(PortDev),
 }
 
 /// What a transaction did.
@@ -79,8 +79,8 @@ impl Transaction {
     }
 
     /// Removes a filter from the store. Refused while a port uses it.
-    pub fn undefine_filter(&mut self, name: &str) -> &mut Self {
-        self.with(Operation::Undefine(name.to_owned()))
+    pub fn undefine_filter(&mut self, name: &FilterName) -> &mut Self {
+        self.with(Operation::Undefine(name.clone()))
     }
 
     /// Filters a port. Its network interface must exist, and it must have no binding.
@@ -95,8 +95,8 @@ impl Transaction {
     }
 
     /// Stops filtering a port; no trace of it is left in the kernel.
-    pub fn delete_binding(&mut self, port: &str) -> &mut Self {
-        self.with(Operation::Delete(port.to_owned()))
+    pub fn delete_binding(&mut self, port: &PortDev) -> &mut Self {
+        self.with(Operation::Delete(port.clone()))
     }
 
     fn with(&mut self, operation: Operation) -> &mut Self {
@@ -166,9 +166,10 @@ impl<'a> Draft<'a> {
                     outcome.filters.push(filter);
                 }
                 Operation::Undefine(name) => {
-                    outcome.events.push(Event::FilterUndefined(next.undefine(name)?));
+                    next.undefine(name)?;
+                    outcome.events.push(Event::FilterUndefined(name.clone()));
                 }
-                Operation::Create(binding) if next.binding(binding.port.as_str()).is_some() => {
+                Operation::Create(binding) if next.binding(&binding.port).is_some() => {
                     return Err(Error::BindingExists(binding.port.clone()));
                 }
                 Operation::Create(binding) | Operation::Replace(binding) => {
@@ -179,9 +180,9 @@ impl<'a> Draft<'a> {
                     }
                 }
                 Operation::Delete(port) => {
-                    let port = next.unbind(port)?;
+                    next.unbind(port)?;
                     outcome.events.push(Event::BindingDeleted(port.clone()));
-                    outcome.ports.insert(port);
+                    outcome.ports.insert(port.clone());
                 }
             }
         }
@@ -209,37 +210,37 @@ impl<'a> Draft<'a> {
 
     /// The UUID of a filter that is to be stored: its own, else that of the one it replaces, else a new one.
     fn settle_uuid(&self, filter: &Filter) -> Result<Uuid, Error> {
-        let old = self.stored_filter(filter.name.as_str()).and_then(|old| old.uuid);
+        let old = self.stored_filter(&filter.name).and_then(|old| old.uuid);
         let Some(uuid) = filter.uuid else { return Ok(old.unwrap_or_else(Uuid::new_v4)) };
         let conflict = |conflict| Err(Error::UuidConflict { name: filter.name.clone(), uuid, conflict });
         if let Some(old) = old.filter(|old| *old != uuid) {
             return conflict(format!("the store has it with {old}"));
         }
-        let stored = |name: &FilterName| self.stored_filter(name.as_str());
-        let others = self.filters.keys().filter(|name| **name != filter.name).filter_map(stored);
-        match others.into_iter().find(|other| other.uuid == Some(uuid)) {
+        let others = self.filters.keys().filter(|name| **name != filter.name);
+        match others.filter_map(|name| self.stored_filter(name)).find(|other| other.uuid == Some(uuid)) {
             Some(other) => conflict(format!("that is the one of '{}'", other.name)),
             None => Ok(uuid),
         }
     }
 
-    fn undefine(&mut self, name: &str) -> Result<FilterName, Error> {
-        let filter = self.filters.get(name).ok_or_else(|| Error::NoSuchFilter(name.to_owned()))?;
-        let name = filter.name.clone();
-        if self.stored_filter(name.as_str()).is_none() {
-            return Err(Error::StockFilter(name));
+    fn undefine(&mut self, name: &FilterName) -> Result<(), Error> {
+        if !self.filters.contains_key(name) {
+            return Err(Error::NoSuchFilter(name.clone()));
+        }
+        if self.stored_filter(name).is_none() {
+            return Err(Error::StockFilter(name.clone()));
         }
         let ports: Vec<_> =
             self.users(&BTreeSet::from([name.clone()])).map(|user| user.port.clone()).collect();
         if !ports.is_empty() {
-            return Err(Error::FilterInUse { name, ports });
+            return Err(Error::FilterInUse { name: name.clone(), ports });
         }
-        match stock_filters().get(name.as_str()) {
+        match stock_filters().get(name) {
             Some(stock) => self.filters.insert(name.clone(), stock.clone()),
-            None => self.filters.remove(&name),
+            None => self.filters.remove(name),
         };
         self.change.filters.insert(name.clone(), None);
-        Ok(name)
+        Ok(())
     }
 
     /// `None` if the port is bound just so.
@@ -249,7 +250,7 @@ impl<'a> Draft<'a> {
             return Err(Error::NoSuchPort(port));
         }
         binding.pass_mac();
-        let event = match self.binding(port.as_str()) {
+        let event = match self.binding(&port) {
             Some(old) if **old == binding => return Ok(None),
             Some(_) => Event::BindingReplaced(port.clone()),
             None => Event::BindingCreated(port.clone()),
@@ -259,19 +260,20 @@ impl<'a> Draft<'a> {
         Ok(Some(event))
     }
 
-    fn unbind(&mut self, port: &str) -> Result<PortDev, Error> {
-        let binding = self.binding(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
-        let port = binding.port.clone();
+    fn unbind(&mut self, port: &PortDev) -> Result<(), Error> {
+        if self.binding(port).is_none() {
+            return Err(Error::NoSuchBinding(port.clone()));
+        }
         self.change.forgotten.insert(port.clone());
         self.change.bindings.insert(port.clone(), None);
-        Ok(port)
+        Ok(())
     }
 
     /// Makes the rules of ports anew; those without a binding have none.
     fn make_rules(&mut self, ports: &BTreeSet<PortDev>) -> Result<(), Error> {
         for (done, port) in ports.iter().enumerate() {
             self.reporter.report(Phase::Rules, done, ports.len());
-            let Some(binding) = self.binding(port.as_str()) else {
+            let Some(binding) = self.binding(port) else {
                 self.change.batch.remove(port.clone());
                 continue;
             };
@@ -288,17 +290,17 @@ impl<'a> Draft<'a> {
     // ---- the stores with the change ----
 
     /// The filter of that name in the store.
-    fn stored_filter(&self, name: &str) -> Option<&Arc<Filter>> {
+    fn stored_filter(&self, name: &FilterName) -> Option<&Arc<Filter>> {
         match self.change.filters.get(name) {
             Some(changed) => changed.as_ref(),
-            None => self.stores.filters.get(name),
+            None => self.stores.filters.get(name.as_str()),
         }
     }
 
-    fn binding(&self, port: &str) -> Option<&Arc<Binding>> {
+    fn binding(&self, port: &PortDev) -> Option<&Arc<Binding>> {
         match self.change.bindings.get(port) {
             Some(changed) => changed.as_ref(),
-            None => self.stores.bindings.get(port),
+            None => self.stores.bindings.get(port.as_str()),
         }
     }
 

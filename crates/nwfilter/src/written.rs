@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nwfilter_rules::Origin;
-use nwfilter_xml::{Entry, Filter, MAX_BYTES, Strictness, decode, read_filter_with};
+use nwfilter_xml::{Entry, Filter, FilterName, MAX_BYTES, Strictness, decode, read_filter_with};
 
 use crate::{Driver, Error};
 
@@ -55,15 +55,15 @@ impl Driver {
     /// Where the rule of a filter in the store is written that an error is about.
     pub fn location(&self, error: &Error) -> Option<Location> {
         let Origin { filter, line } = error.origin()?;
-        let written = self.written(filter.as_ref()?.as_str()).ok()??;
+        let written = self.written(filter.as_ref()?).ok()??;
         (*line > 0).then(|| written.at(*line))
     }
 
     /// Where a filter is written; `None` if the store has none of that name, as of a stock filter.
-    pub fn written(&self, name: &str) -> Result<Option<Written>, Error> {
+    pub fn written(&self, name: &FilterName) -> Result<Option<Written>, Error> {
         let stores = self.look()?;
-        let Some(filter) = stores.filters.get(name) else { return Ok(None) };
-        let path = stores.filters.file(name);
+        let Some(filter) = stores.filters.get(name.as_str()) else { return Ok(None) };
+        let path = stores.filters.file(name.as_str());
         let source = source_of(&path).and_then(|source| Some((lines(filter, &read(&source)?)?, source)));
         Ok(Some(Written { path, source: source.map(|(lines, source)| (source, lines)) }))
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use driver_support::{Lab, accepting, binding, define};
 use nwfilter::Error;
 use nwfilter::rules::ApplyError;
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, port_dev, skip_unless};
 
 const THREADS: usize = 8;
 const PORTS: usize = 200;
@@ -43,13 +43,17 @@ fn threads_a_redefinition_and_foreign_flushes_end_in_the_desired_state() {
         let ports: Vec<_> =
             (0..PORTS).filter(|index| index % THREADS == thread).map(|index| format!("p{index}")).collect();
         let bind = |port: &String| insist(&|| driver.create_binding(binding(port, "f")).map(drop));
-        let unbind = |port: &String| insist(&|| driver.delete_binding(port).map(drop));
+        let unbind = |port: &String| insist(&|| driver.delete_binding(&port_dev(port)).map(drop));
         ports.iter().for_each(bind);
         for port in &ports {
             assert!(matches!(driver.create_binding(binding(port, "f")), Err(Error::BindingExists(_))));
-            assert_eq!(driver.binding(port).unwrap().port.as_str(), port, "what was bound is seen");
+            assert_eq!(
+                driver.binding(&port_dev(port)).unwrap().port.as_str(),
+                port,
+                "what was bound is seen"
+            );
             unbind(port);
-            assert!(matches!(driver.delete_binding(port), Err(Error::NoSuchBinding(_))));
+            assert!(matches!(driver.delete_binding(&port_dev(port)), Err(Error::NoSuchBinding(_))));
         }
         ports.iter().step_by(2).for_each(bind);
         done.fetch_add(1, Ordering::Release);

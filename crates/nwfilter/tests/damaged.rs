@@ -9,7 +9,7 @@ use std::path::Path;
 
 use driver_support::{Lab, accepting, binding, binding_xml, define, names};
 use nwfilter::{Driver, Error, Fake, Layout, ProblemKind};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, skip_unless};
 
 fn files(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap().flatten();
@@ -102,8 +102,8 @@ fn a_filter_whose_name_begins_with_a_dot_is_kept() {
     define(&lab.fake_driver(&fake), &[accepting(".hidden", 22), accepting("...", 22)]).unwrap();
     let driver = lab.fake_driver(&fake);
     assert_eq!(driver.stored_filters().unwrap().len(), 2);
-    driver.undefine_filter(".hidden").unwrap();
-    driver.undefine_filter("...").unwrap();
+    driver.undefine_filter(&filter_name(".hidden")).unwrap();
+    driver.undefine_filter(&filter_name("...")).unwrap();
     assert_eq!(fs::read_dir(lab.filters()).unwrap().count(), 0);
 }
 
@@ -114,13 +114,13 @@ fn a_damaged_filter_is_not_replaced_by_the_stock_filter_of_its_name() {
     fs::create_dir(lab.filters()).unwrap();
     fs::write(lab.filters().join("allow-arp.xml"), "<filter name='allow-arp'>").unwrap();
     let driver = lab.fake_driver(&fake);
-    assert!(matches!(driver.filter("allow-arp"), Err(Error::NoSuchFilter(_))));
+    assert!(matches!(driver.filter(&filter_name("allow-arp")), Err(Error::NoSuchFilter(_))));
     assert!(lab.host.enter(|| driver.create_binding(binding("p0", "allow-arp"))).is_err());
     let aside = lab.filters().join("allow-arp.xml.damaged");
     assert!(aside.exists());
-    assert!(matches!(driver.filter("allow-arp"), Err(Error::NoSuchFilter(_))));
+    assert!(matches!(driver.filter(&filter_name("allow-arp")), Err(Error::NoSuchFilter(_))));
     fs::remove_file(aside).unwrap();
-    driver.filter("allow-arp").unwrap();
+    driver.filter(&filter_name("allow-arp")).unwrap();
 }
 
 #[test]
@@ -160,13 +160,13 @@ fn in_libvirts_stores_what_was_read_stays_in_force_while_its_file_is_damaged() {
     fs::write(&file, "<filter name='f'><rule").unwrap();
 
     assert!(driver.problems().unwrap()[0].why.contains("what was read before stays in force"));
-    assert_eq!(driver.filter("f").unwrap().entries.len(), 1);
+    assert_eq!(driver.filter(&filter_name("f")).unwrap().entries.len(), 1);
     lab.host.enter(|| driver.create_binding(binding("p1", "f"))).unwrap();
-    assert!(open().filter("f").is_err(), "another process has read nothing before");
+    assert!(open().filter(&filter_name("f")).is_err(), "another process has read nothing before");
     define(&driver, &[accepting("f", 80)]).unwrap();
     assert!(driver.problems().unwrap().is_empty());
     assert_eq!(fs::read_to_string(lab.filters().join("f.xml.damaged")).unwrap(), "<filter name='f'><rule");
 
     fs::remove_file(&file).unwrap();
-    assert!(driver.filter("f").is_err(), "a file that is gone is no damaged one");
+    assert!(driver.filter(&filter_name("f")).is_err(), "a file that is gone is no damaged one");
 }

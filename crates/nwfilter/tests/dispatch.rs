@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver};
-use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, frames, skip_unless};
+use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, frames, port_dev, skip_unless};
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -147,7 +147,7 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
 
     lab.host.enter(|| driver.reload()).unwrap();
     for port in &PORTS[7..] {
-        lab.host.enter(|| driver.delete_binding(port)).unwrap();
+        lab.host.enter(|| driver.delete_binding(&port_dev(port))).unwrap();
     }
     assert_eq!(lab.rules("libvirt-in").len(), 7);
     lab.check(7);

@@ -6,7 +6,7 @@ use std::fs;
 
 use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver, Error};
-use nwfilter_testlab::{Host, Need, Tap, skip_unless};
+use nwfilter_testlab::{Host, Need, Tap, filter_name, port_dev, skip_unless};
 use nwfilter_xtables::Xtables;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -96,9 +96,9 @@ fn redefining_a_filter_keeps_its_uuid() {
     skip_unless!(NEEDS[0]);
     let lab = Lab::new();
     lab.define(&accepting(22)).unwrap();
-    let first = lab.driver.filter("f").unwrap().uuid;
+    let first = lab.driver.filter(&filter_name("f")).unwrap().uuid;
     lab.define(&accepting(80)).unwrap();
-    assert_eq!(lab.driver.filter("f").unwrap().uuid, first);
+    assert_eq!(lab.driver.filter(&filter_name("f")).unwrap().uuid, first);
     let other = accepting(80).replace("<rule", "<uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid><rule");
     assert!(matches!(lab.define(&other), Err(Error::UuidConflict { .. })));
 }
@@ -111,13 +111,13 @@ fn a_filter_in_use_is_not_undefined() {
     lab.define("<filter name='outer'><filterref filter='f'/></filter>").unwrap();
     lab.bind("tap0", "outer").unwrap();
     for name in ["f", "outer"] {
-        let error = lab.driver.undefine_filter(name).unwrap_err();
+        let error = lab.driver.undefine_filter(&filter_name(name)).unwrap_err();
         assert_eq!(error.to_string(), format!("filter '{name}' is in use by tap0"));
     }
-    lab.host.enter(|| lab.driver.delete_binding("tap0")).unwrap();
-    lab.driver.undefine_filter("outer").unwrap();
-    lab.driver.undefine_filter("f").unwrap();
-    assert!(matches!(lab.driver.filter("f"), Err(Error::NoSuchFilter(_))));
+    lab.host.enter(|| lab.driver.delete_binding(&port_dev("tap0"))).unwrap();
+    lab.driver.undefine_filter(&filter_name("outer")).unwrap();
+    lab.driver.undefine_filter(&filter_name("f")).unwrap();
+    assert!(matches!(lab.driver.filter(&filter_name("f")), Err(Error::NoSuchFilter(_))));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_filter_that_would_include_itself_is_not_defined() {
     filter("b", "c").unwrap();
     let circle = filter("c", "a").unwrap_err();
     assert!(explained(&circle).ends_with("includes itself: c → a → b → c"), "{}", explained(&circle));
-    assert!(driver.filter("c").is_err());
+    assert!(driver.filter(&filter_name("c")).is_err());
 }
 
 #[test]
@@ -198,7 +198,10 @@ fn bad_bindings_are_refused_with_a_reason() {
     lab.define(&accepting(22)).unwrap();
     lab.bind("tap0", "f").unwrap();
     assert!(matches!(lab.bind("tap0", "f"), Err(Error::BindingExists(_))));
-    assert!(matches!(lab.host.enter(|| lab.driver.delete_binding("tap1")), Err(Error::NoSuchBinding(_))));
+    assert!(matches!(
+        lab.host.enter(|| lab.driver.delete_binding(&port_dev("tap1"))),
+        Err(Error::NoSuchBinding(_))
+    ));
 }
 
 #[test]
@@ -243,7 +246,7 @@ fn rules_of_others_stay_and_ours_come_before_them() {
             "-A FORWARD -s 192.0.2.1/32 -j ACCEPT",
         ]
     );
-    lab.host.enter(|| lab.driver.delete_binding("tap0")).unwrap();
+    lab.host.enter(|| lab.driver.delete_binding(&port_dev("tap0"))).unwrap();
     let saved = lab.host.saved().unwrap();
     assert!(saved.iptables.contains("192.0.2.1") && saved.ebtables.contains("-i other"));
 }
@@ -277,7 +280,7 @@ fn another_process_on_the_same_stores_is_seen() {
     let other = Driver::open(config, Xtables::default()).unwrap();
     other.define_filter("test.xml", &accepting(22)).unwrap();
     lab.bind("tap0", "f").unwrap();
-    assert!(matches!(other.undefine_filter("f"), Err(Error::FilterInUse { .. })));
+    assert!(matches!(other.undefine_filter(&filter_name("f")), Err(Error::FilterInUse { .. })));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use dhcproto::v4::{MessageType, Opcode};
 use learn_support::*;
 use nwfilter::{BindingState, Driver, Event, Family, Method, Source};
-use nwfilter_testlab::{Ends, Host, Libvirtd, Mac, Need, Tap, frames, skip_unless};
+use nwfilter_testlab::{Ends, Host, Libvirtd, Mac, Need, Tap, frames, port_dev, skip_unless};
 
 const UNSPECIFIED: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -38,13 +38,13 @@ fn learned_from(ports: &Ports, from: &Tap, frame: &[u8]) -> Result<Option<(Strin
     ports.guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))?;
     from.send(frame)?;
     let found = eventually("learned", || Ok(!is_learning(&ports.driver, "tap0")?));
-    let state = ports.driver.binding_state("tap0")?;
+    let state = ports.driver.binding_state(&port_dev("tap0"))?;
     if found.is_ok() {
         let told = Event::AddressChanged { port: "tap0".parse()?, state: state.clone() };
         let event = || events.recv_timeout(SOON);
         assert_eq!([event()?, event()?], [Event::BindingCreated("tap0".parse()?), told]);
     }
-    ports.lab.host.enter(|| ports.driver.delete_binding("tap0"))?;
+    ports.lab.host.enter(|| ports.driver.delete_binding(&port_dev("tap0")))?;
     match (found, state) {
         (Ok(()), BindingState::Learned { addresses, source }) => Ok(Some((addresses[0].to_string(), source))),
         _ => Ok(None),
@@ -104,7 +104,7 @@ fn nothing_is_learned_from_another_mac_from_unusable_addresses_or_from_forged_an
     ];
     received.iter().try_for_each(|frame| net.send(frame))?;
     let waiting = BindingState::Learning { family: Family::Ipv4, method: Method::Any };
-    assert_eq!(driver.binding_state("tap0")?, waiting);
+    assert_eq!(driver.binding_state(&port_dev("tap0"))?, waiting);
     guest.send(&packet(GUEST, SECOND))?;
     has(lab, driver, "tap0", &["10.0.0.3"])
 }
@@ -123,7 +123,10 @@ fn what_was_learned_survives_filters_and_drivers_but_not_the_binding() -> Result
     let provisional = lab.rules("tap0")?;
     guest.send(&packet(GUEST, ADDRESS))?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
-    assert!(driver.binding("tap0")?.params.get("IP").is_none(), "the binding stays as it was given");
+    assert!(
+        driver.binding(&port_dev("tap0"))?.params.get("IP").is_none(),
+        "the binding stays as it was given"
+    );
     assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
 
     lab.host.enter(|| driver.define_filter("mine.xml", &filter("drop")))?;
@@ -132,9 +135,9 @@ fn what_was_learned_survives_filters_and_drivers_but_not_the_binding() -> Result
     drop(driver);
     let driver = lab.driver()?;
     assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
-    assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2"]);
+    assert_eq!(addresses_of(&driver.binding_state(&port_dev("tap0"))?), ["10.0.0.2"]);
 
-    lab.host.enter(|| driver.delete_binding("tap0"))?;
+    lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
     lab.bind(&driver, "tap0", "mine", &[])?;
     assert!(is_learning(&driver, "tap0")?);
     assert_eq!(provisional.diff(&lab.rules("tap0")?), None);
@@ -163,7 +166,7 @@ fn only_a_lone_ip_is_learned_and_only_as_the_parameter_says() -> Result<()> {
     for value in ["Any", "DHCP"] {
         lab.bind(&driver, "tap0", "clean-traffic", &[("CTRL_IP_LEARNING", value)])?;
         assert!(is_learning(&driver, "tap0")?);
-        lab.host.enter(|| driver.delete_binding("tap0"))?;
+        lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
     }
     assert!(lab.rules("tap0")?.is_empty());
     Ok(())
@@ -175,7 +178,7 @@ fn an_ipv6_address_is_learned_from_neighbour_discovery_where_only_that_is_missin
     let Ports { lab, guest, net: _net, driver } = ports()?;
     lab.bind(&driver, "tap0", "no-ipv6-spoofing", &[])?;
     assert_eq!(
-        driver.binding_state("tap0")?,
+        driver.binding_state(&port_dev("tap0"))?,
         BindingState::Learning { family: Family::Ipv6, method: Method::Any }
     );
     let solicit = |target: &str| -> Result<Vec<u8>> {
@@ -241,7 +244,7 @@ fn the_rules_before_and_after_learning_are_those_of_libvirt() -> Result<()> {
         });
         let difference = theirs.saved()?.port("tap0").diff(&lab.rules("tap0")?);
         same.with_context(|| format!("{filter} {params:?}: {difference:?}"))?;
-        lab.host.enter(|| driver.delete_binding("tap0"))?;
+        lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
         libvirtd.unbind("tap0")?;
     }
     Ok(())
@@ -276,7 +279,7 @@ fn of_two_drivers_on_one_store_one_learns_and_the_other_takes_over_when_it_ends(
     drop(driver);
     let spoken = || {
         second.send(&packet(OTHER, SERVER_ADDRESS))?;
-        Ok(!addresses_of(&other.binding_state("tap2")?).is_empty())
+        Ok(!addresses_of(&other.binding_state(&port_dev("tap2"))?).is_empty())
     };
     eventually("the other driver has learned", spoken)?;
     has(&lab, &other, "tap2", &["10.0.0.1"])
@@ -305,20 +308,20 @@ fn a_port_waits_in_vain_while_nobody_learns_and_says_so() -> Result<()> {
     lab.bind(&driver, "tap0", "clean-traffic", &[])?;
     let (family, method) = (Family::Ipv4, Method::Any);
     let unattended = BindingState::Unattended { family, method };
-    assert_eq!(driver.binding_state("tap0")?, unattended);
+    assert_eq!(driver.binding_state(&port_dev("tap0"))?, unattended);
     let (ready, is_ready) = channel();
     std::thread::scope(|scope| -> Result<()> {
         let learner = scope.spawn(|| lab.host.enter(|| driver.learn(|| ready.send(()).unwrap())));
         is_ready.recv_timeout(SOON)?;
-        assert_eq!(driver.binding_state("tap0")?, BindingState::Learning { family, method });
+        assert_eq!(driver.binding_state(&port_dev("tap0"))?, BindingState::Learning { family, method });
         assert_eq!(
             driver.port_statuses()?[0].state.as_ref().ok(),
             Some(&BindingState::Learning { family, method })
         );
-        lab.host.enter(|| driver.delete_binding("tap0"))?;
+        lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
         Ok(learner.join().unwrap()?)
     })?;
     lab.bind(&driver, "tap0", "clean-traffic", &[])?;
-    assert_eq!(driver.binding_state("tap0")?, unattended);
+    assert_eq!(driver.binding_state(&port_dev("tap0"))?, unattended);
     Ok(())
 }

@@ -11,7 +11,7 @@ use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder};
 use learn_support::*;
 use nwfilter::{BindingState, Config, Driver};
-use nwfilter_testlab::{Ends, Guest, Mac, Need, Process, Tap, frames, skip_unless};
+use nwfilter_testlab::{Ends, Guest, Mac, Need, Process, Tap, frames, port_dev, skip_unless};
 use nwfilter_xtables::Xtables;
 
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
@@ -37,7 +37,7 @@ fn granted(address: Ipv4Addr, seconds: u32) -> Vec<u8> {
 }
 
 fn remaining(driver: &Driver) -> Result<Duration> {
-    match driver.binding_state("tap0")? {
+    match driver.binding_state(&port_dev("tap0"))? {
         BindingState::Leased { leases } => leases[0].remaining.context("the lease has an end"),
         other => anyhow::bail!("{other}"),
     }
@@ -132,7 +132,7 @@ fn leases_outlive_the_driver_in_the_file_format_of_libvirt() -> Result<()> {
     assert!(text.contains(&format!("18446744073709551615 {key} 10.0.0.3 10.0.0.1\n")), "{text}");
 
     let driver = lab.driver()?;
-    assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2", "10.0.0.3"]);
+    assert_eq!(addresses_of(&driver.binding_state(&port_dev("tap0"))?), ["10.0.0.2", "10.0.0.3"]);
     assert_eq!(lab.host.enter(|| driver.diff())?.differences, []);
     drop(driver);
 
@@ -172,13 +172,13 @@ fn a_lease_outlives_the_binding_for_the_same_guest_only() -> Result<()> {
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
     exchange(&guest, &net, ADDRESS, 600)?;
     has(&lab, &driver, "tap0", &["10.0.0.2"])?;
-    lab.host.enter(|| driver.delete_binding("tap0"))?;
+    lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
     let other = nwfilter::xml::read_binding("b.xml", &binding("tap0", "clean-traffic", OTHER, &[DHCP]));
     lab.host.enter(|| driver.create_binding(other.into_result()?).map_err(anyhow::Error::from))?;
     assert!(is_learning(&driver, "tap0")?);
-    lab.host.enter(|| driver.delete_binding("tap0"))?;
+    lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2"]);
+    assert_eq!(addresses_of(&driver.binding_state(&port_dev("tap0"))?), ["10.0.0.2"]);
     Ok(())
 }
 
@@ -259,7 +259,7 @@ fn a_server_on_the_host_itself_is_believed() -> Result<()> {
         guest.send(&asked(&request(MessageType::Request, ADDRESS), GUEST))?;
         server.send_to(&bytes(&ack(GUEST, ADDRESS, 600)), "255.255.255.255:68")?;
         has(&lab, &driver, "tap0", &["10.0.0.2"]).with_context(|| format!("{params:?}"))?;
-        lab.host.enter(|| driver.delete_binding("tap0"))?;
+        lab.host.enter(|| driver.delete_binding(&port_dev("tap0")))?;
     }
     Ok(())
 }

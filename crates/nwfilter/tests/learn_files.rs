@@ -13,6 +13,7 @@ use learn_support::*;
 use nix::sys::stat::Mode;
 use nwfilter::xml::{read_binding, write_binding_status};
 use nwfilter::{BindingState, Config, Driver, with_causes};
+use nwfilter_testlab::port_dev;
 use nwfilter_xtables::Xtables;
 
 const DHCP: (&str, &str) = ("CTRL_IP_LEARNING", "dhcp");
@@ -41,7 +42,7 @@ fn a_lease_of_an_address_that_no_host_can_have_is_refused_when_it_is_read() -> R
         ["0.0.0.0", "10.0.0.2", "255.255.255.255", "127.0.0.1", "224.0.0.1", "fe80::2"].map(line).concat();
     let config = state(dir.path(), &[DHCP], &[("nwfilter.leases", &lines)])?;
     let driver = Driver::open(config, Xtables::default())?;
-    assert_eq!(addresses_of(&driver.binding_state("tap0")?), ["10.0.0.2"]);
+    assert_eq!(addresses_of(&driver.binding_state(&port_dev("tap0"))?), ["10.0.0.2"]);
     Ok(())
 }
 
@@ -51,7 +52,7 @@ fn a_learned_address_that_no_host_can_have_is_refused_when_it_is_read() -> Resul
         let dir = tempfile::tempdir()?;
         let line = format!("tap0 {} arp {address}\n", guest());
         let driver = Driver::open(state(dir.path(), &[], &[("learned", &line)])?, Xtables::default())?;
-        let state = driver.binding_state("tap0")?;
+        let state = driver.binding_state(&port_dev("tap0"))?;
         assert!(matches!(state, BindingState::Unattended { .. }), "{address}: {state}");
     }
     Ok(())

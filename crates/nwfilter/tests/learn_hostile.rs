@@ -13,7 +13,7 @@ use dhcproto::v4::MessageType;
 use learn_support::*;
 use nwfilter::xml::{Uuid, read_binding};
 use nwfilter::{BindingState, Driver, Event};
-use nwfilter_testlab::{Host, Libvirtd, Mac, Need, Tap, frames, skip_unless};
+use nwfilter_testlab::{Host, Libvirtd, Mac, Need, Tap, frames, port_dev, skip_unless};
 
 const DHCP: (&str, &str) = ("CTRL_IP_LEARNING", "dhcp");
 const FORGED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
@@ -148,7 +148,7 @@ fn an_answer_from_a_bound_port_is_not_believed_after_its_interface_was_made_agai
             ([10, 0, 1, attempt].into(), [10, 0, 2, attempt].into());
         exchange(&guest, &neighbour, forged, 600)?;
         exchange(&guest, &net, granted, 600)?;
-        let leases = || -> Result<_> { Ok(addresses_of(&driver.binding_state("tap0")?)) };
+        let leases = || -> Result<_> { Ok(addresses_of(&driver.binding_state(&port_dev("tap0"))?)) };
         eventually("the server is believed", || Ok(leases()?.contains(&granted.to_string())))?;
         if !leases()?.contains(&forged.to_string()) {
             return Ok(());
@@ -187,7 +187,7 @@ fn a_lease_that_the_guest_asked_for_takes_the_place_of_the_oldest_of_too_many() 
     fs::write(state_dir.join("nwfilter.leases"), lines)?;
     let driver = lab.driver()?;
     lab.bind(&driver, "tap0", "clean-traffic", &[DHCP])?;
-    assert_eq!(addresses_of(&driver.binding_state("tap0")?).len(), 32);
+    assert_eq!(addresses_of(&driver.binding_state(&port_dev("tap0"))?).len(), 32);
     exchange(&guest, &net, ADDRESS, 600)?;
     let hosts: Vec<_> = [1].into_iter().chain(3..=32).map(|host| format!("10.0.1.{host}")).collect();
     let mut expected: Vec<_> = hosts.iter().map(String::as_str).collect();
@@ -205,7 +205,7 @@ fn an_address_of_the_host_or_a_neighbour_is_not_learned_and_only_dhcp_passes_unt
         let Street { lab, guest, net, driver, .. } = &street;
         let events = driver.subscribe();
         guest.send(&claim(taken))?;
-        let is_refused = || Ok(driver.binding_state("tap0")? == refused(taken));
+        let is_refused = || Ok(driver.binding_state(&port_dev("tap0"))? == refused(taken));
         eventually("the address is refused", is_refused)?;
         let told = Event::AddressChanged { port: "tap0".parse()?, state: refused(taken) };
         assert_eq!(events.recv_timeout(SOON)?, told, "its rules are in force");
@@ -213,7 +213,7 @@ fn an_address_of_the_host_or_a_neighbour_is_not_learned_and_only_dhcp_passes_unt
         assert!(guest.delivers(net, &asked(&request(MessageType::Request, FREE), GUEST))?);
 
         let other = lab.passive_driver()?;
-        assert_eq!(other.binding_state("tap0")?, refused(taken), "every process knows it");
+        assert_eq!(other.binding_state(&port_dev("tap0"))?, refused(taken), "every process knows it");
         assert_eq!(lab.host.enter(|| other.diff())?.differences, []);
         guest.send(&claim(FREE))?;
         street.has(&["10.0.0.77"])?;
@@ -227,12 +227,12 @@ fn an_address_that_is_free_again_is_learned_when_the_guest_goes_on_using_it() ->
     let street = street(&[], "clean-traffic")?;
     let Street { lab, guest, driver, .. } = &street;
     guest.send(&claim(SERVER_ADDRESS))?;
-    eventually("refused", || Ok(driver.binding_state("tap0")? == refused(SERVER_ADDRESS)))?;
-    lab.host.enter(|| driver.delete_binding("tap1"))?;
+    eventually("refused", || Ok(driver.binding_state(&port_dev("tap0"))? == refused(SERVER_ADDRESS)))?;
+    lab.host.enter(|| driver.delete_binding(&port_dev("tap1")))?;
     eventually("learned", || {
         lab.clock.advance(Duration::from_secs(30));
         guest.send(&claim(SERVER_ADDRESS))?;
-        Ok(driver.binding_state("tap0")? != refused(SERVER_ADDRESS))
+        Ok(driver.binding_state(&port_dev("tap0"))? != refused(SERVER_ADDRESS))
     })?;
     street.has(&["10.0.0.1"])
 }

@@ -25,7 +25,7 @@ const FLOOD: u64 = 1000;
 
 /// Whether a port's rules name its guest's address.
 fn is_filtered(fake: &Fake, port: &PortDev) -> bool {
-    let ruleset = fake.ruleset(port.as_str());
+    let ruleset = fake.ruleset(port);
     let from_guest = ruleset.as_ref().and_then(|ruleset| ruleset.ethernet.from_guest.as_ref());
     from_guest.is_some_and(|side| !side.chains.is_empty())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use driver_support::{Lab, accepting, binding, define};
 use nwfilter::{Attachment, Driver, Fake};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, port_dev, skip_unless};
 
 #[test]
 fn the_status_of_a_port_says_whether_packets_get_to_its_rules() {
@@ -96,13 +96,13 @@ fn the_binding_of_a_port_that_gets_another_name_follows_it() {
     eventually(|| lab.port("q0").replace("q0", "p0"), &rules);
     eventually(|| ports(&driver), &vec!["p1".to_owned(), "q0".to_owned()]);
     assert!(!lab.port("p0").contains("p0"), "{}", lab.port("p0"));
-    assert_eq!(driver.binding("q0").unwrap().filter.as_str(), "f");
+    assert_eq!(driver.binding(&port_dev("q0")).unwrap().filter.as_str(), "f");
 
     // A name that has a binding of its own keeps that.
     lab.host.ip(&["link del p1", "link set q0 down", "link set q0 name p1 up"]).unwrap();
     eventually(|| lab.port("p1").replace("p1", "p0"), &rules);
     assert_eq!(ports(&driver), ["p1", "q0"]);
-    assert_eq!(driver.binding("p1").unwrap().mac, binding("p1", "f").mac);
+    assert_eq!(driver.binding(&port_dev("p1")).unwrap().mac, binding("p1", "f").mac);
     drop(reconciler);
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use driver_support::{Lab, accepting, binding, define};
 use nwfilter::{Fake, Transaction};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, port_dev, skip_unless};
 
 /// How long a lookup may take that does not wait for anybody.
 const HANG: Duration = Duration::from_secs(20);
@@ -33,7 +33,7 @@ fn lookups_answer_while_the_kernel_is_being_changed() {
     thread::scope(|scope| {
         let committer = scope.spawn(|| {
             let mut transaction = Transaction::new();
-            transaction.create_binding(binding("p1", "f")).delete_binding("p0");
+            transaction.create_binding(binding("p1", "f")).delete_binding(&port_dev("p0"));
             lab.host.enter(|| driver.commit(transaction))
         });
         gate.wait();
@@ -43,8 +43,10 @@ fn lookups_answer_while_the_kernel_is_being_changed() {
         thread::spawn(move || {
             let ports: Vec<_> = looking.bindings().unwrap().iter().map(|b| b.port.to_string()).collect();
             let states = looking.port_statuses().unwrap().len();
-            let stored = looking.is_stored("f").unwrap() && looking.filter("f").is_ok();
-            let state = looking.binding_state("p0").is_ok() && looking.binding("p1").is_err();
+            let stored =
+                looking.is_stored(&filter_name("f")).unwrap() && looking.filter(&filter_name("f")).is_ok();
+            let state =
+                looking.binding_state(&port_dev("p0")).is_ok() && looking.binding(&port_dev("p1")).is_err();
             let problems = looking.problems().unwrap().len();
             sender.send((ports, states, stored, state, problems, looking.metrics().ports)).unwrap();
         });

@@ -10,7 +10,7 @@ use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver};
 use nwfilter_rules::{Applied, ApplyError, Backend, Batch, Installed, Planned, Ruleset, Unsupported};
 use nwfilter_testlab::stream::{Stream, Tally, while_streaming};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, port_dev, skip_unless};
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use stream_support::{Ports, assert_exact, binding, port, variant};
@@ -50,7 +50,7 @@ impl Lab {
     }
 
     fn unbind(&self, number: u8) {
-        self.ports.host.enter(|| self.driver.delete_binding(&port(number))).unwrap();
+        self.ports.host.enter(|| self.driver.delete_binding(&port_dev(&port(number)))).unwrap();
     }
 
     fn streams(&self) -> [Stream<'_>; 2] {

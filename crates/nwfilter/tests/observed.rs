@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use driver_support::{Lab, accepting, binding, define, refused};
 use nwfilter::{Driver, Fake, Metrics, Phase, Progress, Transaction};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, port_dev, skip_unless};
 
 #[test]
 fn subscribers_hear_of_what_changed_and_of_nothing_else() {
@@ -26,7 +26,10 @@ fn subscribers_hear_of_what_changed_and_of_nothing_else() {
         driver.create_binding(binding("p0", "before")).unwrap_err();
         define(&driver, &[refused("before")]).unwrap_err();
         let mut transaction = Transaction::new();
-        transaction.create_binding(binding("p1", "f")).delete_binding("p0").undefine_filter("before");
+        transaction
+            .create_binding(binding("p1", "f"))
+            .delete_binding(&port_dev("p0"))
+            .undefine_filter(&filter_name("before"));
         driver.commit(transaction).unwrap();
         driver.reload().unwrap();
         lab.host.run(&["iptables", "-F", "FI-p1"]).unwrap();
@@ -78,7 +81,7 @@ fn metrics_count_what_was_done_and_what_is_there() {
     assert!(metrics.commit_seconds >= metrics.last_commit_seconds && metrics.last_commit_seconds > 0.0);
     // From the guest and to the guest, for each of two ports.
     assert_eq!(metrics.rules, 4);
-    lab.host.enter(|| driver.delete_binding("p0")).unwrap();
+    lab.host.enter(|| driver.delete_binding(&port_dev("p0"))).unwrap();
     assert_eq!((driver.metrics().rules, driver.metrics().ports), (2, 1));
     let json = serde_json::to_value(driver.metrics()).unwrap();
     assert_eq!(json["ports"], 1);

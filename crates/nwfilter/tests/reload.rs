@@ -7,7 +7,7 @@ mod driver_support;
 use driver_support::{Lab, accepting, binding, define, explained, names, record, refused};
 use nwfilter::rules::Ruleset;
 use nwfilter::{Driver, Error, Fake, Fallback};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, port_dev, skip_unless};
 use nwfilter_xtables::{Settings, Xtables};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -130,7 +130,7 @@ fn of_ports_with_one_rule_only_those_fail_whose_rule_is_refused() {
         "all, those with another rule, and those that are alike, twice more"
     );
     assert_eq!(asked.lock().unwrap()[1].len(), 50, "until they are tried, ports without rules are closed");
-    let closed = |port: &str| *fake.ruleset(port).unwrap() == Ruleset::drop_all();
+    let closed = |port: &str| *fake.ruleset(&port_dev(port)).unwrap() == Ruleset::drop_all();
     assert!(closed("p1") && closed("p7") && !closed("p2") && !closed("p45"));
 
     // Of many refusals not each is asked for.
@@ -191,7 +191,9 @@ fn a_binding_whose_interface_is_gone_stays_and_makes_no_rules() {
     // Nor is a filter refused because of it.
     lab.host.enter(|| define(&driver, &[accepting("f", 80)])).unwrap();
     assert_eq!(lab.port("p1"), rules);
-    assert!(matches!(driver.undefine_filter("f"), Err(Error::FilterInUse { ports, .. }) if ports.len() == 3));
-    lab.host.enter(|| driver.delete_binding("p1")).unwrap();
+    assert!(
+        matches!(driver.undefine_filter(&filter_name("f")), Err(Error::FilterInUse { ports, .. }) if ports.len() == 3)
+    );
+    lab.host.enter(|| driver.delete_binding(&port_dev("p1"))).unwrap();
     assert!(lab.host.saved().unwrap().port("p1").is_empty());
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nwfilter::rules::{ApplyError, Batch, Installed, Planned, Ruleset, Scope, Unsupported};
 use nwfilter::xml::read_binding;
 use nwfilter::{Applied, Backend, Config, Difference, Driver, Fake, ForeignChange, Reconciler, Watch};
-use nwfilter_testlab::{Host, Need, Saved, Tap, skip_unless};
+use nwfilter_testlab::{Host, Need, Saved, Tap, port_dev, skip_unless};
 use nwfilter_xtables::Xtables;
 use nwfilter_xtables::generation;
 
@@ -264,7 +264,7 @@ fn what_is_there_already_is_looked_at_first_and_an_empty_store_asks_for_nothing(
     let reconciler = lab.keep();
     eventually(|| (reconciler.repairs(), lab.saved()), |now| *now == (1, before.clone()));
     for port in ["early0", "early1"] {
-        lab.host.enter(|| lab.driver.delete_binding(port)).unwrap();
+        lab.host.enter(|| lab.driver.delete_binding(&port_dev(port))).unwrap();
     }
     let begin = lab.generation();
     lab.run("iptables -F");

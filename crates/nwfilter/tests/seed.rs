@@ -5,7 +5,7 @@
 use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver};
 use nwfilter_testlab::seed::SeedLab;
-use nwfilter_testlab::{Host, Libvirtd, Need, skip_unless};
+use nwfilter_testlab::{Host, Libvirtd, Need, port_dev, skip_unless};
 use nwfilter_xtables::Xtables;
 
 const BY_PORT: (&str, &str) = ("ftp-by-port", include_str!("../../../xml-fixtures/seed/ftp-by-port.xml"));
@@ -48,7 +48,7 @@ fn keeps_its_promises((name, filter): (&str, &str)) {
     }
     lab.host().enter(|| {
         for port in SeedLab::PORTS {
-            driver.delete_binding(port).unwrap();
+            driver.delete_binding(&port_dev(port)).unwrap();
         }
     });
     for port in SeedLab::PORTS {
@@ -148,10 +148,10 @@ fn the_chains_are_those_that_libvirt_makes_rule_for_rule() {
         });
         assert_eq!(saved[0], saved[1], "{name}");
         assert_eq!(libvirtd.binding_dumpxml("tap0").unwrap().trim(), {
-            let binding = driver.binding("tap0").unwrap();
+            let binding = driver.binding(&port_dev("tap0")).unwrap();
             nwfilter::xml::write_binding(&binding).trim().to_owned()
         });
         libvirtd.unbind("tap0").unwrap();
-        ours.enter(|| driver.delete_binding("tap0").unwrap());
+        ours.enter(|| driver.delete_binding(&port_dev("tap0")).unwrap());
     }
 }

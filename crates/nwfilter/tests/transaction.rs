@@ -13,7 +13,7 @@ use driver_support::{Lab, accepting, binding, define, explained, names, record, 
 use nix::fcntl::{Flock, FlockArg};
 use nwfilter::xml::{Filter, read_filter};
 use nwfilter::{Driver, Error, Fake, Transaction};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, port_dev, skip_unless};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
 
@@ -49,8 +49,8 @@ fn a_transaction_is_judged_by_what_all_of_it_leaves_and_is_one_batch() {
         transaction.define_filter(filter(&accepting("new", 80)));
         transaction.create_binding(binding("p1", "outer")).create_binding(binding("p2", "new"));
         transaction.define_filter(filter("<filter name='outer'><filterref filter='new'/></filter>"));
-        transaction.replace_binding(binding("p0", "new")).undefine_filter("old");
-        transaction.delete_binding("p2");
+        transaction.replace_binding(binding("p0", "new")).undefine_filter(&filter_name("old"));
+        transaction.delete_binding(&port_dev("p2"));
     })
     .unwrap();
     assert_eq!(*asked.lock().unwrap(), [["p0", "p1", "p2"]]);
@@ -77,8 +77,8 @@ fn an_operation_that_is_refused_refuses_all_of_its_transaction() {
         (|t| _ = t.create_binding(binding("p0", "f")), "port 'p0' has a binding already"),
         (|t| _ = t.create_binding(binding("p8", "f")), "there is no network interface 'p8'"),
         (|t| _ = t.create_binding(binding("p2", "nosuch")), "no filter is named 'nosuch'"),
-        (|t| _ = t.undefine_filter("f"), "filter 'f' is in use by p0, p1"),
-        (|t| _ = t.delete_binding("p2"), "port 'p2' has no binding"),
+        (|t| _ = t.undefine_filter(&filter_name("f")), "filter 'f' is in use by p0, p1"),
+        (|t| _ = t.delete_binding(&port_dev("p2")), "port 'p2' has no binding"),
         (|t| _ = t.define_filter(filter(&refused("f"))), "no-such-set"),
         (
             |t| _ = t.define_filter(filter("<filter name='f'><filterref filter='f'/></filter>")),
@@ -110,9 +110,9 @@ fn a_document_that_cannot_be_stored_takes_the_whole_transaction_back() {
     fs::create_dir(&obstacle).unwrap();
     let error = commit(&lab, &driver, |transaction| {
         transaction.define_filter(filter(&accepting("f", 443))).define_filter(filter(&accepting("h", 1)));
-        transaction.undefine_filter("g");
+        transaction.undefine_filter(&filter_name("g"));
         transaction
-            .delete_binding("p0")
+            .delete_binding(&port_dev("p0"))
             .create_binding(binding("p1", "f"))
             .create_binding(binding("p2", "h"));
     });
@@ -173,7 +173,7 @@ fn of_transactions_in_one_commit_only_the_guilty_is_refused() {
     });
     for (index, result) in results.iter().enumerate() {
         let port = format!("p{index}");
-        let bound = driver.binding(&port).is_ok();
+        let bound = driver.binding(&port_dev(&port)).is_ok();
         match (index % 3, result) {
             (0, Ok(_)) => assert!(bound && lab.port(&port).contains("--dport 22")),
             (1, Err(error @ Error::Apply(_))) => {
@@ -229,7 +229,7 @@ fn a_panic_of_the_backend_ends_no_other_thread_and_holds_nothing_up() {
     });
     assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1, "the thread that had the panic");
     for (index, result) in results.iter().enumerate() {
-        let bound = driver.binding(&format!("p{index}")).is_ok();
+        let bound = driver.binding(&port_dev(&format!("p{index}"))).is_ok();
         match result {
             Ok(Ok(_)) => assert!(bound),
             Ok(Err(Error::Abandoned)) | Err(_) => assert!(!bound),

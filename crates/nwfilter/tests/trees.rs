@@ -10,7 +10,7 @@ use std::thread;
 use driver_support::{Lab, accepting, binding, define};
 use nwfilter::rules::RulesError;
 use nwfilter::{Driver, Error, Fake};
-use nwfilter_testlab::{Need, skip_unless};
+use nwfilter_testlab::{Need, filter_name, skip_unless};
 
 /// How many filters each include the next twice: to follow these includes one by one would take days.
 const FILTERS: usize = 41;
@@ -53,6 +53,6 @@ fn a_port_is_bound_to_a_tree_without_rules_however_often_its_filters_are_include
     let driver = lab.fake_driver(&Fake::new());
     define_doubled(&driver, "");
     lab.host.enter(|| driver.create_binding(binding("p0", "f0"))).unwrap();
-    let used = driver.undefine_filter("f40").unwrap_err();
+    let used = driver.undefine_filter(&filter_name("f40")).unwrap_err();
     assert!(matches!(used, Error::FilterInUse { .. }), "{used}");
 }

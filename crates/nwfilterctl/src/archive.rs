@@ -164,7 +164,7 @@ impl Imported {
         replace: bool,
         conflicts: &mut Vec<String>,
     ) -> Result<()> {
-        let name = filter.name.to_string();
+        let name = filter.name.clone();
         if driver.is_stored(&name)? {
             let old = driver.filter(&name)?;
             // A filter keeps its UUID as long as it is in a store.
@@ -179,7 +179,7 @@ impl Imported {
             }
         }
         self.transaction.define_filter(filter);
-        self.filters.push(name);
+        self.filters.push(name.to_string());
         Ok(())
     }
 
@@ -191,7 +191,7 @@ impl Imported {
         conflicts: &mut Vec<String>,
     ) -> Result<()> {
         let port = binding.port.clone();
-        match driver.binding(port.as_str()) {
+        match driver.binding(&port) {
             Ok(old) if write_binding(&old) == write_binding(&binding) => {
                 self.unchanged += 1;
                 return Ok(());

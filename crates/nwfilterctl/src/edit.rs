@@ -52,7 +52,7 @@ pub(crate) fn edit(driver: &Driver, watch: &Watch, name: &str, as_json: bool) ->
 fn define(driver: &Driver, watch: &Watch, old: &Arc<Filter>, file: &Path) -> Result<Committed> {
     let new = accepted(read_filter("edited", &read(file)?))?;
     ensure!(
-        driver.filter(old.name.as_str()).is_ok_and(|now| now == *old),
+        driver.filter(&old.name).is_ok_and(|now| now == *old),
         "somebody else changed filter '{}' meanwhile",
         old.name
     );

@@ -76,8 +76,8 @@ pub(crate) fn explain(driver: &Driver, asked: &Explain, helpers: bool, as_json: 
             let Some(name) = words.next() else {
                 bail!("no port\n  for example: nwfilterctl explain vnet0 in tcp to :80");
             };
-            match driver.explain(name) {
-                Err(Error::NoSuchBinding(_)) => return unbound(driver, name, as_json),
+            match name.parse().map_err(Error::from).and_then(|port| driver.explain(&port)) {
+                Err(Error::NoSuchBinding(_) | Error::Name(_)) => return unbound(driver, name, as_json),
                 other => other?,
             }
         }
@@ -320,7 +320,7 @@ impl Page<'_> {
     }
 
     fn rule(&self, Origin { filter, line }: &Origin) -> Option<Vec<String>> {
-        let filter = self.driver.filter(filter.as_ref()?.as_str()).ok()?;
+        let filter = self.driver.filter(filter.as_ref()?).ok()?;
         let is_it = |rule: &&Rule| rule.place.line == *line;
         let rule = filter.rules().find(is_it)?;
         let alone = Filter { entries: vec![Entry::Rule(rule.clone())], ..(*filter).clone() };

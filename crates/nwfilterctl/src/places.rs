@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use nwfilter::rules::Origin;
+use nwfilter::xml::FilterName;
 use nwfilter::{Driver, Error, Location, Written};
 
 use crate::documents::shown;
@@ -31,7 +32,7 @@ impl std::error::Error for Placed {
 /// The filters that were looked up.
 pub(crate) struct Places<'a> {
     driver: &'a Driver,
-    known: BTreeMap<String, Option<Written>>,
+    known: BTreeMap<FilterName, Option<Written>>,
 }
 
 impl<'a> Places<'a> {
@@ -43,7 +44,8 @@ impl<'a> Places<'a> {
     pub(crate) fn find(&mut self, origin: &impl Display) -> Option<Location> {
         let origin = origin.to_string();
         let (name, line) = origin.rsplit_once(':')?;
-        let written = self.known.entry(name.to_owned()).or_insert_with(|| self.driver.written(name).ok()?);
+        let name: FilterName = name.parse().ok()?;
+        let written = self.known.entry(name).or_insert_with_key(|name| self.driver.written(name).ok()?);
         Some(written.as_ref()?.at(line.parse().ok()?))
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         }
         Change::Undefine { names } => driver.preview(&verbs::undefinitions(driver, &names)?.0)?,
         Change::BindingCreate { files } => driver.preview(&verbs::new_bindings(&files)?.0)?,
-        Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports))?,
+        Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports)?)?,
         Change::Import(asked) => driver.preview(&archive::imports(driver, &asked)?.transaction)?,
         Change::Reload => {
             let drift = driver.diff()?;

@@ -95,9 +95,9 @@ pub(crate) fn undefine(driver: &Driver, names: &[String], as_json: bool) -> Resu
 pub(crate) fn undefinitions(driver: &Driver, names: &[String]) -> Result<(Transaction, Vec<String>)> {
     let (mut transaction, mut undefined) = (Transaction::new(), Vec::new());
     for name in names {
-        let name = filter(driver, name)?.name.to_string();
-        transaction.undefine_filter(&name);
-        undefined.push(name);
+        let filter = filter(driver, name)?;
+        transaction.undefine_filter(&filter.name);
+        undefined.push(filter.name.to_string());
     }
     Ok((transaction, undefined))
 }
@@ -119,7 +119,7 @@ pub(crate) fn filter(driver: &Driver, name: &str) -> Result<Arc<Filter>, Error> 
             return Ok(filter);
         }
     }
-    driver.filter(name)
+    driver.filter(&name.parse()?)
 }
 
 /// The error, with the name that was perhaps meant if it is about one that does not exist.
@@ -127,11 +127,11 @@ pub(crate) fn with_nearest_name(driver: &Driver, error: anyhow::Error) -> anyhow
     let (name, names): (_, Vec<_>) = match error.downcast_ref::<Error>() {
         Some(Error::NoSuchFilter(name)) => {
             let filters = driver.filters().unwrap_or_default();
-            (name, filters.iter().map(|filter| filter.name.to_string()).collect())
+            (name.as_str(), filters.iter().map(|filter| filter.name.to_string()).collect())
         }
         Some(Error::NoSuchBinding(port)) => {
             let bindings = driver.bindings().unwrap_or_default();
-            (port, bindings.iter().map(|binding| binding.port.to_string()).collect())
+            (port.as_str(), bindings.iter().map(|binding| binding.port.to_string()).collect())
         }
         _ => return error,
     };
@@ -173,16 +173,16 @@ pub(crate) fn new_bindings(files: &[PathBuf]) -> Result<(Transaction, Vec<(PortD
 }
 
 /// The removal of bindings.
-pub(crate) fn deletions(ports: &[String]) -> Transaction {
+pub(crate) fn deletions(ports: &[String]) -> Result<Transaction> {
     let mut transaction = Transaction::new();
     for port in ports {
-        transaction.delete_binding(port);
+        transaction.delete_binding(&port.parse()?);
     }
-    transaction
+    Ok(transaction)
 }
 
 pub(crate) fn binding_delete(driver: &Driver, ports: &[String], as_json: bool) -> Result<Answer> {
-    driver.commit(deletions(ports))?;
+    driver.commit(deletions(ports)?)?;
     if as_json {
         return Ok(Answer::json(&json!({ "deleted": ports })));
     }
@@ -190,7 +190,7 @@ pub(crate) fn binding_delete(driver: &Driver, ports: &[String], as_json: bool) -
 }
 
 pub(crate) fn binding_dumpxml(driver: &Driver, port: &str, as_json: bool) -> Result<Answer> {
-    let binding = driver.binding(port)?;
+    let binding = driver.binding(&port.parse()?)?;
     let xml = write_binding(&binding);
     if as_json {
         let (port, filter) = (binding.port.as_str(), binding.filter.as_str());

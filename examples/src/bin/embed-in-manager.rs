@@ -54,7 +54,7 @@ pub(crate) fn start(driver: &Driver, ports: &[String]) -> Result<()> {
 pub(crate) fn stop(driver: &Driver, ports: &[String]) -> Result<()> {
     let mut stop = Transaction::new();
     for port in ports.iter().step_by(3) {
-        stop.delete_binding(port);
+        stop.delete_binding(&port.parse()?);
     }
     Ok(driver.commit(stop).map(drop)?)
 }

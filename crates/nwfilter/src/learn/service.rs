@@ -138,9 +138,9 @@ impl Stores {
 /// What is known of the addresses of guests, and the learning of them.
 impl Driver {
     /// How far a port is from its filter.
-    pub fn binding_state(&self, port: &str) -> Result<BindingState, Error> {
+    pub fn binding_state(&self, port: &PortDev) -> Result<BindingState, Error> {
         let stores = self.look()?;
-        let binding = stores.bindings.get(port).ok_or_else(|| Error::NoSuchBinding(port.to_owned()))?;
+        let binding = stores.bindings.get(port.as_str()).ok_or_else(|| Error::NoSuchBinding(port.clone()))?;
         let wanted = wanted(&stores.filter_map(), binding, &stores.known, Past::Counts)?;
         self.attended(wanted.state)
     }

@@ -10,7 +10,7 @@ use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode};
 use dhcproto::{Encodable, Encoder};
 use nwfilter::xml::read_binding;
 use nwfilter::{BindingState, Clock, Config, Driver};
-use nwfilter_testlab::{Ends, Host, Mac, Saved, Tap, frames};
+use nwfilter_testlab::{Ends, Host, Mac, Saved, Tap, frames, port_dev};
 use nwfilter_xtables::Xtables;
 use tempfile::TempDir;
 
@@ -108,10 +108,10 @@ fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) 
 /// Waits until a port has learned or leased exactly these addresses and the kernel has its rules.
 pub(crate) fn has(lab: &Lab, driver: &Driver, port: &str, addresses: &[&str]) -> Result<()> {
     let holds = eventually("has them", || {
-        let known = addresses_of(&driver.binding_state(port)?) == addresses;
+        let known = addresses_of(&driver.binding_state(&port_dev(port))?) == addresses;
         Ok(known && lab.host.enter(|| driver.diff())?.is_empty())
     });
-    let state = driver.binding_state(port)?;
+    let state = driver.binding_state(&port_dev(port))?;
     holds.with_context(|| format!("{port} should have {addresses:?}, but: {state}"))
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn addresses_of(state: &BindingState) -> Vec<String> {
 }
 
 pub(crate) fn is_learning(driver: &Driver, port: &str) -> Result<bool> {
-    Ok(matches!(driver.binding_state(port)?, BindingState::Learning { .. }))
+    Ok(matches!(driver.binding_state(&port_dev(port))?, BindingState::Learning { .. }))
 }
 
 /// A message of a DHCP server or client about a hardware address.
