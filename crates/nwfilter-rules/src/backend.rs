@@ -1,6 +1,6 @@
-//! The boundary to a kernel: what the driver asks of a backend, whatever tables that writes to.
+//! The interface between the driver and a kernel's tables.
 //!
-//! A [`Batch`] says what ports must have; a [`Backend`] plans or applies it as a whole. What it says back is typed: a
+//! A [`Batch`] is the desired state of ports; a [`Backend`] plans or applies it as a whole. Results are typed: a
 //! [`Difference`] names its [`Subject`], its [`KernelObject`] and the filter's rule, a refusal names the port and the rule,
 //! and a foreign change names the process that made it.
 
@@ -18,27 +18,27 @@ use crate::ruleset::{Origin, Ruleset};
 
 /// Applies rulesets to a kernel, in the network namespace of the calling thread.
 pub trait Backend: Send + Sync {
-    /// Its name, as users choose it: `xtables`.
+    /// The name by which users choose it: `xtables`.
     fn name(&self) -> &'static str;
 
-    /// Whether this kind of backend can express a ruleset at all. Touches nothing.
+    /// Whether this backend can express a ruleset. Changes nothing.
     fn check(&self, ruleset: &Ruleset) -> Result<(), Unsupported>;
 
-    /// What [`Backend::apply`] would change. Touches nothing.
+    /// What [`Backend::apply`] would change. Changes nothing.
     fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError>;
 
-    /// Gives every port of the batch its desired state, all or none. What is already so is not touched.
+    /// Applies the desired state of every port of the batch, or of none. Writes only what differs.
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError>;
 
-    /// Which ports the kernel holds rules of this backend's kind for.
+    /// The ports for which the kernel holds rules of this backend.
     fn installed(&self) -> Result<Installed, ApplyError>;
 
-    /// Follows, from now on, what others change in the kernel. `None` for a backend that cannot.
+    /// Starts to watch for changes by others. `None` if this backend cannot watch for changes.
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         Ok(None)
     }
 
-    /// Removes everything of this backend's kind from the kernel, ports and what leads to them.
+    /// Removes all rules of this backend from the kernel: those of ports, and those that lead to them.
     fn clear(&self) -> Result<Applied, ApplyError>;
 }
 
@@ -72,36 +72,36 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     }
 }
 
-/// Follows what others change in the kernel where rules of ports are, or lead to them.
+/// Watches for changes by others to rules of ports, and to rules that lead to them.
 ///
-/// The descriptor is readable when [`Watch::changes`] may have something to report.
+/// The file descriptor becomes readable when [`Watch::changes`] may have something to report.
 pub trait Watch: AsFd + Send {
-    /// What others changed since the last call, without waiting. Changes that this process makes by the backend are not
-    /// reported. A change does not mean that a port lacks what it must have: [`Backend::plan`] knows.
+    /// What others changed since the last call. Does not block. Does not report changes that this process made through the
+    /// backend. A change need not affect the desired state: [`Backend::plan`] tells whether it does.
     fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError>;
 
-    /// How often to ask although the descriptor is not readable, for what the kernel does not report.
+    /// How often to call [`Watch::changes`] without an event, for changes that the kernel does not notify.
     fn interval(&self) -> Option<Duration>;
 }
 
-/// Something that others changed in the kernel, for people.
+/// A change that others made in the kernel, for logs and messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignChange {
-    /// Who did it, where the kernel says.
+    /// The process that made it, if the kernel tells.
     pub by: Option<Process>,
-    /// Where, as far as it is shown; sorted.
+    /// The changed objects, sorted; the first ones if there are many.
     pub objects: Vec<KernelObject>,
-    /// Whether there is more than `objects` shows.
+    /// Whether more changed than `objects` names.
     pub more: bool,
 }
 
 impl ForeignChange {
-    /// A change in one place, by nobody known.
+    /// A change of one object by an unknown process.
     pub fn at(object: KernelObject) -> Self {
         Self { objects: vec![object], ..Self::default() }
     }
 
-    /// More changes than could be followed.
+    /// Unknown changes: notifications were lost.
     pub fn unknown() -> Self {
         Self { more: true, ..Self::default() }
     }
@@ -128,9 +128,9 @@ impl fmt::Display for ForeignChange {
 /// A process of the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process {
-    /// The program's name, as the kernel knows it: at most 15 bytes. Empty where it has none.
+    /// The program's name (`comm`), at most 15 bytes. May be empty.
     pub name: String,
-    /// Its number.
+    /// Its process id.
     pub id: u32,
 }
 
@@ -141,27 +141,27 @@ impl fmt::Display for Process {
     }
 }
 
-/// What ports must have.
+/// The desired state of ports.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Each port and its desired state. Ports that are not named stay as they are.
+    /// Each port and its desired state. Other ports stay as they are.
     pub ports: BTreeMap<PortDev, Desired>,
-    /// Whether [`Applied::differences`] is asked for.
+    /// Whether to fill [`Applied::differences`].
     pub report_differences: bool,
 }
 
 impl Batch {
-    /// Asks for a ruleset on a port.
+    /// Sets the ruleset of a port.
     pub fn filter(&mut self, port: PortDev, ruleset: Arc<Ruleset>) {
         self.ports.insert(port, Desired::Filtered(ruleset));
     }
 
-    /// Asks that nothing of a port is left.
+    /// Removes all rules of a port.
     pub fn remove(&mut self, port: PortDev) {
         self.ports.insert(port, Desired::Gone);
     }
 
-    /// The ports that are to be filtered, with their rulesets.
+    /// The ports that get a ruleset, with it.
     pub fn filtered(&self) -> impl Iterator<Item = (&PortDev, &Arc<Ruleset>)> {
         self.ports.iter().filter_map(|(port, desired)| match desired {
             Desired::Filtered(ruleset) => Some((port, ruleset)),
@@ -170,7 +170,7 @@ impl Batch {
     }
 }
 
-/// What one port must have.
+/// The desired state of one port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Desired {
     /// This ruleset.
@@ -184,28 +184,28 @@ pub enum Desired {
 pub struct Planned {
     /// The rules that would be written and removed, sorted.
     pub differences: Vec<Difference>,
-    /// What will not work although the batch can be applied, sorted.
+    /// What the host does not support although the batch can be applied, sorted.
     pub warnings: Vec<Warning>,
 }
 
 /// What a batch did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// The ports for which something was written.
+    /// The ports whose rules were written.
     pub changed: BTreeSet<PortDev>,
-    /// Transactions that were committed.
+    /// The number of committed transactions.
     pub commits: usize,
-    /// What will not work although the batch was applied, sorted.
+    /// What the host does not support although the batch was applied, sorted.
     pub warnings: Vec<Warning>,
     /// The rules that were written and removed, sorted; empty unless [`Batch::report_differences`] is set.
     pub differences: Vec<Difference>,
 }
 
-/// What a port's filter asks for and this host cannot give. All else of the filter is in force.
+/// A part of a port's filter that this host does not support. The rest of the filter is in force.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Warning {
-    /// Connections get no conntrack helper, so what is RELATED to them does not pass.
+    /// Connections get no conntrack helper, so RELATED packets of theirs do not pass.
     NoHelper {
         /// The port of the bridge.
         port: PortDev,
@@ -227,7 +227,7 @@ pub enum Warning {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum NoHelper {
-    /// This backend tells connections to a guest by its IP address, which is not known.
+    /// This backend selects connections to a guest by its IP address, which is not known.
     AddressUnknown,
     /// The kernel has none of that name.
     Missing,
@@ -271,7 +271,7 @@ impl fmt::Display for Warning {
 pub struct Installed {
     /// The ports that have rules.
     pub ports: BTreeSet<PortDev>,
-    /// Those of them that are open none the less, in part or whole, because nothing leads to some of their rules.
+    /// Those of them that are partly or fully unfiltered, because no rule leads to some of their chains.
     pub unreached: BTreeSet<PortDev>,
 }
 
@@ -303,8 +303,8 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Something of the kernel that rules are in, or depend on. Tables have the names by which tools show them: `iptables`,
-/// `iptables raw`, `ebtables`.
+/// An object of the kernel that contains rules, or that rules depend on. Tables are named as their tools name them:
+/// `iptables`, `iptables raw`, `ebtables`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
 #[allow(missing_docs)] // The fields are what the variants are named after.
@@ -334,21 +334,21 @@ impl fmt::Display for KernelObject {
 /// A rule that differs between the kernel and what is desired.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Difference {
-    /// What it is about.
+    /// The port, or the host.
     #[serde(serialize_with = "port_or_null", rename = "port")]
     pub subject: Subject,
-    /// Where the rule is, or is missing.
+    /// The object that has or lacks the rule.
     #[serde(flatten)]
     pub object: KernelObject,
     /// How it differs.
     pub kind: DifferenceKind,
-    /// The rule, in the words of the tool that shows it.
+    /// The rule, as the table's tool prints it.
     pub rule: String,
-    /// The filter's rule it comes from, where it does.
+    /// The filter's rule it comes from, if any.
     pub origin: Option<Origin>,
 }
 
-/// A host's own differences have no port.
+/// Differences of the host have no port.
 fn port_or_null<S: Serializer>(subject: &Subject, serializer: S) -> Result<S::Ok, S::Error> {
     subject.port().map(PortDev::as_str).serialize(serializer)
 }
@@ -377,7 +377,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What a backend of this kind cannot express.
+/// A part of a ruleset that a backend cannot express.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{origin}: {what}")]
 pub struct Unsupported {
@@ -387,11 +387,11 @@ pub struct Unsupported {
     pub what: String,
 }
 
-/// Why a batch was not applied. The kernel is as it was before.
+/// Why a batch was not applied. The kernel is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// This kind of backend cannot express a port's ruleset.
+    /// The backend cannot express a port's ruleset.
     #[error("the filter of port '{port}' cannot be applied by this backend")]
     Unsupported {
         /// The port.
@@ -402,7 +402,7 @@ pub enum ApplyError {
     /// The kernel refused a rule.
     #[error(transparent)]
     Refused(Box<Refused>),
-    /// The host lacks something: a tool, a module of the kernel, a permission.
+    /// The host lacks a tool, a kernel module or a permission.
     #[error("{what}: {why}")]
     Unavailable {
         /// Which rules need it.
@@ -412,7 +412,7 @@ pub enum ApplyError {
         /// What is wrong with it, and what to do.
         why: String,
     },
-    /// A file of the kernel could not be read or written.
+    /// A file in /proc or /sys could not be read or written.
     #[error("{path}")]
     Io {
         /// The file.
@@ -430,15 +430,15 @@ pub struct Refused {
     pub port: PortDev,
     /// The filter's rule.
     pub origin: Origin,
-    /// Where it was to be.
+    /// The object that was to contain it.
     pub object: KernelObject,
-    /// The rule, in the words of the tool that shows it.
+    /// The rule, as the table's tool prints it.
     pub rule: String,
     /// What the kernel or the tool said.
     pub why: String,
 }
 
-/// Which rules need what a host lacks.
+/// Which rules need what the host lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// All of them.

@@ -1,4 +1,4 @@
-//! Why a binding's filter cannot be enforced.
+//! Errors about a filter tree and its binding.
 
 use nwfilter_xml::FilterName;
 
@@ -13,13 +13,13 @@ pub enum RulesError {
     NoSuchFilter {
         /// The name.
         name: FilterName,
-        /// Who names it; `None` if the binding does.
+        /// The filter that names it; `None` if the binding does.
         by: Option<Origin>,
     },
     /// A filter includes itself, directly or through others.
     #[error("filter '{}' includes itself: {}", cycle[0], join(cycle, " → "))]
     IncludesItself {
-        /// The filters of the circle; the first is also the last.
+        /// The filters of the cycle; the first is also the last.
         cycle: Vec<FilterName>,
     },
     /// Variables of the filter tree have no value.

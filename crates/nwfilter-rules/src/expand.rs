@@ -1,4 +1,4 @@
-//! From a binding and its filter tree to a ruleset: includes, variables, priorities, order.
+//! Expands a filter tree for a binding: includes, variables, priorities and order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::ruleset::{
 use crate::tree::{Filters, MAX_EXPANSION, Size, sizes};
 use crate::variables::Combination;
 
-/// The ruleset that `binding` asks for.
+/// The ruleset of a binding.
 ///
-/// MAC is set from the binding's `<mac>` unless a parameter gives it. Where [`RulesError::MissingVariables`] names
-/// exactly `IP`, the address may be learned and the binding instantiated again with it.
+/// MAC is the binding's `<mac>` unless a parameter sets it. If [`RulesError::MissingVariables`] names only `IP`, the caller
+/// may learn the address and call this again with it.
 ///
-/// A tree that has more than [`MAX_EXPANSION`] rules, with lists of values multiplied, or more includes than that, is
-/// refused before any of them is looked at.
+/// A tree with more than [`MAX_EXPANSION`] rules, counting every combination of list values, or with more includes than
+/// that, is refused before it is expanded.
 pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset, RulesError> {
     let mut binding = binding.clone();
     binding.pass_mac();
@@ -38,7 +38,7 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     if !missing.is_empty() {
         return Err(RulesError::MissingVariables { names: missing.into_iter().collect() });
     }
-    // Stable: rules of equal priority keep the order in which they were met.
+    // The sort is stable: rules of equal priority keep their order.
     rules.sort_by_key(|rule| (!rule.chain.is_root(), rule.rule.priority));
     let mut ruleset = lower(&rules)?;
     ruleset.helpers = helper::helpers(&rules, &params)?;
@@ -46,14 +46,14 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     Ok(ruleset)
 }
 
-/// A rule of the tree, with the scope it stands in.
+/// A rule of the tree with its scope of variables.
 pub(crate) struct Scoped<'a> {
     pub(crate) rule: &'a XmlRule,
     pub(crate) chain: &'a ChainName,
     pub(crate) chain_priority: Priority,
     pub(crate) params: Arc<Params>,
     pub(crate) origin: Origin,
-    /// How many rules were met before it.
+    /// The number of rules before it in the tree.
     pub(crate) position: usize,
 }
 
@@ -61,10 +61,10 @@ struct Expansion<'a, F> {
     filters: &'a F,
     sizes: HashMap<&'a FilterName, Size>,
     rules: Vec<Scoped<'a>>,
-    /// The rules that lists of values make of these, repeated combinations included.
+    /// The number of rules after list values are multiplied, with repeated combinations.
     made: usize,
     missing: BTreeSet<String>,
-    /// The variables in the scopes of includes that pass parameters.
+    /// The number of variables in the scopes of includes.
     passed: usize,
 }
 
@@ -73,13 +73,13 @@ struct Level<'a> {
     filter: &'a Filter,
     source: Arc<FilterName>,
     params: Arc<Params>,
-    /// What is still to be expanded.
+    /// The entries that are not yet expanded.
     entries: std::slice::Iter<'a, Entry>,
 }
 
 impl<'a, F: Filters> Expansion<'a, F> {
-    /// Collects the rules of a filter and of all that it includes. Chains of includes may be longer than a stack is
-    /// deep.
+    /// Collects the rules of a filter and its includes. Does not recurse, because chains of includes may be deeper than the
+    /// stack.
     fn follow(&mut self, name: &FilterName, params: Arc<Params>) -> Result<(), RulesError> {
         let mut levels: Vec<_> = self.enter(name, params).into_iter().collect();
         while let Some(level) = levels.last_mut() {
@@ -161,17 +161,17 @@ impl<'a, F: Filters> Expansion<'a, F> {
     }
 }
 
-/// The values of a rule's attributes, with variables replaced by what they are in one combination.
+/// The values of a rule's attributes, with the variables of one combination.
 pub(crate) struct Fields<'a> {
     pub(crate) origin: &'a Origin,
     matches: Option<&'a Matches>,
-    /// A bit for each field that the rule asks for: lowering asks for all fields there are, and a rule has few.
+    /// A bit for each field that the rule has. Lowering looks up all fields, and a rule has few.
     present: u128,
     combination: &'a Combination<'a>,
 }
 
 impl Fields<'_> {
-    /// The value of a field and whether it is negated; `None` if the rule does not ask for the field.
+    /// The value of a field, and whether it is negated. `None` if the rule does not have the field.
     #[inline]
     pub(crate) fn get(&self, field: Field) -> Result<Option<(Literal, bool)>, RulesError> {
         if self.present & bit(field) == 0 { Ok(None) } else { self.value(field) }
@@ -275,7 +275,7 @@ fn lower(rules: &[Scoped<'_>]) -> Result<Ruleset, RulesError> {
 /// Collects the chains of one Ethernet direction.
 #[derive(Default)]
 struct SideBuilder {
-    /// Whether any rule is about this direction.
+    /// Whether any rule applies to this direction.
     used: bool,
     /// Rules of the root chain with their priority.
     root: Vec<(Priority, EthernetRule)>,
@@ -283,14 +283,14 @@ struct SideBuilder {
 }
 
 struct ChainBuilder {
-    /// That of the last rule's filter, in sorted order: filters may give one chain different priorities.
+    /// The priority of the last rule's filter, in sorted order: filters may give one chain different priorities.
     priority: Priority,
     first_position: usize,
     rules: Vec<EthernetRule>,
 }
 
 impl SideBuilder {
-    /// Makes sure that the chain of a rule exists.
+    /// Adds the chain of a rule if it does not exist.
     fn enter(&mut self, scoped: &Scoped<'_>) {
         self.used = true;
         if scoped.chain.is_root() {
@@ -330,7 +330,7 @@ impl SideBuilder {
                 side.root.push(RootEntry::Rule(rule));
             }
             side.root.push(RootEntry::Jump(Jump { chain: name.clone(), matches: frames_of(&name) }));
-            // libvirt makes its chains with ebtables' own default policy.
+            // libvirt creates its chains with ebtables' default policy.
             side.chains.push(SubChain { name, rules: chain.rules, end: Verdict::Accept });
         }
         side.root.extend(rules.map(|(_, rule)| RootEntry::Rule(rule)));
@@ -338,7 +338,7 @@ impl SideBuilder {
     }
 }
 
-/// Which frames enter a sub-chain: those of the protocol that its name begins with.
+/// The condition for a sub-chain: frames of the protocol that its name starts with.
 fn frames_of(chain: &ChainName) -> Vec<Match<EthernetTest>> {
     let test = match chain.kind() {
         ChainKind::Root | ChainKind::Mac => return Vec::new(),

@@ -16,8 +16,8 @@ use crate::backend::{
 use crate::packet::IpTest;
 use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
 
-/// A backend that keeps rulesets in memory, and otherwise keeps every promise of [`Backend`]: all or nothing,
-/// differences rule by rule, refusals with port and origin, changes of others. Clones share what they hold.
+/// A backend that keeps rulesets in memory and fulfils the whole contract of [`Backend`]: all or nothing, differences rule by
+/// rule, refusals with port and origin, changes by others. Clones share their state.
 ///
 /// ```
 /// use nwfilter_rules::{Backend, Batch, Fake, Ruleset};
@@ -47,7 +47,7 @@ struct State {
 type Changes = Arc<Mutex<Vec<ForeignChange>>>;
 
 impl Fake {
-    /// A kernel without any rule.
+    /// A fake kernel without rules.
     pub fn new() -> Self {
         Self::default()
     }
@@ -57,7 +57,7 @@ impl Fake {
         self.state().held.get(port).cloned()
     }
 
-    /// Refuses every rule that comes from a filter on a port, from now on or no longer.
+    /// Starts or stops refusing all rules on a port.
     pub fn refuse(&self, port: &PortDev, refuse: bool) {
         let refused = &mut self.state().refused;
         if refuse {
@@ -67,22 +67,22 @@ impl Fake {
         };
     }
 
-    /// Makes an ipset. Rules that name one that does not exist are refused.
+    /// Creates an ipset. Rules that name a missing ipset are refused.
     pub fn add_ip_set(&self, name: &str) {
         self.state().ip_sets.insert(name.to_owned());
     }
 
-    /// Calls this at the beginning of each [`Backend::apply`], in the thread that applies: to record, wait or panic.
+    /// Sets a function that each [`Backend::apply`] calls first, in the applying thread. It may record, wait or panic.
     pub fn before_apply(&self, hook: impl Fn(&Batch) + Send + Sync + 'static) {
         self.state().before_apply = Some(Arc::new(hook));
     }
 
-    /// Is a backend that cannot watch for changes, from now on.
+    /// Makes this a backend that cannot watch for changes.
     pub fn stop_watching(&self) {
         self.state().cannot_watch = true;
     }
 
-    /// Removes the rules of a port as another program would, and reports it to every watch.
+    /// Removes the rules of a port as another program would, and notifies every watch.
     pub fn lose(&self, port: &PortDev, by: &Process) {
         let mut state = self.state();
         state.held.remove(port);
@@ -91,7 +91,7 @@ impl Fake {
             objects: vec![KernelObject::Table { table: TABLE.to_owned() }],
             more: false,
         };
-        // A watch that was dropped does not read any more.
+        // The watch was dropped.
         state.watches.retain_mut(|(wake, changes)| {
             changes.lock().unwrap_or_else(PoisonError::into_inner).push(change.clone());
             wake.write_all(&[0]).is_ok()
@@ -99,7 +99,7 @@ impl Fake {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic of a hook happens outside of the lock.
+        // Outside the lock, because the hook may panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -110,7 +110,7 @@ impl fmt::Debug for Fake {
     }
 }
 
-/// What objects call the only table.
+/// The name of the only table.
 const TABLE: &str = "fake";
 
 impl Backend for Fake {
@@ -141,7 +141,7 @@ impl Backend for Fake {
                 Desired::Filtered(ruleset) => state.held.insert(port.clone(), ruleset.clone()),
                 Desired::Gone => state.held.remove(port),
             };
-            // Also a port whose ruleset has no rule at all.
+            // Also for a ruleset without rules.
             if before.is_some() != state.held.contains_key(port) {
                 changed.insert(port.clone());
             }
@@ -181,7 +181,7 @@ struct FakeWatch {
 impl Watch for FakeWatch {
     fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
         let changes = std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner));
-        // A byte was written for each, so this does not wait.
+        // There is a byte for each change, so this does not block.
         let mut woken = vec![0; changes.len()];
         let failed = |source| ApplyError::Io { path: "pipe".to_owned(), source };
         self.reader.read_exact(&mut woken).map_err(failed)?;

@@ -1,8 +1,8 @@
-//! Conntrack helpers: which connections of a port need one, so that the state RELATED means something.
+//! Finds the connections of a port that need a conntrack helper, without which no packet is RELATED.
 //!
-//! Since Linux 6.0 the kernel gives no connection a helper by itself (`nf_conntrack_helper` went away), so a filter
-//! that lets FTP data out because it is RELATED to the control connection never sees such a packet. A ruleset
-//! therefore names the control connections, and the backend gives them their helper.
+//! Since Linux 6.0 the kernel does not assign helpers by itself (`nf_conntrack_helper` is gone), so a filter that accepts
+//! FTP data as RELATED to the control connection never sees such a packet. A ruleset therefore names the control
+//! connections, and the backend assigns the helpers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,11 +17,11 @@ use crate::lower_ip::port_range;
 use crate::packet::PortRange;
 use crate::ruleset::Family;
 
-/// The parameter of a binding that decides about helpers: `auto` (the default), `none`, or a list of helpers by
-/// name, each for its usual port (`ftp`) or for another (`ftp:2121`).
+/// The parameter of a binding that selects helpers: `auto` (the default), `none`, or a list of helpers by name, each for its
+/// usual port (`ftp`) or another (`ftp:2121`).
 pub const CTRL_CT_HELPERS: &str = "CTRL_CT_HELPERS";
 
-/// A transport protocol that helpers know.
+/// The transport protocol of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -100,7 +100,7 @@ pub struct HelperRule {
     pub transport: Transport,
     /// The port the control connection goes to.
     pub port: u16,
-    /// Which of the port's connections are meant.
+    /// Whether the guest is the server.
     pub side: HelperSide,
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn helpers(rules: &[Scoped<'_>], params: &Params) -> Result<Vec<Helpe
         Choice::Auto => detected(rules)?,
         Choice::Named(named) => {
             let addresses = guest_addresses(params);
-            // A guest that has addresses, but none of a family, has no server of that family in it.
+            // A guest that has addresses, but none of this family, serves nothing in this family.
             let has_server =
                 |family| addresses.is_empty() || addresses.iter().any(|addr| Family::of(*addr) == family);
             let families = named.iter().flat_map(|known| Family::ALL.map(|family| (known, family)));
@@ -164,7 +164,7 @@ impl Choice {
     }
 }
 
-/// The rows of the table that `ftp` or `ftp:2121` means, with the port given.
+/// The rows of the table for `ftp` or `ftp:2121`, with that port.
 fn named_helpers(value: &str) -> Result<Vec<KnownHelper>, RulesError> {
     let (name, port) = match value.split_once(':') {
         Some((name, port)) => (name, Some(port.parse::<u16>())),
@@ -185,7 +185,7 @@ fn named_helpers(value: &str) -> Result<Vec<KnownHelper>, RulesError> {
     }
 }
 
-/// The addresses that a binding's parameters give its guest: IPv4 in IP, IPv6 in IPV6.
+/// The guest's addresses in a binding's parameters: IPv4 in IP, IPv6 in IPV6.
 pub(crate) fn guest_addresses(params: &Params) -> Vec<IpAddr> {
     let variables = [(VarName::IP, Family::Ipv4), ("IPV6", Family::Ipv6)];
     let addresses = variables.into_iter().flat_map(|(variable, family)| {
@@ -235,7 +235,7 @@ fn accepts_in(scoped: &Scoped<'_>, family: Family) -> bool {
     of_family && scoped.rule.action == Action::Accept
 }
 
-/// The states a rule names; `None` where it matches by the implicit ones.
+/// The states that a rule names; `None` if it uses the implicit ones.
 fn states(scoped: &Scoped<'_>) -> Option<States> {
     let item = scoped.rule.matches.as_ref()?.get(Field::States)?;
     match &item.value {

@@ -1,8 +1,8 @@
-//! What a network filter means: a filter tree and a binding become a [`Ruleset`].
+//! The semantics of network filters: turns a filter tree and a binding into a [`Ruleset`].
 //!
-//! This crate knows every quirk of libvirt's language (include scopes, variable iteration, priorities, the three
-//! ways an IP rule is lowered, implicit connection state) and nothing of how a kernel is told. A [`Ruleset`] is a
-//! typed, neutral value: what one port enforces. A [`Backend`] brings it to a kernel. No I/O happens here.
+//! This crate knows every quirk of libvirt's language (include scopes, variable iteration, priorities, the three ways to
+//! lower an IP rule, implicit connection state) and nothing about kernel tables. A [`Ruleset`] is typed and neutral: it is
+//! what one port enforces. A [`Backend`] applies it to a kernel. This crate does no I/O.
 //!
 //! ```
 //! use std::collections::BTreeMap;

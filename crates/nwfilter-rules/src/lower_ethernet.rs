@@ -1,4 +1,4 @@
-//! Ethernet rules: one rule of the language becomes one rule in each direction it is about.
+//! Lowers Ethernet rules: one rule of the language becomes one rule in each of its directions.
 
 use nwfilter_xml::{Action, Field, Literal, MacAddr, Protocol, Rule as XmlRule};
 
@@ -17,7 +17,7 @@ const RESERVED_VLAN: u32 = 4095;
 /// ICMPv6 as an IP protocol.
 const ICMPV6: u8 = 58;
 
-/// The rule for frames that have source and destination as the rule says, or exchanged if `reversed`.
+/// The rule for one direction. `reversed` exchanges source and destination.
 pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, reversed: bool) -> Result<EthernetRule, RulesError> {
     let mut matches = Vec::new();
     if let Some(protocol) = rule.matches.as_ref().map(|matches| matches.protocol) {
@@ -49,7 +49,7 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, reversed: bool) -> Resu
     Ok(Rule { matches, verdict, origin: fields.origin.clone() })
 }
 
-/// The low 16 bits: the kinds of these fields have no more.
+/// The low 16 bits: these fields have no more.
 fn narrow(number: u32) -> u16 {
     number as u16
 }
@@ -61,17 +61,17 @@ struct Builder<'a, 'f> {
 }
 
 impl Builder<'_, '_> {
-    /// Adds a match whose values are those of these attributes.
+    /// Adds a match on the values of these attributes.
     fn push(&mut self, test: Test, negated: bool, of: &[Field]) {
         self.matches.push(Match { test, negated, variables: self.fields.variables(of) });
     }
 
-    /// Adds a match that the element itself asks for.
+    /// Adds a match that the element implies.
     fn push_own(&mut self, test: Test) {
         self.matches.push(Match::is(test));
     }
 
-    /// The two tests in the order in which they hold for this direction.
+    /// The two tests, exchanged if the rule is reversed.
     fn pair<T>(&self, src: T, dst: T) -> (T, T) {
         if self.reversed { (dst, src) } else { (src, dst) }
     }
@@ -179,7 +179,7 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// libvirt gives the target's address the sender's mask where it has none of its own.
+    /// As in libvirt, the target's address uses the sender's mask if it has none of its own.
     fn arp_ips(&mut self) -> Result<(), RulesError> {
         let (mut prefix, mut mask_fields) = (None, Vec::new());
         let (sender, target) = self.pair(Test::ArpSrcIp as fn(_) -> _, Test::ArpDstIp);
@@ -236,7 +236,7 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// Types and codes that were not given are all of them; an end that was not given is the start.
+    /// A missing start means all types or codes; a missing end is the start.
     fn icmp(&mut self, protocol: Option<u8>) -> Result<(), RulesError> {
         let range = |start: Field, end: Field| -> Result<Option<(u8, u8)>, RulesError> {
             // The kinds of these fields have 8 bits.

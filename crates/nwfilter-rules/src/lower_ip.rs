@@ -1,4 +1,4 @@
-//! IP rules: one rule of the language becomes up to two, for packets from the guest and to the guest.
+//! Lowers IP rules: one rule of the language becomes up to two, for packets from the guest and to it.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ struct Line {
     state: Option<(States, bool)>,
     /// Whether an ICMP type leaves the line out.
     without_icmp_type: bool,
-    /// What accepting means.
+    /// The verdict for `accept`.
     accept: Verdict,
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, part: &mut IpPart) -> R
     };
     let direction = rule.direction;
     let (incoming, both) = (direction.is_in(), direction == Direction::InOut);
-    // With a state of its own, a rule has only the lines of its own direction.
+    // A rule with an explicit state has only the lines of its own direction.
     let explicit = own_state.is_some();
     let state = |reversed: bool| match own_state {
         Some(states) => Some(states).filter(|s| !s.contains(States::NONE)).map(|s| (s, false)),
@@ -63,14 +63,14 @@ pub(crate) fn lower(rule: &XmlRule, fields: &Fields<'_>, part: &mut IpPart) -> R
     Ok(())
 }
 
-/// libvirt looks at a rule's state when the filter is defined; one that is a variable has no effect.
+/// libvirt evaluates a rule's state when the filter is defined; a variable has no effect.
 fn has_literal_state(rule: &XmlRule) -> bool {
     let state = rule.matches.as_ref().and_then(|matches| matches.get(Field::States));
     state.is_some_and(|item| matches!(item.value, nwfilter_xml::Value::Literal(_)))
 }
 
 impl Line {
-    /// The line, or `None` where it has nothing to match on or is left out.
+    /// The line. `None` if it matches nothing or is omitted.
     fn lower(&self, rule: &XmlRule, fields: &Fields<'_>) -> Result<Option<IpRule>, RulesError> {
         let Some(matches) = &rule.matches else { return Ok(None) };
         let mut line = LineBuilder { fields, reversed: self.reversed, matches: Vec::new() };
@@ -124,7 +124,7 @@ struct LineBuilder<'a, 'f> {
 }
 
 impl LineBuilder<'_, '_> {
-    /// Adds a match whose values are those of these attributes.
+    /// Adds a match on the values of these attributes.
     fn push(&mut self, test: Test, negated: bool, of: &[Field]) {
         self.matches.push(Match { test, negated, variables: self.fields.variables(of) });
     }
@@ -158,7 +158,7 @@ impl LineBuilder<'_, '_> {
         Ok(self.reversed)
     }
 
-    /// An address is matched on in place of a range where a rule has both.
+    /// If a rule has both an address and a range, the address is used.
     fn addresses(&mut self) -> Result<(), RulesError> {
         type AddressTest = fn(Network) -> Test;
         type RangeTest = fn(IpAddr, IpAddr) -> Test;
@@ -186,7 +186,7 @@ impl LineBuilder<'_, '_> {
         Ok(())
     }
 
-    /// Flags, ports and options of TCP, ports of the others. Of UDP the kernel takes empty ranges too.
+    /// Flags, ports and options of TCP; ports of the other protocols. For UDP the kernel accepts empty ranges too.
     fn transport(&mut self, protocol: Protocol) -> Result<(), RulesError> {
         if let Some((Literal::TcpFlags { mask, set }, negated)) = self.fields.get(Field::TcpFlags)? {
             self.push(Test::TcpFlags { mask, set }, negated, &[Field::TcpFlags]);
@@ -256,7 +256,7 @@ fn ip(fields: &Fields<'_>, field: Field) -> Result<Option<(IpAddr, bool)>, Rules
     })
 }
 
-/// An IP address with the mask that belongs to it; a mask alone is nothing.
+/// An IP address with its mask. A mask without an address has no effect.
 pub(crate) fn address(
     fields: &Fields<'_>,
     addr: Field,
@@ -274,8 +274,7 @@ pub(crate) fn address(
     Ok(Some((Network { addr, prefix }, negated)))
 }
 
-/// A port or a range of ports; an end without a start is nothing. A range whose end is before its start matches no
-/// port.
+/// A port or a range of ports. An end without a start has no effect. A range whose end is before its start matches no port.
 pub(crate) fn port_range(
     fields: &Fields<'_>,
     start: Field,
@@ -294,7 +293,7 @@ pub(crate) fn port_range(
     Ok(Some((PortRange { from: start.value, to: end }, negated)))
 }
 
-/// Like [`port_range`], but refuses a range that matches no port: where the kernel does.
+/// Like [`port_range`], but refuses a range that matches no port, as the kernel does.
 pub(crate) fn filled_port_range(
     fields: &Fields<'_>,
     start: Field,

@@ -1,4 +1,4 @@
-//! What a rule compares of a packet: one type of test for each layer, so that no backend can forget one.
+//! The tests of rules: one enum for each layer, so that the compiler finds a backend that forgets one.
 
 use std::net::IpAddr;
 
@@ -6,8 +6,8 @@ use nwfilter_xml::MacAddr;
 use nwfilter_xml::value::{SetDirection, States, TcpFlagSet};
 use serde::{Deserialize, Serialize};
 
-/// A comparison with a field of an Ethernet frame, or of the ARP, STP or IP packet in it. The frame's type is always
-/// compared before what lies behind it.
+/// A test on a field of an Ethernet frame, or of the ARP, STP or IP packet in it. The frame's EtherType is always tested
+/// before the fields after it.
 #[allow(missing_docs)] // Fields are named after those of the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -49,7 +49,7 @@ pub enum EthernetTest {
     },
 }
 
-/// A comparison with a field of an IP packet, or with what the kernel knows of its connection.
+/// A test on a field of an IP packet, or on its connection in the kernel.
 #[allow(missing_docs)] // Fields are named after those of the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -90,7 +90,7 @@ pub enum IpTest {
         set: TcpFlagSet,
     },
     TcpOption(u8),
-    /// Matches every packet; for people who read the rules.
+    /// Matches every packet; a remark for readers of the rules.
     Comment(String),
 }
 

@@ -1,4 +1,4 @@
-//! What a port enforces before its filter can be: rulesets of our own, the same as libvirt's.
+//! Built-in rulesets, equal to libvirt's, for ports whose filter cannot be enforced yet.
 
 use std::net::{IpAddr, Ipv4Addr};
 

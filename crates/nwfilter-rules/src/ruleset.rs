@@ -1,8 +1,8 @@
-//! The ruleset of one port: typed matches and verdicts, without text and without the words of any tool.
+//! The ruleset of one port: typed matches and verdicts, independent of any tool.
 //!
-//! A ruleset says what passes, not where a kernel's tables have to say it. A backend adds what its tables need: a copy
-//! of the guest's rules for packets to the host itself, a place for conntrack helpers, an exception for the replies
-//! that a reject makes.
+//! A ruleset says what passes, not how a kernel's tables express it. A backend adds what its tables need: a copy of the
+//! guest's rules for packets to the host, rules that assign conntrack helpers, an exception for replies that a reject
+//! makes.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ pub struct Ruleset {
     pub ipv6: Option<IpPart>,
     /// Connections that get a conntrack helper.
     pub helpers: Vec<HelperRule>,
-    /// The guest's own addresses, as far as its binding or learning tells them.
+    /// The guest's own addresses that are given or learned.
     pub guest_addresses: Vec<IpAddr>,
 }
 
@@ -81,7 +81,7 @@ pub struct SubChain {
     pub end: Verdict,
 }
 
-/// The rules on the packets of one IP family. A packet that no rule stops passes.
+/// The rules on the packets of one IP family. A packet that no rule matches passes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpPart {
     /// Packets that the guest sends, to other ports and to the host itself.
@@ -147,21 +147,21 @@ impl<T> Rule<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// No other rule of this port and layer is asked: the packet passes them.
+    /// The packet passes this port and layer; no later rule of them is evaluated.
     Accept,
     /// The sending port lets the packet pass, and the rules of the receiving port decide.
     Pass,
-    /// It vanishes.
+    /// It is dropped.
     Drop,
-    /// It vanishes and its sender is told.
+    /// It is dropped, and its sender gets an error.
     Reject,
-    /// The chain ends here for it; the rules behind the jump into the chain follow.
+    /// It leaves the chain and continues after the jump.
     Return,
-    /// It is counted and goes on to the next rule.
+    /// It is counted and continues with the next rule.
     Continue,
 }
 
-/// The place of a rule in its filter.
+/// The filter and line of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     /// The filter; `None` for built-in rules, in force before a filter can be.
@@ -171,7 +171,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of rules that come from no filter.
+    /// The origin of built-in rules.
     pub const BUILT_IN: Origin = Origin { filter: None, line: 0 };
 }
 
@@ -219,8 +219,8 @@ pub struct Match<T> {
     /// True if the test must fail.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
-    /// The variables that the compared values come from; none where the filter says them itself. Ports whose rulesets
-    /// differ only in such values can share the rest.
+    /// The variables whose values are compared; none if the filter contains the values. A backend can share rules between
+    /// ports whose rulesets differ only in such values.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub variables: Vec<VarRef>,
 }

@@ -1,4 +1,4 @@
-//! Filters that include filters.
+//! Follows includes: cycles, the filters of a tree, and how much a tree expands to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
@@ -9,10 +9,10 @@ use nwfilter_xml::{Filter, FilterName};
 use crate::error::RulesError;
 use crate::ruleset::Origin;
 
-/// Most rules that a port can have, most includes that are followed for it, and most parameters that these pass on.
+/// The limit for the rules of a port, for the includes of its filter tree, and for the parameters that these pass on.
 ///
-/// Lists of values multiply rules, and so do filters that are included more than once. Within this limit a tree is
-/// expanded, or refused, in less than 100 ms.
+/// Lists of values and repeated includes multiply rules. Within this limit a tree is expanded, or refused, in less than
+/// 100 ms.
 pub const MAX_EXPANSION: usize = 100_000;
 
 /// Where included filters are looked up.
@@ -39,13 +39,13 @@ impl<S: BuildHasher> Filters for HashMap<FilterName, Filter, S> {
     }
 }
 
-/// The circle of includes that `filter` would close if it took the place of the one of its name; its first name is
-/// also its last. Filters that do not exist include nothing.
+/// The cycle of includes that would exist if `filter` replaced the filter of its name; its first name is also its last.
+/// Missing filters include nothing.
 pub fn includes_itself(filters: &impl Filters, filter: &Filter) -> Option<Vec<FilterName>> {
     let goal = &filter.name;
     let mut seen = BTreeSet::new();
-    // The filters from the first to the one that is looked at, each with its includes that are still to follow. A
-    // store may have chains of includes that are longer than a stack is deep.
+    // The path from the first filter to the current one, each with the includes that are still to follow. This does not
+    // recurse, because chains of includes may be deeper than the stack.
     let mut path = vec![(filter, filter.includes())];
     while let Some((_, includes)) = path.last_mut() {
         let Some(include) = includes.next() else {
@@ -65,7 +65,7 @@ pub fn includes_itself(filters: &impl Filters, filter: &Filter) -> Option<Vec<Fi
     None
 }
 
-/// The names of all filters that a port with this filter needs, itself among them.
+/// The names of all filters that a port with this filter needs, including itself.
 pub fn reachable(filters: &impl Filters, name: &FilterName) -> BTreeSet<FilterName> {
     let mut seen = BTreeSet::new();
     let mut waiting = vec![name];
@@ -82,8 +82,7 @@ pub fn reachable(filters: &impl Filters, name: &FilterName) -> BTreeSet<FilterNa
     seen
 }
 
-/// Why no port can have this filter, if that is because it expands to more than [`MAX_EXPANSION`]. Lists of values may
-/// multiply rules further.
+/// The error if a filter expands to more than [`MAX_EXPANSION`]. Lists of values may multiply rules further.
 pub fn too_large(filters: &impl Filters, name: &FilterName) -> Option<RulesError> {
     let too_large = |error: &RulesError| {
         matches!(error, RulesError::TooLarge { .. } | RulesError::TooManyIncludes { .. })
@@ -100,7 +99,7 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// Adds what an include brings. One that brings no rule is not followed.
+    /// Adds the counts of an include. An include without rules is not followed.
     fn include(&mut self, included: Size) {
         self.rules = self.rules.saturating_add(included.rules);
         self.includes = self.includes.saturating_add(1);
@@ -110,8 +109,8 @@ impl Size {
     }
 }
 
-/// The sizes of a filter and of all that it includes. Each filter is looked at once, however often it is included,
-/// so that a tree that is too large to be expanded is refused before anybody tries.
+/// The sizes of a filter and of its includes. Visits each filter once, so that a tree that is too large is refused without
+/// expanding it.
 pub(crate) fn sizes<'a>(
     filters: &'a impl Filters,
     name: &FilterName,
@@ -125,7 +124,7 @@ pub(crate) fn sizes<'a>(
     };
     let mut sizes = HashMap::new();
     let mut seen = 0;
-    // The filters from the first to the one that is looked at, each with its includes that are still to follow.
+    // The path from the first filter to the current one, each with the includes that are still to follow.
     let mut path = vec![open(find(name, &|| None)?)];
     let mut entered: BTreeSet<&FilterName> = path.iter().map(|(filter, ..)| &filter.name).collect();
     while let Some((filter, includes, size)) = path.last_mut() {

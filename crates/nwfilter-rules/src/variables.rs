@@ -1,4 +1,4 @@
-//! The combinations of variable values for which a rule is instantiated.
+//! Iterates over the combinations of variable values of a rule.
 
 use std::collections::HashSet;
 
@@ -13,9 +13,9 @@ struct Together<'a> {
     id: Option<u16>,
     /// Each variable and its values.
     lists: Vec<(&'a VarRef, &'a [String])>,
-    /// The indexes into those values that are visited: repeated combinations only once.
+    /// The indexes to visit: of repeated combinations the first.
     visited: Vec<usize>,
-    /// Where in `visited` it stands.
+    /// The position in `visited`.
     at: usize,
 }
 
@@ -38,7 +38,7 @@ impl Together<'_> {
     }
 }
 
-/// The variables of a rule at one combination of their values; starts at the first.
+/// The variables of a rule at one combination of their values. Starts at the first combination.
 pub(crate) struct Combination<'a> {
     iterators: Vec<Together<'a>>,
 }
@@ -83,7 +83,7 @@ impl<'a> Combination<'a> {
         Ok(Self { iterators })
     }
 
-    /// The value a variable has now.
+    /// The current value of a variable.
     pub(crate) fn value(&self, variable: &VarRef) -> Option<&'a str> {
         self.iterators.iter().find_map(|iterator| {
             let (_, values) = iterator.lists.iter().find(|(listed, _)| *listed == variable)?;
@@ -91,7 +91,7 @@ impl<'a> Combination<'a> {
         })
     }
 
-    /// Goes to the next combination, the first iterator running fastest; false after the last.
+    /// Advances to the next combination; the first iterator runs fastest. Returns false after the last.
     pub(crate) fn advance(&mut self) -> bool {
         for iterator in &mut self.iterators {
             iterator.at += 1;
