@@ -5,6 +5,7 @@ mod demo;
 mod install_capi;
 mod install_module;
 mod interrupt;
+mod manuals;
 mod packages;
 mod suite;
 mod test;
@@ -73,6 +74,11 @@ enum Task {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Write the manual pages and the completions of shells
+    Manuals {
+        /// Where to; without it, below target
+        directory: Option<PathBuf>,
+    },
     /// Check format and lints, and run every test
     Test {
         /// Only the tests of the module, with the libvirt of this Debian suite, in a chroot that is kept
@@ -97,6 +103,7 @@ fn main() -> ExitCode {
         }
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
+        Task::Manuals { directory } => manuals::run(&directory.unwrap_or_else(manuals::default_directory)),
         Task::Test { libvirt: Some(suite) } => suite::run(suite),
         Task::Test { libvirt: None } => test::run(),
         Task::Vm { verb } => vm::run(verb),

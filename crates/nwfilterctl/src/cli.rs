@@ -99,6 +99,11 @@ pub(crate) enum Verb {
     /// Learn the addresses of guests until none is left to learn
     #[command(hide = true)]
     Learn,
+    /// Write the manual pages and the completions of shells into a directory
+    #[command(hide = true)]
+    Manuals {
+        directory: PathBuf,
+    },
 }
 
 /// The verbs that change stores or kernel.

@@ -5,6 +5,7 @@
 mod archive;
 mod check;
 mod cli;
+mod complete;
 mod config;
 mod doctor;
 mod documents;
@@ -12,6 +13,7 @@ mod edit;
 mod explain;
 mod keep;
 mod learn;
+mod manuals;
 mod output;
 mod places;
 mod plan;
@@ -38,6 +40,7 @@ use crate::progress::Watch;
 const NO_DRY_RUN: &str = "--dry-run is for define, undefine, binding-create, binding-delete, import and reload; this verb has none";
 
 fn main() -> ExitCode {
+    complete::answer();
     let cli = Cli::parse();
     let level =
         if matches!(cli.verb, Verb::Learn | Verb::Keep(_)) { LevelFilter::Info } else { LevelFilter::Warn };
@@ -46,6 +49,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, level: LevelFilter) -> Result<ExitCode> {
     let Cli { arguments, json, dry_run, verb } = cli;
+    if let Verb::Manuals { directory } = &verb {
+        return manuals::manuals(directory).map(|()| ExitCode::SUCCESS);
+    }
     let options = arguments.settle()?;
     options.start_log(level);
     let verb = match verb {
@@ -154,8 +160,9 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
         | Verb::Doctor
         | Verb::Fmt { .. }
         | Verb::Keep(_)
-        | Verb::Watch
-        | Verb::Listen(_) => {
+        | Verb::Listen(_)
+        | Verb::Manuals { .. }
+        | Verb::Watch => {
             unreachable!("they need no driver")
         }
     })

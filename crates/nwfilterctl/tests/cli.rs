@@ -445,6 +445,20 @@ fn the_reference_names_every_verb() {
 }
 
 #[test]
+fn the_manual_page_of_each_verb_has_an_example() {
+    let cli = Cli::new();
+    assert!(cli.run(&["manuals", "out"]).status.success());
+    let help = stdout(&cli.run(&["--help"]));
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    let verbs: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
+        let page = fs::read_to_string(cli.dir.path().join(format!("out/man/nwfilterctl-{verb}.8"))).unwrap();
+        assert!(page.contains("\n.SH EXAMPLES\n"), "src/manuals/examples.rs has no example of {verb}");
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let cli = Cli::new();
     assert_eq!(cli.run(&["defin"]).status.code(), Some(2));
