@@ -7,6 +7,7 @@
 //!   chain prerouting  { iifname vmap @from-guest }
 //!   chain input       { the same for frames to a bridge's own groups, which do not pass prerouting }
 //!   chain postrouting { oifname vmap @to-guest }
+//!   chain zones       { gives connections of each bridge a zone of their own, where a class tracks connections }
 //!   set FILTER-DIGEST.0 { type ifname . ether_addr; }   the values of the class's ports
 //!   chain FILTER-DIGEST.from { … }                      the rules of the class
 //! }
@@ -19,7 +20,9 @@ use nwfilter_xml::PortDev;
 
 use crate::class::{Action, Class, ClassMatch, ClassRule, HelperKind, Way};
 use crate::condition::{self, Condition, SAME_BYTES};
-use crate::kernel::expr::{Dynset, DynsetOp, Expr, Load, Register, Relation, Stateful, Verdict, state};
+use crate::kernel::expr::{
+    CtKey, Dynset, DynsetOp, Expr, Load, MetaKey, ObjectKind, Register, Relation, Stateful, Verdict, state,
+};
 use crate::kernel::{
     BaseChain, Chain, ChainName, ChainType, Comment, CtHelper, Datatype, Element, ElementKey, ElementValue,
     Hook, MapData, Object, Policy, Rule, Set, SetFlags, SetName, TableId, field,
@@ -29,6 +32,12 @@ use crate::kernel::{
 pub(crate) const TABLE: &str = "bridge nwfilter";
 /// Where frames that guests send are looked up. Behind the tracking of connections, which comes at -200.
 const PREROUTING_PRIORITY: i32 = -150;
+/// The name of the set of [`zone_0`].
+pub(crate) const ZONE_0: &str = "zone-0";
+/// Where connections get their zone: before the tracking of connections.
+const ZONES_PRIORITY: i32 = -300;
+/// How many zones there are beside zone 0.
+const ZONES: u32 = u16::MAX as u32;
 /// Addresses that a set of counted connections has at most.
 const COUNTED: u32 = 65_536;
 /// The longest part of a filter's name in names of chains.
@@ -85,6 +94,51 @@ pub(crate) fn base_chains() -> Vec<(Chain, Vec<Rule>)> {
         base("input", Hook::Input, 0, to_bridge.vmap(&[field::IIFNAME], &from.name)),
         base("postrouting", Hook::Postrouting, 0, Rule::new().vmap(&[field::OIFNAME], &to.name)),
     ]
+}
+
+/// The bridge whose connections are in zone 0, as all are with iptables: those that are known when this backend takes
+/// over from it stay known.
+pub(crate) fn zone_0() -> Arc<Set> {
+    Arc::new(Set::new(fixed(ZONE_0), [Datatype::Ifname]))
+}
+
+/// The chain that keeps connections of bridges apart, so that guests with the same addresses do not share them.
+///
+/// A zone is a number of 16 bits made of the bridge's name: a bridge that comes later has one with its first frame. Two
+/// bridges have the same one in 65,535 cases. What goes to the host itself stays in zone 0, where the kernel looks for
+/// what the host answers.
+pub(crate) fn zones() -> (Chain, Vec<Rule>) {
+    /// PACKET_HOST: a bridge marks a frame that goes to its own MAC address so, before it asks any rule.
+    const TO_HOST: [u8; 1] = [0];
+    let base = BaseChain {
+        kind: ChainType::Filter,
+        hook: Hook::Prerouting,
+        priority: ZONES_PRIORITY,
+        policy: Policy::Accept,
+    };
+    let rules = vec![
+        Rule::new().equal(Load::Meta(MetaKey::Pkttype), TO_HOST).verdict(Verdict::Accept),
+        Rule::new().is_in(&[field::IBRNAME], &zone_0().name).verdict(Verdict::Accept),
+        zone_by_bridge(),
+    ];
+    (Chain { name: fixed("zones"), base: Some(base) }, rules)
+}
+
+/// Gives the packet's connection the zone of its bridge.
+pub(crate) fn zone_by_bridge() -> Rule {
+    let set_zone = Expr::CtSet { key: CtKey::Zone, sreg: Register::FIRST, direction: None };
+    Rule::new().jhash(field::IBRNAME, ZONES, 0, 1).expr(set_zone)
+}
+
+/// Whether a rule asks about connections.
+pub(crate) fn tracks(rule: &Rule) -> bool {
+    let limits = |stateful: &Stateful| matches!(stateful, Stateful::Connlimit(_));
+    rule.exprs.iter().any(|expr| match expr {
+        Expr::Load { load: Load::Ct { .. }, .. } | Expr::Object { kind: ObjectKind::CtHelper, .. } => true,
+        Expr::Stateful(stateful) => limits(stateful),
+        Expr::Dynset(dynset) => dynset.stateful.iter().any(limits),
+        _ => false,
+    })
 }
 
 /// The set with which fields of a packet are compared with each other.
@@ -148,6 +202,8 @@ pub(crate) struct Rendered {
     pub(crate) helpers: Vec<HelperKind>,
     /// Whether it compares fields with each other.
     pub(crate) needs_same_bytes: bool,
+    /// Whether it asks about connections.
+    pub(crate) tracks: bool,
 }
 
 pub(crate) fn render(class: &Class) -> Rendered {
@@ -180,8 +236,10 @@ pub(crate) fn render(class: &Class) -> Rendered {
         let replies = replies.into_iter().map(|rule| (rule, Origin::BUILT_IN));
         (chains[index].clone(), replies.chain(own).collect())
     });
+    let rendered: Vec<(ChainName, Vec<(Rule, Origin)>)> = rendered.collect();
     Rendered {
-        chains: rendered.collect(),
+        tracks: rendered.iter().flat_map(|(_, rules)| rules).any(|(rule, _)| tracks(rule)),
+        chains: rendered,
         sets: names.sets.to_vec(),
         counted: names.counted.to_vec(),
         entries,

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod bridges;
 mod class;
 mod condition;
 pub mod kernel;

@@ -21,6 +21,8 @@ pub(crate) struct Model {
     pub(crate) sets: BTreeMap<SetName, HeldSet>,
     /// The helpers.
     pub(crate) objects: BTreeMap<ObjectName, Object>,
+    /// The classes that ask about connections.
+    tracking: BTreeSet<String>,
     /// How many elements of the maps lead to each class.
     users: BTreeMap<String, usize>,
     /// The sets with elements of each port.
@@ -42,7 +44,8 @@ impl Model {
         model.exists = true;
         model.objects = table.objects;
         for (name, chain) in table.chains {
-            let rules = chain.rules.into_iter().map(|rule| rule.rule).collect();
+            let rules: Vec<Rule> = chain.rules.into_iter().map(|rule| rule.rule).collect();
+            rules.iter().for_each(|rule| model.note_tracking(&name, rule));
             model.chains.insert(name, (chain.chain, rules));
         }
         for (name, set) in table.sets {
@@ -100,6 +103,20 @@ impl Model {
         chains.chain(sets).filter_map(layout::class_of).collect()
     }
 
+    /// The classes that ask about connections.
+    pub(crate) fn tracking(&self) -> impl Iterator<Item = &str> {
+        self.tracking.iter().map(String::as_str)
+    }
+
+    fn note_tracking(&mut self, chain: &ChainName, rule: &Rule) {
+        if let Some(class) = layout::class_of(chain.as_str())
+            && !self.tracking.contains(class)
+            && layout::tracks(rule)
+        {
+            self.tracking.insert(class.into());
+        }
+    }
+
     /// The chains of a class.
     pub(crate) fn chains_of<'a>(&'a self, class: &'a str) -> impl Iterator<Item = &'a ChainName> {
         self.chains.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
@@ -125,8 +142,11 @@ impl Model {
             }
             Operation::DeleteChain { chain, .. } => {
                 self.chains.remove(&chain);
+                // The chains of a class go together.
+                self.tracking.remove(layout::class_of(chain.as_str()).unwrap_or_default());
             }
             Operation::AddRule { chain, rule, .. } => {
+                self.note_tracking(&chain, &rule);
                 if let Some((_, rules)) = self.chains.get_mut(&chain) {
                     rules.push(rule);
                 }
@@ -159,7 +179,7 @@ impl Model {
     }
 
     fn add_element(&mut self, set: &SetName, element: Element) {
-        if let Some(port) = port_of(&element.key) {
+        if let Some(port) = port_in(set, &element.key) {
             self.by_port.entry(port.to_vec()).or_default().insert(set.clone());
         }
         if let Some(class) = class_led_to(&element) {
@@ -178,7 +198,7 @@ impl Model {
         {
             *users -= 1;
         }
-        let Some(port) = port_of(&element.key) else { return };
+        let Some(port) = port_in(set, &element.key) else { return };
         let first = held.elements.range(ElementKey::One(port.to_vec())..).next();
         if first.and_then(|(key, _)| port_of(key)) != Some(port)
             && let Some(sets) = self.by_port.get_mut(port)
@@ -189,6 +209,12 @@ impl Model {
             }
         }
     }
+}
+
+/// The port that a key of a set begins with.
+fn port_in<'a>(set: &SetName, key: &'a ElementKey) -> Option<&'a [u8]> {
+    // A bridge is no port.
+    if set.as_str() == layout::ZONE_0 { None } else { port_of(key) }
 }
 
 /// The port that a key begins with.

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use nwfilter_rules::{Difference, DifferenceKind, KernelObject, Origin, Subject};
 use nwfilter_xml::PortDev;
 
+use crate::bridges;
 use crate::class::{Class, Values, Way};
-use crate::kernel::{Chain, ChainName, Element, Expr, ObjectName, Operation, Place, Rule, Set, Transaction};
+use crate::kernel::{
+    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set, Transaction,
+};
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
 
@@ -56,6 +59,8 @@ pub(crate) struct Plan {
 struct Planner<'a> {
     model: &'a Model,
     wanted: &'a BTreeMap<PortDev, Wanted>,
+    /// Classes that no port is of any more.
+    unused: BTreeSet<&'a str>,
     report: bool,
     plan: Plan,
     /// Operations that come behind all others.
@@ -64,14 +69,16 @@ struct Planner<'a> {
 
 /// Plans what gives each port what it must have.
 pub(crate) fn plan(model: &Model, wanted: &BTreeMap<PortDev, Wanted>, report: bool) -> Plan {
-    let mut planner = Planner { model, wanted, report, plan: Plan::default(), last: Vec::new() };
+    let unused = unused(model, wanted);
+    let mut planner = Planner { model, wanted, unused, report, plan: Plan::default(), last: Vec::new() };
     let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)));
     if filters_any || model.exists {
         planner.base();
+        planner.zones();
         planner.classes();
         planner.values();
         planner.dispatch();
-        planner.unused();
+        planner.remove_unused();
     }
     let mut plan = planner.plan;
     plan.transaction.extend(planner.last);
@@ -127,6 +134,34 @@ impl Planner<'_> {
         for (chain, rules) in layout::base_chains() {
             let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
             self.chain(chain, &rules, &[]);
+        }
+    }
+
+    /// Keeps the connections of bridges apart as long as a class asks about connections.
+    fn zones(&mut self) {
+        let (chain, rules) = layout::zones();
+        let (set, table) = (layout::zone_0(), layout::table());
+        let mut wanted = self.wanted.values();
+        let begins = wanted.any(|wanted| matches!(wanted, Wanted::Class(class, _) if class.tracks));
+        if begins || self.model.tracking().any(|class| !self.unused.contains(class)) {
+            // Which bridge is in zone 0 is decided once: its connections would be new ones in another.
+            if !self.set(&set, None)
+                && let Some(bridge) = bridges::first_of(self.wanted.keys())
+            {
+                let elements = vec![Element::new(ElementKey::One(bridge.to_vec()))];
+                let cause = self.cause(None, set_object(&set));
+                self.push(Operation::AddElements { table, set, elements }, cause);
+            }
+            let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
+            self.chain(chain, &rules, &[]);
+        } else if self.model.chains.contains_key(&chain.name) {
+            let cause = self.cause(None, chain_object(&chain.name));
+            let name = chain.name;
+            self.last.extend([
+                (Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone()),
+                (Operation::DeleteChain { table: table.clone(), chain: name }, cause.clone()),
+                (Operation::DeleteSet { table, set: set.name.clone() }, cause),
+            ]);
         }
     }
 
@@ -351,29 +386,8 @@ impl Planner<'_> {
     // ---- what nobody needs ----
 
     /// Removes classes that no port is of any more.
-    fn unused(&mut self) {
-        let (wanted, model) = (self.wanted, self.model);
-        let used: BTreeSet<&str> = wanted
-            .values()
-            .filter_map(|wanted| match wanted {
-                Wanted::Class(class, _) => Some(class.name.as_str()),
-                Wanted::Gone => None,
-            })
-            .collect();
-        // How many elements of the maps that lead to a class go.
-        let mut gone: BTreeMap<&str, usize> = BTreeMap::new();
-        for port in wanted.keys() {
-            let key = layout::port_key(port);
-            let held =
-                [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
-            for class in held.filter_map(class_led_to) {
-                *gone.entry(class).or_default() += 1;
-            }
-        }
-        let unused = model.classes().into_iter().filter(|class| {
-            !used.contains(class) && model.users(class) == gone.get(class).copied().unwrap_or(0)
-        });
-        let unused: BTreeSet<&str> = unused.collect();
+    fn remove_unused(&mut self) {
+        let unused = std::mem::take(&mut self.unused);
         for class in &unused {
             self.remove_class(class);
         }
@@ -424,6 +438,30 @@ impl Planner<'_> {
             self.last.push((Operation::DeleteSet { table: table.clone(), set: name.clone() }, cause));
         }
     }
+}
+
+/// The classes that no port is of any more.
+fn unused<'a>(model: &'a Model, wanted: &'a BTreeMap<PortDev, Wanted>) -> BTreeSet<&'a str> {
+    let used: BTreeSet<&str> = wanted
+        .values()
+        .filter_map(|wanted| match wanted {
+            Wanted::Class(class, _) => Some(class.name.as_str()),
+            Wanted::Gone => None,
+        })
+        .collect();
+    // How many elements of the maps that lead to a class go.
+    let mut gone: BTreeMap<&str, usize> = BTreeMap::new();
+    for port in wanted.keys() {
+        let key = layout::port_key(port);
+        let held = [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
+        for class in held.filter_map(class_led_to) {
+            *gone.entry(class).or_default() += 1;
+        }
+    }
+    let classes = model.classes().into_iter();
+    classes
+        .filter(|class| !used.contains(class) && model.users(class) == gone.get(class).copied().unwrap_or(0))
+        .collect()
 }
 
 /// Elements of a set that go and come.

@@ -1,4 +1,4 @@
-//! Whether this kernel can do what the backend needs.
+//! Whether this kernel can do what the backend needs: rules on connections in a bridge, and zones made of its name.
 
 use nwfilter_rules::{ApplyError, Scope};
 
@@ -18,10 +18,14 @@ pub fn check() -> Result<(), ApplyError> {
     let chain = Chain { name: layout::fixed("nwfilter-probe"), base: Some(base) };
     let state = Load::Ct { key: CtKey::State, direction: None };
     let rule = Rule::new().cmp(state, Relation::NotEqual, 0u32.to_ne_bytes());
+    let zone = layout::zone_by_bridge();
     let mut transaction = Transaction::new();
     transaction.push(Operation::AddTable { table: table.clone(), flags: TableFlags::default() }, ());
     transaction.push(Operation::AddChain { table: table.clone(), chain: chain.clone() }, ());
-    transaction.push(Operation::AddRule { table, chain: chain.name, place: Place::End, rule }, ());
+    for rule in [rule, zone] {
+        let (table, chain) = (table.clone(), chain.name.clone());
+        transaction.push(Operation::AddRule { table, chain, place: Place::End, rule }, ());
+    }
     let lacking = |why: String| ApplyError::Unavailable {
         scope: Scope::Everything,
         what: "connection tracking in bridges (nf_conntrack_bridge)".into(),

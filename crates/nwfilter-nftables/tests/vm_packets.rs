@@ -15,18 +15,12 @@ use nwfilter_testlab::conformance::random_case;
 use nwfilter_testlab::frames;
 use nwfilter_testlab::seed::SeedLab;
 use nwfilter_testlab::{Ends, Need, skip_unless};
-use nwfilter_xml::{Filter, FilterName, read_binding, read_filter};
+use nwfilter_xml::{Filter, read_binding, read_filter};
 use nwfilter_xtables::{Settings, Xtables};
-use support::{GUEST, PEER, Side, fixtures, ruleset};
+use support::{GUEST, PEER, Side, fixtures, ruleset, stock_and};
 
 const BY_PORT: &str = include_str!("../../../xml-fixtures/seed/ftp-by-port.xml");
 const BY_STATE: &str = include_str!("../../../xml-fixtures/seed/ftp-by-state.xml");
-
-/// A filter and those of libvirt that it may include.
-fn stock_and(filter: Filter) -> BTreeMap<FilterName, Filter> {
-    let stock = fixtures().unwrap().into_iter().flat_map(|case| case.filters);
-    stock.chain([filter]).map(|filter| (filter.name.clone(), filter)).collect()
-}
 
 /// Connections that the guest accepts, and whatever is related to them.
 const RELATED_BOTH_WAYS: &str = "<filter name='f' chain='root'><filterref filter='clean-traffic'/>

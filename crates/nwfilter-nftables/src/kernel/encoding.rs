@@ -369,6 +369,14 @@ fn bridge_module_rules() -> Vec<(&'static str, Rule)> {
     let new = Rule::new;
     vec![
         (
+            "ct zone set jhash meta ibrname mod 65535 seed 0x7 offset 1",
+            Rule::new().jhash(field::IBRNAME, 65535, 7, 1).expr(Expr::CtSet {
+                key: CtKey::Zone,
+                sreg: Register::FIRST,
+                direction: None,
+            }),
+        ),
+        (
             "meta ibrname \"br0\" accept",
             new().equal(field::IBRNAME, field::ifname("br0").unwrap()).verdict(Verdict::Accept),
         ),
@@ -602,13 +610,14 @@ fn what_nft_wrote_is_read_as_what_we_write() -> anyhow::Result<()> {
 }
 
 #[test]
-fn byte_order_and_raw_expressions_are_written() {
+fn byte_order_hashes_and_raw_expressions_are_written() {
     let order = Byteorder { sreg: Register::FIRST, dreg: Register::FIRST, to: Order::Host, len: 4, size: 2 };
     let raw = Expr::Other { name: "fib".into(), data: vec![8, 0, 1, 0, 0, 0, 0, 1] };
+    let [_, hash] = &Rule::new().jhash(field::IBRNAME, 65535, 7, 1).exprs[..] else { panic!() };
     let mut writer = Writer::default();
     let head = Head { kind: 0, flags: 0, sequence: 0, family: 0, resource: 0 };
     writer.message(head, |w| {
-        for expr in [&Expr::Byteorder(order), &Expr::Stateful(Stateful::Counter), &raw] {
+        for expr in [&Expr::Byteorder(order), &Expr::Stateful(Stateful::Counter), &raw, hash] {
             super::expr_wire::put_expr(w, expr);
         }
     });
@@ -617,5 +626,5 @@ fn byte_order_and_raw_expressions_are_written() {
     let read = super::expr_wire::read_exprs(message.family().unwrap().1, &mut counts).unwrap();
     assert_eq!(read[0], Expr::Byteorder(order));
     assert_eq!(counts, [Count::default()]);
-    assert_eq!(read[2], raw);
+    assert_eq!(read[2..], [raw, hash.clone()]);
 }

@@ -36,6 +36,8 @@ pub enum Expr {
     Bitwise(Bitwise),
     /// `byteorder`
     Byteorder(Byteorder),
+    /// `hash`: turns registers into a number.
+    Hash(Hash),
     /// `lookup`: a set, map or verdict map.
     Lookup(Lookup),
     /// `meta`: sets a property of the packet.
@@ -104,6 +106,8 @@ impl Register {
     pub const COUNT: u8 = 16;
     /// The first one.
     pub const FIRST: Self = Self(0);
+    /// The first one behind 16 bytes.
+    pub const SECOND_WIDE: Self = Self(4);
 
     /// `NFT_REG32_00` plus `index`; `None` from 16 on.
     pub fn new(index: u8) -> Option<Self> {
@@ -391,6 +395,23 @@ pub struct Byteorder {
     pub len: u32,
     /// Bytes of one number: 2, 4 or 8.
     pub size: u32,
+}
+
+/// `dreg = jhash(sreg) % modulus + offset`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hash {
+    /// The first register that is read.
+    pub sreg: Register,
+    /// The register that is written: a number of 4 bytes in the host's order.
+    pub dreg: Register,
+    /// How many bytes are read.
+    pub len: u32,
+    /// How many results there are; 1 at least.
+    pub modulus: u32,
+    /// Begins the hash. The same one gives the same results.
+    pub seed: u32,
+    /// The lowest result.
+    pub offset: u32,
 }
 
 /// Looks a key up in a set or map of the same table.

@@ -7,8 +7,8 @@ use nix::libc;
 use super::error::Error;
 use super::expr::{
     Base, Bitwise, Byteorder, Cmp, Connlimit, CtKey, Direction, Dynset, DynsetOp, Expr, Extended,
-    ExtensionPart, Limit, LimitOf, Load, Log, LogTo, Lookup, LookupResult, MetaKey, ObjectKind, Order, Range,
-    Register, Reject, Relation, Stateful, Verdict,
+    ExtensionPart, Hash, Limit, LimitOf, Load, Log, LogTo, Lookup, LookupResult, MetaKey, ObjectKind, Order,
+    Range, Register, Reject, Relation, Stateful, Verdict,
 };
 use super::installed::Count;
 use super::wire::{Attributes, Writer, malformed, missing};
@@ -33,6 +33,8 @@ const VERDICT_CHAIN: u16 = 2;
 const EXTHDR_PRESENT: u32 = 1;
 /// `NFT_CONNLIMIT_F_INV`
 const CONNLIMIT_OVER: u32 = 1;
+/// `NFT_HASH_JENKINS`
+const HASH_JENKINS: u32 = 0;
 /// `NFT_DYNSET_F_EXPR`
 const DYNSET_EXPRESSIONS: u32 = 2;
 
@@ -206,6 +208,7 @@ impl Expr {
             Self::Range(_) => "range",
             Self::Bitwise(_) => "bitwise",
             Self::Byteorder(_) => "byteorder",
+            Self::Hash(_) => "hash",
             Self::Lookup(_) => "lookup",
             Self::Notrack => "notrack",
             Self::Stateful(stateful) => stateful.kind(),
@@ -281,6 +284,17 @@ fn put_expr_data(w: &mut Writer, expr: &Expr) {
             w.put_u32(3, number_of(ORDERS, &order.to));
             w.put_u32(4, order.len);
             w.put_u32(5, order.size);
+        }
+        Expr::Hash(hash) => {
+            w.put_u32(1, register(hash.sreg));
+            w.put_u32(2, register(hash.dreg));
+            w.put_u32(3, hash.len);
+            w.put_u32(4, hash.modulus);
+            w.put_u32(5, hash.seed);
+            if hash.offset != 0 {
+                w.put_u32(6, hash.offset);
+            }
+            w.put_u32(7, HASH_JENKINS);
         }
         Expr::Lookup(lookup) => {
             w.put_u32(2, register(lookup.sreg));
@@ -472,6 +486,7 @@ fn read_expr(attributes: Attributes<'_>, counts: &mut Vec<Count>) -> Result<Expr
             len: data.need_u32(4, "length")?,
             size: data.need_u32(5, "size")?,
         })),
+        "hash" => read_hash(data)?,
         "lookup" => Some(read_lookup(data)?),
         "notrack" => Some(Expr::Notrack),
         "counter" => {
@@ -560,6 +575,21 @@ fn read_bitwise(data: Attributes<'_>) -> Result<Option<Expr>, Error> {
         dreg: need_register(data, 2)?,
         mask: need_value(data, 4)?,
         xor: need_value(data, 5)?,
+    })))
+}
+
+fn read_hash(data: Attributes<'_>) -> Result<Option<Expr>, Error> {
+    // Others have no seed, or are of the packet's flow.
+    let Some(seed) = data.u32(5).filter(|_| data.u32(7).unwrap_or(HASH_JENKINS) == HASH_JENKINS) else {
+        return Ok(None);
+    };
+    Ok(Some(Expr::Hash(Hash {
+        sreg: need_register(data, 1)?,
+        dreg: need_register(data, 2)?,
+        len: data.need_u32(3, "length")?,
+        modulus: data.need_u32(4, "modulus")?,
+        seed,
+        offset: data.u32(6).unwrap_or(0),
     })))
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::expr::{
-    Bitwise, Byteorder, Cmp, Connlimit, Dynset, DynsetOp, Expr, Limit, Load, Log, Lookup, LookupResult,
+    Bitwise, Byteorder, Cmp, Connlimit, Dynset, DynsetOp, Expr, Hash, Limit, Load, Log, Lookup, LookupResult,
     Order, Range, Register, Reject, Relation, Stateful, Verdict,
 };
 use super::name::{ObjectName, SetName};
@@ -117,6 +117,21 @@ impl Rule {
     fn lookup(self, loads: &[Load], set: &SetName, result: LookupResult) -> Self {
         let set = set.clone();
         self.concat(loads).expr(Expr::Lookup(Lookup { set, sreg: Register::FIRST, result }))
+    }
+
+    /// Loads a number that a value always gives, from `offset` on and `modulus` of them, into the first register.
+    pub fn jhash(self, load: Load, modulus: u32, seed: u32, offset: u32) -> Self {
+        // The register of 16 bytes behind the first one, as nft has it.
+        let (sreg, dreg) = (Register::SECOND_WIDE, Register::FIRST);
+        let len = load.len() as u32;
+        self.expr(Expr::Load { load, dreg: sreg }).expr(Expr::Hash(Hash {
+            sreg,
+            dreg,
+            len,
+            modulus,
+            seed,
+            offset,
+        }))
     }
 
     /// Counts the packet.

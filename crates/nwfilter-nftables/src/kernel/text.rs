@@ -82,6 +82,16 @@ impl Display for Expr {
                     order.len
                 )
             }
+            Self::Hash(hash) => write!(
+                f,
+                "hash {} = jhash({}, {}, {:#x}) % mod {} offset {}",
+                Reg(hash.dreg),
+                Reg(hash.sreg),
+                hash.len,
+                hash.seed,
+                hash.modulus,
+                hash.offset
+            ),
             Self::Lookup(lookup) => {
                 write!(f, "lookup {} set {}", Reg(lookup.sreg), lookup.set)?;
                 match lookup.result {

@@ -12,7 +12,7 @@ use nwfilter_rules::{Applied, Backend, Batch, IpRule, IpTest, Ruleset, Verdict, 
 use nwfilter_testlab::conformance::{Case, fixture_cases};
 use nwfilter_testlab::corpus::{Speakers, corpus};
 use nwfilter_testlab::{Host, Mac, Tap};
-use nwfilter_xml::{Binding, Filter, read_binding};
+use nwfilter_xml::{Binding, Filter, FilterName, read_binding};
 
 pub const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 pub const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
@@ -117,4 +117,10 @@ pub fn stateless(mut ruleset: Ruleset) -> Ruleset {
 /// The cases of the fixtures.
 pub fn fixtures() -> Result<Vec<Case>> {
     fixture_cases(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../xml-fixtures")))
+}
+
+/// A filter and those of libvirt that it may include.
+pub fn stock_and(filter: Filter) -> BTreeMap<FilterName, Filter> {
+    let stock = fixtures().unwrap().into_iter().flat_map(|case| case.filters);
+    stock.chain([filter]).map(|filter| (filter.name.clone(), filter)).collect()
 }
