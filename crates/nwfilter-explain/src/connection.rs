@@ -157,7 +157,7 @@ enum Place {
 impl Tracker {
     /// The state of a packet's connection before it passes.
     pub fn look(&self, ip: &Ip) -> Connection {
-        // conntrack finds no header to follow behind an IPv6 extension header that says there is none.
+        // conntrack finds no header to follow after an IPv6 extension header that says there is none.
         if !ip.is_sound || (ip.src.is_ipv6() && ip.protocol == protocol::NONE) {
             return Connection::INVALID;
         }

@@ -18,7 +18,7 @@ pub enum Conversation {
     Ftp,
     /// A TCP connection that is opened, used and closed.
     Tcp,
-    /// An echo request and its reply, behind the ARP that finds the other end.
+    /// An echo request and its reply, after the ARP that finds the other end.
     Ping,
     /// A question to a name server and its answer.
     Dns,
@@ -50,7 +50,7 @@ impl FromStr for Conversation {
 /// One packet of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// Which way it goes.
+    /// Its direction.
     pub way: Way,
     /// What it is for: `SYN of the control connection`.
     pub what: String,
@@ -58,7 +58,7 @@ pub struct Turn {
     pub packet: Packet,
 }
 
-/// What became of a turn.
+/// The result of a turn.
 #[derive(Clone, Debug)]
 pub struct Told {
     /// The packet.
@@ -86,7 +86,7 @@ impl Conversation {
         talk.turns
     }
 
-    /// Explains packet after packet, until one does not pass: what would follow is then never sent.
+    /// Explains the packets in sequence until one does not pass: the later ones are never sent.
     pub fn tell(
         self,
         explainer: &mut Explainer<'_>,

@@ -1,4 +1,4 @@
-//! The way of a packet through the rules of a port, step by step.
+//! Evaluates a packet against the rules of a port, step by step.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::connection::{Connection, Tracker};
 use crate::packet::{Body, Ip, Packet};
 use crate::sets::IpSets;
 
-/// Which way a packet goes.
+/// The direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
@@ -25,32 +25,32 @@ pub enum Way {
     ToGuest,
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The rules of this port let it through. Those of another port may still stop it.
+    /// It passes this port's rules. Those of another port may still drop it.
     Passes,
-    /// It vanishes.
+    /// It is dropped.
     Dropped,
-    /// It vanishes, and its sender is told by ICMP.
+    /// It is dropped, and its sender gets an ICMP error.
     Rejected,
 }
 
 /// Why a packet passes or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// What becomes of it.
+    /// The verdict.
     pub outcome: Outcome,
-    /// Its connection, where IP rules could see one.
+    /// Its connection, if IP rules saw one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<Connection>,
-    /// Everything that was looked at, in order.
+    /// All steps of the evaluation, in order.
     pub steps: Vec<Step>,
-    /// The index of the step that decides. `None` if it passes because no rule stops it.
+    /// The index of the deciding step. `None` if the packet passes because no rule matches it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided_by: Option<usize>,
-    /// If it does not pass, the rule that came closest to letting it.
+    /// If it does not pass, the rule that came closest to accepting it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest: Option<NearMiss>,
 }
@@ -68,7 +68,7 @@ impl Explanation {
         })
     }
 
-    /// The step that decides.
+    /// The deciding step.
     pub fn deciding(&self) -> Option<&Step> {
         self.steps.get(self.decided_by?)
     }
@@ -78,15 +78,15 @@ impl Explanation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layer {
-    /// Those on frames.
+    /// Rules on frames.
     Ethernet,
-    /// Those on IPv4 packets.
+    /// Rules on IPv4 packets.
     Ipv4,
-    /// Those on IPv6 packets.
+    /// Rules on IPv6 packets.
     Ipv6,
 }
 
-/// One thing that was looked at.
+/// One step of the evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
     /// The layer.
@@ -96,7 +96,7 @@ pub struct Step {
     /// The filter and line it comes from.
     #[serde(serialize_with = "text")]
     pub origin: Origin,
-    /// What it is.
+    /// The kind of step.
     #[serde(flatten)]
     pub kind: StepKind,
     /// Its conditions. A jump or a rule applies if all hold.
@@ -104,78 +104,78 @@ pub struct Step {
     pub tests: Vec<Tested>,
 }
 
-/// What is looked at in a step.
+/// What a step evaluates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
     /// A rule.
     Rule {
-        /// What it says of the packets it is about.
+        /// Its verdict on packets that match.
         verdict: Verdict,
-        /// Whether this is one.
+        /// Whether the packet matches.
         applies: bool,
     },
     /// A jump into a sub-chain.
     Jump {
         /// The chain.
         to: String,
-        /// Whether the packet goes there.
+        /// Whether the packet jumps.
         applies: bool,
     },
     /// The end of a chain.
     End {
-        /// What it says.
+        /// Its verdict.
         verdict: Verdict,
     },
-    /// Something that happens without a rule.
+    /// A verdict without a rule.
     Note {
         /// What.
         note: String,
     },
 }
 
-/// A condition of a rule, and what the packet has there.
+/// A condition of a rule, with the packet's value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tested {
-    /// What is compared: `destination port`.
+    /// The field: `destination port`.
     pub field: &'static str,
-    /// With what: `80`.
+    /// The rule's value: `80`.
     pub wanted: String,
-    /// Whether it must be something else.
+    /// Whether the packet's value must differ.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
-    /// The variables that the value comes from.
+    /// The variables that the rule's value comes from.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "texts")]
     pub variables: Vec<VarRef>,
-    /// What the packet has there; `None` if it has no such field.
+    /// The packet's value. `None` if it has no such field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,
     /// Whether it holds.
     pub holds: bool,
 }
 
-/// A rule that would let a packet pass if that were different.
+/// A rule that would accept a packet if some conditions held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NearMiss {
     /// The rule.
     #[serde(serialize_with = "text")]
     pub origin: Origin,
-    /// Whether it returns from its chain instead of accepting: other chains then decide.
+    /// Whether it returns instead of accepting, so that other chains decide.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub returns: bool,
     /// Its conditions that do not hold.
     pub failed: Vec<Tested>,
 }
 
-/// What the rules of a port alone do not tell.
+/// Why the rules of a port alone do not decide a packet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswerable {
-    /// A rule asks an ipset.
+    /// A rule matches against an ipset with unknown contents.
     #[error("{origin} asks whether the packet is {what}: say what that holds")]
     IpSet {
         /// The rule.
         origin: Origin,
-        /// What it asks.
+        /// The ipset.
         what: String,
     },
 }
@@ -188,7 +188,7 @@ fn texts<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<
     serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
-/// Takes the packets of a port one after the other.
+/// Evaluates the packets of a port in sequence.
 #[derive(Clone, Debug)]
 pub struct Explainer<'a> {
     ruleset: &'a Ruleset,
@@ -197,22 +197,22 @@ pub struct Explainer<'a> {
 }
 
 impl<'a> Explainer<'a> {
-    /// Of a port with these rules, whose connections are all to come.
+    /// An explainer for a port with these rules and no connections yet.
     pub fn new(ruleset: &'a Ruleset) -> Self {
         Self { ruleset, sets: IpSets::default(), tracker: Tracker::default() }
     }
 
-    /// The same, with ipsets that hold this.
+    /// The same with these contents of ipsets.
     pub fn with_sets(self, sets: IpSets) -> Self {
         Self { sets, ..self }
     }
 
-    /// Explains the next packet. If it passes, it counts for the connections of those that follow.
+    /// Explains the next packet. If it passes, it changes the connections that later packets see.
     pub fn explain(&mut self, way: Way, packet: &Packet) -> Result<Explanation, Unanswerable> {
         self.decide(way, packet, None)
     }
 
-    /// Explains a packet that has such a connection, whatever came before.
+    /// Explains a packet of a connection in this state, independent of earlier packets.
     pub fn explain_as(
         &mut self,
         way: Way,
@@ -231,7 +231,7 @@ impl<'a> Explainer<'a> {
         let mut path = Path::default();
         let family = family(packet);
         let part = family.and_then(|family| Some((family, self.ruleset.ip(family)?)));
-        // Who follows connections puts packets together first.
+        // Connection tracking reassembles packets first.
         let is_whole = part.is_some_and(|(_, part)| follows_connections(part));
         let whole =
             packet.as_ip().and_then(|ip| if is_whole { self.tracker.whole(ip) } else { Some(ip.clone()) });
@@ -240,7 +240,7 @@ impl<'a> Explainer<'a> {
         let connection = chosen.unwrap_or(connection);
         let ruleset = self.ruleset;
         let subject = Subject { packet, ip: whole.as_ref(), connection, connections, sets: &self.sets };
-        // Behind the IP rules, the Ethernet rules see what those put together.
+        // After the IP rules, the Ethernet rules see the reassembled packet.
         let behind = whole.clone().map(|ip| Ip { fragment: ip.fragment.filter(|_| !is_whole), ..ip });
         let behind =
             behind.map_or_else(|| packet.clone(), |ip| Packet { body: Body::Ip(ip), ..packet.clone() });
@@ -328,7 +328,7 @@ impl Path {
             };
             match next {
                 Next::On => (),
-                // Behind the root chain, other rules of the host follow.
+                // After the root chain come other rules of the host.
                 Next::Return => return Ok(Outcome::Passes),
                 Next::Ends(outcome) => return Ok(outcome.in_a_bridge()),
             }
@@ -339,7 +339,7 @@ impl Path {
         }
     }
 
-    /// A chain that a jump leads to. A return goes on behind the jump.
+    /// The chain of a jump. A return continues after the jump.
     fn sub_chain<T: Test>(
         &mut self,
         at: (Layer, String),
@@ -404,7 +404,7 @@ impl Path {
         Ok(if applies { self.take(rule.verdict) } else { Next::On })
     }
 
-    /// The end of a chain, which is a step only where it stops packets.
+    /// The end of a chain. It is a step only if it drops packets.
     fn end(&mut self, at: (Layer, String), verdict: Verdict) -> Next {
         match verdict {
             Verdict::Accept | Verdict::Pass | Verdict::Continue => Next::Ends(Outcome::Passes),
@@ -415,7 +415,7 @@ impl Path {
         }
     }
 
-    /// Carries out the verdict of the last step.
+    /// Applies the verdict of the last step.
     fn take(&mut self, verdict: Verdict) -> Next {
         let next = match verdict {
             Verdict::Accept | Verdict::Pass => Next::Ends(Outcome::Passes),
@@ -434,7 +434,7 @@ impl Path {
         Outcome::Dropped
     }
 
-    /// Says why IP rules do not see an IP packet.
+    /// Adds the reason why IP rules do not see an IP packet.
     fn note_hidden(&mut self, ruleset: &Ruleset, packet: &Packet) {
         if let (true, Body::Ip(_), Some(id)) = (ruleset.has_ip_rules(), &packet.body, packet.vlan) {
             let note = format!("IP rules do not see what is inside VLAN {id}");
@@ -451,8 +451,8 @@ impl Path {
         self.steps.push(Step { layer, chain, origin, kind, tests });
     }
 
-    /// Of the rules that were asked before the one that decided, that which accepts and has the least in its conditions
-    /// that does not hold; the first of several. Returning counts in the same chain, as it leaves what decided behind.
+    /// Of the rules before the deciding one, the accepting rule with the fewest failed conditions; the first of several. A
+    /// rule that returns counts in the deciding rule's chain, because it skips that rule.
     fn nearest(&self) -> Option<NearMiss> {
         let deciding = self.steps.get(self.decided?)?;
         let candidates = self.steps.iter().filter(|step| {
@@ -468,7 +468,7 @@ impl Path {
         });
         let failed =
             |step: &Step| step.tests.iter().filter(|tested| !tested.holds).cloned().collect::<Vec<_>>();
-        // A packet of another protocol is hardly what was meant. Of rules that are as close, that which asks for more.
+        // A rule on another protocol is rarely the intended one. Of equally close rules, the one with more conditions.
         let distance = |step: &&Step| {
             let failed = failed(step);
             let far: u32 = failed.iter().map(|t| if t.field == "protocol" { 4 } else { 1 }).sum();
@@ -487,14 +487,14 @@ impl Outcome {
     }
 }
 
-/// Whether rules ask for connections, so that the kernel follows those of the family.
+/// Whether rules match on connections, so that the kernel tracks those of the family.
 fn follows_connections(part: &IpPart) -> bool {
     let rules = part.from_guest.iter().chain(&part.to_guest);
     let mut tests = rules.flat_map(|rule| &rule.matches).map(|m| &m.test);
     tests.any(|test| matches!(test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_)))
 }
 
-/// Every condition, and whether all hold.
+/// All conditions, and whether all hold.
 fn tested<T: Test>(
     matches: &[Match<T>],
     subject: &Subject<'_>,

@@ -1,15 +1,15 @@
-//! Which rule of a port decides a packet, and why: a [`Ruleset`](nwfilter_rules::Ruleset) evaluated on paper.
+//! Explains which rule of a port decides a packet, and why, by evaluating a [`Ruleset`](nwfilter_rules::Ruleset).
 //!
-//! An [`Explainer`] takes packets one after the other, as a port would: given as bytes ([`Packet::parse`]), as fields, or
-//! in words ([`Question`]). It says whether each passes, which rule decides, what every rule on the way compared, and
-//! which rule came close. No kernel is asked, and nothing is read or written.
+//! An [`Explainer`] takes a sequence of packets, as bytes ([`Packet::parse`]), fields or words ([`Question`]). For each it says
+//! whether the packet passes, which rule decides, what every evaluated rule compared, and which rule came close. It does no
+//! I/O and asks no kernel.
 //!
-//! The reference is what the kernel does with the rules that ebtables, iptables and ip6tables are given:
+//! The reference is what the kernel does with the rules of ebtables, iptables and ip6tables:
 //!
 //! * A frame from the guest meets the Ethernet rules first, then the IP rules; one to the guest the other way round.
 //! * Accepting in a chain of Ethernet rules ends the Ethernet rules of this port.
-//! * IP rules see IPv4 and IPv6 that is not inside a VLAN tag. Packets in parts come to them whole.
-//! * A [`Tracker`] follows connections as conntrack does, with helpers for FTP and TFTP; a state can be chosen instead.
+//! * IP rules see IPv4 and IPv6 without a VLAN tag. They see fragments reassembled.
+//! * A [`Tracker`] tracks connections as conntrack does, with helpers for FTP and TFTP. A caller can set a state instead.
 //!
 //! ```
 //! use std::collections::BTreeMap;

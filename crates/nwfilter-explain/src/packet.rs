@@ -1,4 +1,4 @@
-//! A packet as the rules of a port see it: the fields that rules compare.
+//! A packet as rules see it: the fields that they compare.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,7 +7,7 @@ use nwfilter_xml::MacAddr;
 
 use crate::words;
 
-/// An Ethernet frame and what is in it. It is made of a frame's bytes by [`Packet::parse`], or of its fields.
+/// An Ethernet frame and its contents, made from bytes by [`Packet::parse`] or from fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// The frame's source address.
@@ -16,15 +16,15 @@ pub struct Packet {
     pub dst_mac: MacAddr,
     /// The VLAN tag (IEEE 802.1Q), if the frame has one.
     pub vlan: Option<u16>,
-    /// The type of what the frame holds, behind the tag if there is one. Below 0x600 it is a length (IEEE 802.3).
+    /// The EtherType, after the tag if there is one. Below 0x600 it is a length (IEEE 802.3).
     pub ether_type: u16,
-    /// What the frame holds.
+    /// The contents.
     pub body: Body,
-    /// Why the kernel drops the IP packet as soon as it looks at it: a wrong checksum, a wrong length.
+    /// Why the kernel drops the IP packet before any rule: a wrong checksum or length.
     pub broken: Option<&'static str>,
 }
 
-/// What a frame holds.
+/// The contents of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// ARP or RARP.
@@ -50,12 +50,12 @@ pub struct Arp {
     pub ips: Option<(Ipv4Addr, Ipv4Addr)>,
 }
 
-/// A spanning-tree message as the kernel's `ebt_stp` reads it: each field a byte before where IEEE 802.1D has it.
+/// A spanning-tree message as the kernel's `ebt_stp` reads it: each field one byte before its place in IEEE 802.1D.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stp {
     /// Its type, 0 for a configuration.
     pub kind: u8,
-    /// The 31 bytes of a configuration behind the type.
+    /// The 31 bytes of a configuration after the type.
     pub config: Option<[u8; 31]>,
 }
 
@@ -68,28 +68,28 @@ pub struct Ip {
     pub dst: IpAddr,
     /// The type of service, or the traffic class: all 8 bits.
     pub tos: u8,
-    /// The protocol, behind all extension headers.
+    /// The protocol, after all extension headers.
     pub protocol: u8,
-    /// Whether an authentication header stands before that, which IP rules on IPv6 take for the protocol.
+    /// Whether an authentication header precedes it, which IP rules on IPv6 take for the protocol.
     pub is_authenticated: bool,
-    /// Set if it is a part of a packet.
+    /// Set for a fragment.
     pub fragment: Option<Fragment>,
-    /// What it carries.
+    /// The payload.
     pub transport: Transport,
-    /// Whether checksums and lengths of what it carries are right.
+    /// Whether checksums and lengths of the payload are right.
     pub is_sound: bool,
 }
 
-/// A part of an IP packet.
+/// A fragment of an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fragment {
-    /// What all parts of a packet have in common.
+    /// The identification, equal in all fragments of a packet.
     pub id: u32,
-    /// Where in the packet it is, in bytes.
+    /// The offset in bytes.
     pub offset: u16,
 }
 
-/// What an IP packet carries.
+/// The payload of an IP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// TCP
@@ -100,12 +100,12 @@ pub enum Transport {
         src: u16,
         /// The destination port.
         dst: u16,
-        /// What is behind the header.
+        /// What is after the header.
         payload: Vec<u8>,
     },
     /// ICMP and ICMPv6.
     Icmp(Icmp),
-    /// Anything else, and what is cut off.
+    /// Anything else, or a truncated header.
     Other,
 }
 
@@ -120,7 +120,7 @@ pub struct Tcp {
     pub flags: u8,
     /// The kinds of its options.
     pub options: Vec<u8>,
-    /// What is behind the header.
+    /// What is after the header.
     pub payload: Vec<u8>,
 }
 
@@ -133,7 +133,7 @@ pub struct Icmp {
     pub code: u8,
     /// The identifier of an echo.
     pub id: u16,
-    /// The packet that an error is about.
+    /// The packet that an error quotes.
     pub about: Option<Box<Ip>>,
 }
 
@@ -219,8 +219,8 @@ impl Ip {
         if self.is_authenticated { protocol::AH } else { self.protocol }
     }
 
-    /// The protocol as ebtables sees it, which does not look into a later part of a packet, and finds none behind an
-    /// extension header that says so.
+    /// The protocol as ebtables sees it. It does not look into later fragments, and finds none after an extension header with
+    /// no next header.
     pub(crate) fn bridge_protocol(&self) -> Option<u8> {
         match (self.src, self.fragment) {
             (IpAddr::V6(_), Some(fragment)) if fragment.offset > 0 => Some(protocol::IPV6_FRAGMENT),
@@ -229,7 +229,7 @@ impl Ip {
         }
     }
 
-    /// Whether it is a part of a packet, but not the first.
+    /// Whether it is a fragment other than the first.
     pub(crate) fn is_later_fragment(&self) -> bool {
         self.fragment.is_some_and(|fragment| fragment.offset > 0)
     }

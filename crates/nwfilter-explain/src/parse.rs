@@ -1,4 +1,4 @@
-//! Frames read as the kernel reads them: what it does not look into, and what it refuses at once.
+//! Parses frames as the kernel does, with what it ignores and what it drops at once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,7 +25,7 @@ impl Packet {
         let dst_mac = mac(frame, 0).ok_or(short)?;
         let src_mac = mac(frame, 6).ok_or(short)?;
         let outer = u16_at(frame, 12).ok_or(short)?;
-        // The kernel takes the outer tag off.
+        // The kernel removes the outer tag.
         let (vlan, ether_type, start) = match (outer, u16_at(frame, 14), u16_at(frame, 16)) {
             (ether_type::VLAN, Some(tag), Some(inner)) => (Some(tag & 0x0fff), inner, 18),
             _ => (None, outer, 14),
@@ -36,7 +36,7 @@ impl Packet {
     }
 }
 
-/// What a frame holds, and what is wrong with it.
+/// The contents of a frame, and why the kernel would drop it.
 type Read = (Body, Option<&'static str>);
 
 fn body(kind: u16, bytes: &[u8]) -> Read {
@@ -67,7 +67,7 @@ fn arp(bytes: &[u8]) -> Option<Arp> {
 /// An LLC header for spanning tree, the protocol and the version, as `ebt_stp.c` wants them.
 const STP_HEADER: [u8; 6] = [0x42, 0x42, 0x03, 0, 0, 0];
 
-/// The kernel takes the protocol for one byte where the standard has two, so that it reads every field a byte too early:
+/// The kernel reads one byte for the protocol where the standard has two, so it reads every later field one byte too early:
 /// the version as the type, the type as the flags, and so on.
 fn stp(bytes: &[u8]) -> Option<Stp> {
     let kind = *bytes.get(5)?;
@@ -145,7 +145,7 @@ fn ipv6(bytes: &[u8]) -> Read {
 fn ip((src, dst): (IpAddr, IpAddr), tos: u8, protocol: u8, fragment: Option<Fragment>, bytes: &[u8]) -> Ip {
     let later = fragment.is_some_and(|fragment| fragment.offset > 0);
     let transport = if later { Some(Transport::Other) } else { transport(protocol, bytes) };
-    // The checksum of a packet in parts is right or wrong when it is whole.
+    // The checksum of a fragmented packet can be checked only after reassembly.
     let is_sound = transport.is_some() && (fragment.is_some() || is_sound((src, dst), protocol, bytes));
     Ip {
         src,
@@ -202,7 +202,7 @@ pub(crate) fn is_icmp_error(number: u8, kind: u8) -> bool {
     }
 }
 
-/// The beginning of a packet that an error is about: 8 bytes behind its header are enough.
+/// The beginning of a packet that an error is about: 8 bytes after its header are enough.
 fn quoted(number: u8, bytes: &[u8]) -> Option<Ip> {
     let (ends, inner, payload) = if number == protocol::ICMP {
         let header = bytes.first_chunk::<20>()?;

@@ -1,17 +1,17 @@
-//! Frames out of a capture file, as `tcpdump -w` writes it.
+//! Reads frames from a capture file of `tcpdump -w`.
 
-/// A file that frames cannot be read from.
+/// Why a capture file cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCapture {
-    /// It has no magic number of a capture.
+    /// It does not start with the magic number of a capture.
     #[error("this is no capture: expected what 'tcpdump -i PORT -w FILE' writes (pcap, not pcapng)")]
     Format,
-    /// Its frames are of another kind.
+    /// Its link type is not Ethernet.
     #[error(
         "the frames of this capture are not Ethernet frames but of link type {0}: capture on the port itself"
     )]
     LinkType(u32),
-    /// A frame was not written whole.
+    /// A frame is truncated.
     #[error("frame {0} is cut off: capture whole frames, as 'tcpdump -s 0' does")]
     Cut(usize),
 }

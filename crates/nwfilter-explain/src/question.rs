@@ -1,4 +1,4 @@
-//! Packets in words: `in tcp from 192.0.2.7:40000 to :80 new`, `out arp request sender 10.0.0.9`.
+//! Parses packets in words: `in tcp from 192.0.2.7:40000 to :80 new`, `out arp request sender 10.0.0.9`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,17 +12,17 @@ use crate::evaluate::Way;
 use crate::packet::{Arp, Body, Icmp, Ip, Packet, Stp, Tcp, Transport, ether_type, protocol, tcp_flag};
 use crate::words;
 
-/// The guest that a port belongs to: what a question leaves out is filled in with its addresses.
+/// The guest of a port. Its addresses fill in what a question omits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
     /// Its MAC address.
     pub mac: MacAddr,
-    /// Its IP addresses, as far as they are known.
+    /// Its known IP addresses.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Guest {
-    /// The guest of a binding, with the addresses that the rules of its port say.
+    /// The guest of a binding, with the addresses in the port's ruleset.
     pub fn of(binding: &Binding, ruleset: &Ruleset) -> Self {
         Self { mac: binding.mac, addresses: ruleset.guest_addresses.clone() }
     }
@@ -37,10 +37,10 @@ impl Guest {
     }
 }
 
-/// Who is at the other end where a question does not say.
+/// The MAC address of the other end if a question does not name it.
 pub(crate) const PEER_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x01]);
 
-/// The address of whoever is at the other end where a question does not say.
+/// The IP address of the other end if a question does not name it.
 pub(crate) fn peer_address(family: Family) -> IpAddr {
     match family {
         Family::Ipv4 => Ipv4Addr::new(198, 51, 100, 7).into(),
@@ -48,18 +48,18 @@ pub(crate) fn peer_address(family: Family) -> IpAddr {
     }
 }
 
-/// A packet of a port, and what is said of its connection.
+/// A packet of a port and the state of its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Which way it goes.
+    /// Its direction.
     pub way: Way,
     /// The packet.
     pub packet: Packet,
-    /// Its connection, if the question says one.
+    /// The state of its connection, if the question names one.
     pub connection: Option<Connection>,
 }
 
-/// Words that are no question.
+/// An error in the words of a question.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}\n  for example: {example}")]
 pub struct BadQuestion {
@@ -102,7 +102,7 @@ const ICMPV6_TYPES: [(&str, u8); 8] = [
 ];
 
 impl Question {
-    /// Reads a direction, a kind of packet and what it has; the rest is filled in from the guest.
+    /// Parses a direction, a kind of packet and its fields. Omitted fields are those of the guest.
     ///
     /// * direction: `in` (to the guest) or `out`
     /// * kind: tcp, udp, udplite, sctp, icmp, icmpv6, igmp, esp, ah, ip, ipv6, arp, rarp, stp, mac
@@ -394,7 +394,7 @@ impl Given {
     }
 }
 
-/// The MAC address of a group or of everybody.
+/// The MAC address of a multicast or broadcast address.
 fn group_mac(addr: IpAddr) -> Option<MacAddr> {
     match addr {
         IpAddr::V4(addr) if addr.is_broadcast() => Some(MacAddr([0xff; 6])),
@@ -432,7 +432,7 @@ fn next<'w>(
 }
 
 fn wrong(word: &str, text: &str, what: &str, example: &str) -> BadQuestion {
-    BadQuestion::new(format!("'{text}' behind '{word}' is not {what}"), format!("{word} {example}"))
+    BadQuestion::new(format!("'{text}' after '{word}' is not {what}"), format!("{word} {example}"))
 }
 
 fn value<'w, T: FromStr>(

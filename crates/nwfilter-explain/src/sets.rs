@@ -1,4 +1,4 @@
-//! What ipsets hold, as far as the caller says.
+//! The contents of ipsets, as the caller gives them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::compare::is_in_network;
 use crate::packet::{Ip, Packet};
 use crate::words;
 
-/// The ipsets that rules ask. One that is missing here makes a question about it unanswerable.
+/// The ipsets that rules match against. A packet that meets a missing one cannot be decided.
 #[derive(Clone, Debug, Default)]
 pub struct IpSets(BTreeMap<String, Vec<Vec<Part>>>);
 
@@ -42,7 +42,7 @@ impl IpSets {
         Ok(())
     }
 
-    /// Whether a packet is in a set; `None` if nobody said what that holds.
+    /// Whether a packet is in a set. `None` if the contents are unknown.
     pub(crate) fn contains(
         &self,
         set: &str,

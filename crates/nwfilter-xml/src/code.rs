@@ -117,7 +117,7 @@ codes! {
          does. Give each protocol a rule of its own."
     36 ReplacedAttribute "An attribute is given twice"
         "Of an attribute that several elements of a rule give, the last one counts."
-    37 TextBehindVariable "Text behind a variable is ignored"
+    37 TextAfterVariable "Text after a variable is ignored"
         "What follows `]` has no effect."
     38 SignOfAnother "An attribute has the sign of another"
         "`match='no'` on the destination port follows that of the source port, as in libvirt. Use two rules if the signs \

@@ -374,7 +374,7 @@ impl Reader<'_> {
                     let start = a.range_value().end.saturating_sub(surplus.len());
                     let message = "what follows the variable is ignored";
                     let range = start..a.range_value().end;
-                    self.problems.warn(Code::TextBehindVariable, range, message, None);
+                    self.problems.warn(Code::TextAfterVariable, range, message, None);
                 }
                 Some(variable)
             }

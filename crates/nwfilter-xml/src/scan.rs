@@ -33,7 +33,7 @@ pub(crate) struct Scan {
 
 /// Scans a document.
 ///
-/// The scan follows the grammar as far as the parser does: what it misreads, behind the first syntax error, the parser
+/// The scan follows the grammar as far as the parser does: what it misreads, after the first syntax error, the parser
 /// does not reach.
 pub(crate) fn scan(text: &str, limits: Limits) -> Scan {
     let bytes = text.as_bytes();

@@ -49,14 +49,14 @@ impl VarRef {
         if rest.is_empty() {
             return Ok(Self { name, access: Access::Iterator(0) });
         }
-        let inner = rest.strip_prefix('[').ok_or("expected '[' or the end behind the variable's name")?;
+        let inner = rest.strip_prefix('[').ok_or("expected '[' or the end after the variable's name")?;
         let (iterator, inner) = match inner.trim_start().strip_prefix('@') {
             Some(number) => (true, number),
             None => (false, inner),
         };
         let (number, inner) = leading_uint(inner, 10).ok_or("expected a number between the brackets")?;
         if !inner.trim_start().starts_with(']') {
-            return Err("expected ']' behind the number".to_owned());
+            return Err("expected ']' after the number".to_owned());
         }
         let access = match (iterator, u16::try_from(number)) {
             (false, _) => Access::Element(number),

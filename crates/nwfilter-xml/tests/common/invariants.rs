@@ -40,7 +40,7 @@ fn consistent<T>(reading: &Reading<T>, text: &str) {
     assert_eq!(reading.value.is_none(), reading.diagnostics.has_errors(), "{}", reading.diagnostics);
 }
 
-/// Every diagnostic points to a character of the document, or just behind the last of a line.
+/// Every diagnostic points to a character of the document, or just after the last of a line.
 fn points_inside(diagnostics: &Diagnostics, text: &str) {
     for item in &diagnostics.items {
         let line = text.split('\n').nth(item.place.line as usize - 1);
