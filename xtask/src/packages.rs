@@ -23,6 +23,7 @@ pub(crate) const DEMO: &[Package] = &[
 
 /// What the tests take beside that: libvirt as the oracle, and guests.
 pub(crate) const TEST: &[Package] = &[
+    ("abigail-tools", "/usr/bin/abidiff"),
     ("conntrack", "/usr/sbin/conntrack"),
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
     ("g++", "/usr/bin/g++"),
