@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nwfilter::{Applied, Committed, Driver, Error, Transaction};
+use nwfilter::{Committed, Driver, Error, Transaction};
 use nwfilter_xml::{Binding, Domain, NoBinding, PortDev, Uuid};
 
 /// What is known of a guest.
@@ -92,45 +92,27 @@ impl Plan {
         &self.unbind
     }
 
-    /// Does it, in one transaction. Where that is refused, port by port, so that what one port is refused does not keep
-    /// the others.
+    /// Does it, for all ports together. A port that is refused does not touch the others.
     pub fn carry_out(self, driver: &Driver) -> Synced {
-        if self.unbind.len() + self.bind.len() <= 1 {
-            return self.one_by_one(driver);
-        }
-        let mut all = Transaction::new();
-        for port in &self.unbind {
-            all.delete_binding(port);
-        }
-        for binding in &self.bind {
-            all.replace_binding(binding.clone());
-        }
-        match driver.commit(all) {
-            Ok(Committed { applied, .. }) => {
-                warn(&applied);
-                let bound = self.bind.into_iter().map(|binding| binding.port).collect();
-                Synced { bound, unbound: self.unbind, refused: Vec::new() }
-            }
-            Err(error) => {
-                log::debug!("port by port, because all at once were refused: {error}");
-                self.one_by_one(driver)
-            }
-        }
-    }
-
-    fn one_by_one(self, driver: &Driver) -> Synced {
+        let transaction = |change: &dyn Fn(&mut Transaction)| {
+            let mut transaction = Transaction::new();
+            change(&mut transaction);
+            transaction
+        };
+        let unbind = self.unbind.iter().map(|port| transaction(&|t| _ = t.delete_binding(port)));
+        let bind = self.bind.iter().map(|binding| transaction(&|t| _ = t.replace_binding(binding.clone())));
+        let mut done = driver.commit_each(unbind.chain(bind)).into_iter();
         let mut synced = Synced::default();
-        for port in self.unbind {
-            match driver.delete_binding(&port) {
+        for (port, done) in self.unbind.into_iter().zip(&mut done) {
+            match done {
                 Ok(_) | Err(Error::NoSuchBinding(_)) => synced.unbound.push(port),
                 Err(error) => log::error!("port '{port}' is still bound: {error}"),
             }
         }
-        for binding in self.bind {
-            let (port, owner) = (binding.port.clone(), binding.owner.clone());
-            match driver.replace_binding(binding) {
-                Ok(applied) => {
-                    warn(&applied);
+        for (Binding { port, owner, .. }, done) in self.bind.into_iter().zip(&mut done) {
+            match done {
+                Ok(Committed { applied, .. }) => {
+                    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
                     synced.bound.push(port);
                 }
                 Err(source) => {
@@ -140,10 +122,6 @@ impl Plan {
         }
         synced
     }
-}
-
-fn warn(applied: &Applied) {
-    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
 }
 
 /// What a running guest asks for. An interface that cannot be bound is said in the log.

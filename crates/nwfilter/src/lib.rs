@@ -6,6 +6,7 @@
 //! What a rule means is decided in [`nwfilter_rules`]; a [`Backend`] applies it to a kernel. The crate nwfilter-xtables
 //! has the one that writes iptables, ip6tables and ebtables.
 
+mod apart;
 mod atomic;
 mod clock;
 mod commit;
@@ -27,7 +28,6 @@ mod preview;
 mod progress;
 mod reconciler;
 mod reload;
-mod salvage;
 mod stock;
 mod stores;
 mod transaction;

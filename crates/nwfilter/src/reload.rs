@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, Batch, Difference, Planned, Ruleset, Subject, Warning};
+use nwfilter_rules::{Applied, Batch, Desired, Difference, Planned, Ruleset, Subject, Warning};
 use nwfilter_xml::{Binding, FilterName, PortDev};
 
-use crate::salvage::{self, Salvaged};
+use crate::apart::{self, Refused, Suspicion, Units};
 use crate::stores::Stores;
 use crate::{Driver, Error, Event, Phase};
 
@@ -126,10 +126,21 @@ impl Driver {
     }
 
     fn bring(&self, stores: &Stores, desired: DesiredState) -> Result<Reloaded, Error> {
-        let DesiredState { mut batch, mut failed, removed, unmanaged, filtered } = desired;
-        batch.report_differences = true;
-        let Salvaged { applied, refused } = salvage::apply(self, batch, &filtered)?;
-        for (port, error) in refused {
+        let DesiredState { batch, mut failed, removed, unmanaged, filtered } = desired;
+        let open = batch.filtered().map(|(port, _)| port).filter(|port| !filtered.contains(*port));
+        let mut work = Ports {
+            driver: self,
+            open: open.cloned().collect(),
+            applied: None,
+            refused: Vec::new(),
+            error: None,
+        };
+        apart::carry_out(&mut work, batch.ports.into_iter().collect());
+        if let Some(error) = work.error {
+            return Err(error);
+        }
+        let applied = work.applied.unwrap_or_default();
+        for (port, error) in work.refused {
             // Rules are asked for by bindings only.
             let Some(binding) = stores.bindings.get(port.as_str()) else { continue };
             failed.push(failed_port(binding, &filtered, error));
@@ -145,6 +156,72 @@ impl Driver {
         }
         Ok(Reloaded { applied, failed, removed, unmanaged })
     }
+}
+
+/// The ports of a reload. Those that are refused, or wait for others, are closed meanwhile if the kernel holds no rules
+/// for them.
+struct Ports<'a> {
+    driver: &'a Driver,
+    /// The ports that nothing filters.
+    open: BTreeSet<PortDev>,
+    /// What was applied, once something was.
+    applied: Option<Applied>,
+    refused: Vec<(PortDev, Arc<Error>)>,
+    /// What is not about a port.
+    error: Option<Error>,
+}
+
+impl Units for Ports<'_> {
+    type Unit = (PortDev, Desired);
+
+    fn attempt(&mut self, units: Vec<Self::Unit>) -> Result<(), Refused<Self::Unit>> {
+        if self.error.is_some() {
+            return Ok(());
+        }
+        let drop_all = Arc::new(Ruleset::drop_all());
+        let close = self.open.iter().map(|port| (port.clone(), Desired::Filtered(drop_all.clone())));
+        let ports = close.chain(units.iter().cloned()).collect();
+        let batch = Batch { ports, report_differences: true };
+        match self.driver.apply(&batch) {
+            Ok(applied) => {
+                self.open.clear();
+                merge(self.applied.get_or_insert_default(), applied);
+                Ok(())
+            }
+            Err(error) => {
+                let suspicion = |(port, desired): &Self::Unit| match desired {
+                    Desired::Filtered(_) => apart::suspicion(port, &batch, &error),
+                    Desired::Gone => Suspicion::Innocent,
+                };
+                let units = units.into_iter().map(|unit| (unit.clone(), suspicion(&unit))).collect();
+                Err(Refused { error, units })
+            }
+        }
+    }
+
+    fn refuse(&mut self, units: Vec<Self::Unit>, error: Error) {
+        let error = Arc::new(error);
+        self.refused.extend(units.into_iter().map(|(port, _)| (port, error.clone())));
+    }
+
+    fn give_up(&mut self, units: Vec<Self::Unit>, error: Error) -> Vec<Self::Unit> {
+        // Once something was applied, the tools work.
+        match self.applied {
+            Some(_) => self.refuse(units, error),
+            None => self.error = Some(error),
+        }
+        Vec::new()
+    }
+}
+
+fn merge(applied: &mut Applied, more: Applied) {
+    applied.changed.extend(more.changed);
+    applied.commits += more.commits;
+    applied.warnings.extend(more.warnings);
+    applied.warnings.sort();
+    applied.warnings.dedup();
+    applied.differences.extend(more.differences);
+    applied.differences.sort();
 }
 
 /// What the bindings ask for, as far as rules can be made of them.

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use driver_support::{Lab, accepting, binding, define, explained, names, record, refused};
 use nix::fcntl::{Flock, FlockArg};
+use nwfilter::rules::ApplyError;
 use nwfilter::xml::{Filter, read_filter};
-use nwfilter::{Driver, Error, Fake, Transaction};
+use nwfilter::{Driver, Error, Fake, Host, Transaction};
 use nwfilter_testlab::{Need, filter_name, port_dev, skip_unless};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore")];
@@ -188,6 +189,56 @@ fn of_transactions_in_one_commit_only_the_guilty_is_refused() {
         }
     }
     assert!(lab.host.enter(|| driver.diff()).unwrap().is_empty());
+}
+
+#[test]
+fn transactions_that_are_handed_in_together_share_batches_and_each_refusal_goes_to_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new();
+    let builder = Driver::builder().config_dir(dir.path().join("f")).state_dir(dir.path().join("s"));
+    let driver = builder.host(Host::fake()).open(fake.clone()).unwrap();
+    define(&driver, &[accepting("shared", 22), accepting("other", 80)]).unwrap();
+    let asked = record(&fake);
+    let bind = |index: usize| {
+        let mut transaction = Transaction::new();
+        let filter = if index < 40 { "shared" } else { "other" };
+        transaction.replace_binding(binding(&format!("p{index}"), filter));
+        transaction
+    };
+    let refused_of = |done: &[Result<nwfilter::Committed, Error>]| -> Vec<_> {
+        let refused = |(index, done): (usize, &Result<_, _>)| match done {
+            Ok(_) => None,
+            Err(Error::Apply(ApplyError::Refused(refused))) => {
+                assert_eq!(refused.port.as_str(), format!("p{index}"), "it is told of its own port");
+                Some(index)
+            }
+            Err(error) => panic!("{error:?}"),
+        };
+        done.iter().enumerate().filter_map(refused).collect()
+    };
+
+    [1, 7, 39].into_iter().for_each(|index| fake.refuse(&port_dev(&format!("p{index}")), true));
+    assert_eq!(refused_of(&driver.commit_each((0..50).map(bind))), [1, 7, 39]);
+    assert_eq!(driver.bindings().unwrap().len(), 47);
+    assert_eq!(
+        asked.lock().unwrap().iter().map(Vec::len).collect::<Vec<_>>(),
+        [50, 10, 1, 39, 1, 38, 1, 37],
+        "all, those with another rule, and in turn the refused one alone and those that are alike together"
+    );
+
+    // There is a limit to how often those alike are tried together.
+    (0..40).for_each(|index| fake.refuse(&port_dev(&format!("p{index}")), true));
+    let all = driver.bindings().unwrap();
+    let unbind = all.iter().map(|binding| {
+        let mut transaction = Transaction::new();
+        transaction.delete_binding(&binding.port);
+        transaction
+    });
+    assert!(driver.commit_each(unbind).iter().all(Result::is_ok));
+    asked.lock().unwrap().clear();
+    assert_eq!(refused_of(&driver.commit_each((0..50).map(bind))), (0..40).collect::<Vec<_>>());
+    let groups = asked.lock().unwrap().iter().filter(|ports| ports.len() > 1).count();
+    assert!(groups <= 33, "{groups}");
 }
 
 #[test]
