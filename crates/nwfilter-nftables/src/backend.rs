@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,42 +17,78 @@ use nwfilter_xml::PortDev;
 
 use crate::class;
 use crate::kernel::{
-    Change, CommitError, Connection, Error, Event, Expr, Monitor, Operation, Part, Refusal, Transaction,
-    expr::Load,
+    BatchHead, Change, CommitError, Connection, Error, Event, Expr, Monitor, Operation, Part, Refusal,
+    TableFlags, Transaction, check_batch, expr::Load,
 };
 use crate::layout;
 use crate::model::{Model, port_name};
+use crate::owner::{self, OWNED, Server};
 use crate::plan::{self, Cause, Classes, Plan, Wanted};
+use crate::relay::{self, AskError, Reply, Request};
 
 /// How often a batch is tried while others change rules.
 const ATTEMPTS: usize = 500;
 /// How long the kernel may take to tell of a transaction that it carried out.
 const TOLD_WITHIN: Duration = Duration::from_millis(20);
 
+/// How often an owner that does not answer is asked, [`OWNER_REST`] apart: it may be about to end, or to begin.
+const OWNER_ATTEMPTS: usize = 100;
+/// How long an owner that does not answer is left alone.
+const OWNER_REST: Duration = Duration::from_millis(20);
+
 /// The nftables backend, in the network namespace of the calling thread.
 ///
 /// Everything is in `table bridge nwfilter`. What it holds is read once and then kept in step with what is written; the
 /// kernel tells when somebody else changes it, and then it is read again.
+///
+/// A process that stays may [own](Self::owning) the table. Others [ask it](Self::beside) to change it; without a directory
+/// where they find the owner they are refused.
 #[derive(Debug, Default)]
 pub struct Nftables {
+    shared: Arc<Shared>,
+    /// Where the owner of the table serves.
+    directory: Option<PathBuf>,
+    /// Whether this backend owns the table, unless another one does.
+    owns: bool,
+}
+
+/// What a backend shares with the thread that serves others.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
     state: Mutex<Option<State>>,
-    /// The netlink ports of this backend's connections, whose changes are its own.
-    own: Arc<Mutex<BTreeSet<u32>>>,
+    own: Arc<Mutex<Own>>,
+}
+
+/// Which changes are a backend's own.
+#[derive(Debug, Default)]
+struct Own {
+    /// The netlink ports of its connections.
+    ports: BTreeSet<u32>,
+    /// The generations of changes that went by another port than their author's: who made them, or nobody but this backend.
+    generations: BTreeMap<u32, Option<Process>>,
 }
 
 #[derive(Debug)]
 struct State {
     /// The network namespace.
     namespace: Namespace,
+    /// Serves others, for an owner. It ends before the connection does, so that nobody asks in vain.
+    server: Option<Server>,
+    /// Whether this backend can own the table, as far as it was tried.
+    may_own: Option<bool>,
     connection: Connection,
     monitor: Monitor,
     model: Model,
     /// The generation of which the table is known.
     generation: u32,
+    /// Whether the table has to be read again, whatever its generation.
+    stale: bool,
+    /// How often in a row the owner of the table did not answer.
+    unanswered: usize,
 }
 
 /// A network namespace, as the kernel numbers its file.
-type Namespace = (u64, u64);
+pub(crate) type Namespace = (u64, u64);
 
 /// What the ports of a batch can have.
 struct Possible {
@@ -63,6 +100,20 @@ impl Nftables {
     /// A backend that has read nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Where another process owns the table, asks it for every change: it serves in this directory, that of the bindings.
+    pub fn beside(self, directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()), owns: false, ..self }
+    }
+
+    /// Owns the table from the first change on, and serves others in this directory, for as long as the backend lives.
+    /// `nft flush ruleset` does not touch the table then. Where another process owns it, it is asked; where the kernel would
+    /// remove the table with its owner (before Linux 6.9), it is not owned.
+    ///
+    /// For a process that stays, and works in one network namespace.
+    pub fn owning(self, directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()), owns: true, ..self }
     }
 
     /// What each port must have. Helpers that the kernel lacks are left out.
@@ -105,15 +156,6 @@ impl Nftables {
         Ok(Possible { wanted, warnings })
     }
 
-    fn state(&self) -> MutexGuard<'_, Option<State>> {
-        self.state.lock().unwrap_or_else(|poisoned| {
-            // Whoever panicked may have left half of a change in it.
-            let mut state = PoisonError::into_inner(poisoned);
-            *state = None;
-            state
-        })
-    }
-
     /// The state for the calling thread's network namespace.
     fn entered<'a>(&self, state: &'a mut Option<State>) -> Result<&'a mut State, ApplyError> {
         let namespace = namespace()?;
@@ -122,83 +164,386 @@ impl Nftables {
         }
         match state {
             Some(state) => Ok(state),
-            none => Ok(none.insert(State::open(namespace, &self.own).map_err(unavailable)?)),
+            none => Ok(none.insert(State::open(namespace, &self.shared.own).map_err(unavailable)?)),
         }
     }
 
     /// Calls with what the table holds now.
     fn with_model<R>(&self, call: impl FnOnce(&Model) -> R) -> Result<R, ApplyError> {
-        let mut state = self.state();
+        let mut state = self.shared.state();
         let state = self.entered(&mut state)?;
-        state.refresh(&self.own).map_err(unavailable)?;
+        state.refresh(&self.shared.own).map_err(unavailable)?;
         Ok(call(&state.model))
     }
 
-    /// Commits what `plan` makes of what the table holds, again where others change rules meanwhile.
-    fn commit(&self, plan: impl Fn(&Model) -> Plan) -> Result<(Plan, usize), CommitFailure> {
-        let mut state = self.state();
-        let result = self
-            .entered(&mut state)
-            .map_err(CommitFailure::Apply)
-            .and_then(|state| state.commit(&self.own, plan));
+    /// Commits what `plan` makes of what the table holds, and the flags that it is to have, again where others change rules
+    /// meanwhile.
+    fn commit(&self, plan: impl Fn(&Model, TableFlags) -> Plan) -> Result<(Plan, usize), CommitFailure> {
+        let mut held = self.shared.state();
+        let state = self.entered(&mut held)?;
+        let result = self.commit_in(state, plan);
         if result.is_err() {
-            // What it did is not known, or the table is not as it was thought to be.
-            *state = None;
+            // What it did is not known, or the table is not as it was thought to be. Who owns the table keeps the connection.
+            if state.owns() { state.stale = true } else { *held = None }
         }
         result
     }
+
+    fn commit_in(
+        &self,
+        state: &mut State,
+        plan: impl Fn(&Model, TableFlags) -> Plan,
+    ) -> Result<(Plan, usize), CommitFailure> {
+        let (mut done, mut commits, mut taken_back) = (None::<Plan>, 0, Transaction::new());
+        for _ in 0..ATTEMPTS {
+            state.refresh(&self.shared.own).map_err(unavailable)?;
+            let flags = self.own_table(state).map_err(unavailable)?;
+            let mut plan = plan(&state.model, flags);
+            let transactions = std::mem::take(&mut plan.transactions);
+            // What was planned first is what was asked for.
+            let done = done.get_or_insert_with(Plan::default);
+            if commits == 0 {
+                *done = plan;
+            } else {
+                done.changed.append(&mut plan.changed);
+            }
+            let last = transactions.len().saturating_sub(1);
+            let mut interrupted = false;
+            for (index, transaction) in transactions.iter().enumerate() {
+                let back = (index == 0 && last > 0).then(|| plan::taken_back(transaction, &state.model));
+                match self.carry_through(state, transaction) {
+                    Ok(()) => {
+                        commits += 1;
+                        taken_back = back.unwrap_or(taken_back);
+                    }
+                    Err(None) => {
+                        interrupted = true;
+                        break;
+                    }
+                    // What no frame comes to any more goes with the next change.
+                    Err(Some(error)) if index > 0 && index == last => {
+                        log::warn!("table {}: what is not used stays: {}", layout::TABLE, error.into_error());
+                        state.stale = true;
+                    }
+                    Err(Some(error)) => {
+                        self.take_back(state, &taken_back);
+                        return Err(error);
+                    }
+                }
+            }
+            if !interrupted {
+                return Ok((std::mem::take(done), commits));
+            }
+        }
+        self.take_back(state, &taken_back);
+        Err(unavailable(Error::Interrupted { table: layout::table(), times: ATTEMPTS }).into())
+    }
+
+    /// Carries a transaction out, by the table's owner if need be. The error is none where it has to be planned again.
+    fn carry_through(
+        &self,
+        state: &mut State,
+        transaction: &Transaction<Cause>,
+    ) -> Result<(), Option<CommitFailure>> {
+        let directory = self.directory.as_deref();
+        match state.commit(&self.shared.own, directory, transaction) {
+            Ok(()) => {
+                state.unanswered = 0;
+                return Ok(());
+            }
+            Err(Failed::Commit(error)) if matches!(*error, CommitError::Interrupted) => {
+                state.wait_until_told();
+            }
+            Err(Failed::Owner(AskError::Gone(_))) if state.unanswered < OWNER_ATTEMPTS => {
+                state.unanswered += 1;
+                state.stale = true;
+                std::thread::sleep(OWNER_REST);
+            }
+            Err(Failed::Owner(error)) => {
+                state.unanswered = 0;
+                return Err(Some(owned(directory, &error).into()));
+            }
+            Err(Failed::Commit(error)) if is_owned(&error) && state.unanswered < OWNER_ATTEMPTS => {
+                // Somebody claimed it since it was read; the kernel does not tell of that.
+                state.unanswered = OWNER_ATTEMPTS;
+                state.stale = true;
+            }
+            Err(Failed::Commit(error)) => {
+                state.unanswered = 0;
+                return Err(Some(failure(*error)));
+            }
+        }
+        Err(None)
+    }
+
+    /// Removes what was prepared for a change that failed. What stays none the less goes with the next change.
+    fn take_back(&self, state: &mut State, transaction: &Transaction<Cause>) {
+        if transaction.is_empty() {
+            return;
+        }
+        for _ in 0..ATTEMPTS {
+            match self.carry_through(state, transaction) {
+                Ok(()) => return,
+                Err(Some(error)) => {
+                    return log::warn!(
+                        "table {}: what is not used stays: {}",
+                        layout::TABLE,
+                        error.into_error()
+                    );
+                }
+                Err(None) => {
+                    if let Err(error) = state.refresh(&self.shared.own) {
+                        return log::warn!("table {}: what is not used stays: {error}", layout::TABLE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Owns the table, if this backend is to and can; gives the flags that a table has which it makes.
+    fn own_table(&self, state: &mut State) -> Result<TableFlags, Error> {
+        let Some(directory) = self.directory.as_deref().filter(|_| self.owns) else {
+            return Ok(TableFlags::default());
+        };
+        if state.is_owned_by_another() || state.may_own == Some(false) {
+            return Ok(TableFlags::default());
+        }
+        let may_own = match state.may_own {
+            Some(may_own) => may_own,
+            None => {
+                let may_own = owner::is_possible(&mut state.connection)?;
+                if !may_own {
+                    log::info!(
+                        "table {} is not owned: this kernel, older than 6.9, would remove it with its owner",
+                        layout::TABLE
+                    );
+                }
+                may_own
+            }
+        };
+        state.may_own = Some(may_own && state.serve(&self.shared, directory));
+        if state.may_own == Some(false) {
+            return Ok(TableFlags::default());
+        }
+        let mut interrupted = 0;
+        while state.model.exists && !state.owns() {
+            match state.claim() {
+                Ok(()) => break,
+                Err(error) if matches!(*error, CommitError::Interrupted) && interrupted < ATTEMPTS => {
+                    interrupted += 1;
+                    state.wait_until_told();
+                }
+                Err(error) => {
+                    // It goes on being filtered as it is.
+                    log::warn!("table {} is not owned: {}", layout::TABLE, failure(*error).into_error());
+                    state.may_own = Some(false);
+                    state.server = None;
+                    state.stale = true;
+                }
+            }
+            state.refresh(&self.shared.own)?;
+            if state.is_owned_by_another() || state.may_own == Some(false) {
+                return Ok(TableFlags::default());
+            }
+        }
+        Ok(OWNED)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // Whoever panicked may have left half of a change in it.
+            let mut state = PoisonError::into_inner(poisoned);
+            if let Some(state) = &mut *state {
+                state.stale = true;
+            }
+            state
+        })
+    }
+
+    /// Carries out what another process asks for.
+    fn carry_out(&self, request: &Request, by: Option<Process>) -> Reply {
+        let mut state = self.state();
+        let Some(state) = state.as_mut().filter(|state| state.owns()) else { return Reply::NotOwner };
+        if state.namespace != request.namespace {
+            return Reply::Refused("it works in another network namespace".into());
+        }
+        let generation = match check_batch(&request.batch, &layout::table()) {
+            Ok(BatchHead { generation: Some(generation) }) => generation.wrapping_add(1),
+            Ok(BatchHead { generation: None }) => return Reply::Refused("a batch for any generation".into()),
+            Err(error) => return Reply::Refused(error.to_string()),
+        };
+        lock(&self.own).relayed(generation, by);
+        state.stale = true;
+        match state.connection.exchange(&request.batch) {
+            Ok(answers) => {
+                if answers.refuse() {
+                    lock(&self.own).generations.remove(&generation);
+                }
+                Reply::Answered(answers)
+            }
+            Err(error) => Reply::Refused(unavailable(error).to_string()),
+        }
+    }
+}
+
+impl Own {
+    /// Generations that are remembered: as many as notifications can wait, and more.
+    const REMEMBERED: usize = 4096;
+
+    fn relayed(&mut self, generation: u32, by: Option<Process>) {
+        if self.generations.len() >= Self::REMEMBERED {
+            self.generations.pop_first();
+        }
+        self.generations.insert(generation, by);
+    }
+
+    /// Who made a change, where that is not this backend.
+    fn foreign(&self, change: Change) -> Option<ForeignChange> {
+        match self.generations.get(&change.generation) {
+            Some(None) => None,
+            Some(Some(process)) => {
+                let process = Some((process.id, process.name.clone()));
+                Some(foreign_change(Change { process, ..change }))
+            }
+            None => (!self.ports.contains(&change.port)).then(|| foreign_change(change)),
+        }
+    }
+}
+
+fn lock(own: &Mutex<Own>) -> MutexGuard<'_, Own> {
+    own.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a transaction was not carried out.
+enum Failed {
+    Commit(Box<CommitError<Cause>>),
+    /// Its owner could not be asked.
+    Owner(AskError),
 }
 
 impl State {
-    fn open(namespace: Namespace, own: &Mutex<BTreeSet<u32>>) -> Result<Self, Error> {
+    fn open(namespace: Namespace, own: &Mutex<Own>) -> Result<Self, Error> {
         // What changes from here on is told.
         let monitor = Monitor::open(layout::table())?;
         let mut connection = Connection::open()?;
-        own.lock().unwrap_or_else(PoisonError::into_inner).insert(connection.port());
+        lock(own).ports.insert(connection.port());
         let (model, generation) = read(&mut connection)?;
-        Ok(Self { namespace, connection, monitor, model, generation })
+        Ok(Self {
+            namespace,
+            server: None,
+            may_own: None,
+            connection,
+            monitor,
+            model,
+            generation,
+            stale: false,
+            unanswered: 0,
+        })
     }
 
     /// Takes note of what the kernel told; reads the table again where others changed it.
-    fn refresh(&mut self, own: &Mutex<BTreeSet<u32>>) -> Result<(), Error> {
+    fn refresh(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
         let events = self.monitor.events()?;
-        let own = own.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = lock(own);
         let foreign = events.iter().any(|event| match event {
             Event::Missed => true,
             Event::Changed(change) => {
-                is_later(change.generation, self.generation) && !own.contains(&change.port)
+                is_later(change.generation, self.generation) && !own.ports.contains(&change.port)
             }
         });
         drop(own);
-        if foreign {
+        if foreign || self.stale {
             (self.model, self.generation) = read(&mut self.connection)?;
+            self.stale = false;
         } else if let Some(told) = self.monitor.generation().filter(|told| is_later(*told, self.generation)) {
             self.generation = told;
         }
         Ok(())
     }
 
+    fn owns(&self) -> bool {
+        self.model.owner == Some(self.connection.port())
+    }
+
+    fn is_owned_by_another(&self) -> bool {
+        self.model.owner.is_some() && !self.owns()
+    }
+
+    /// Carries out a transaction, itself or by the table's owner.
     fn commit(
         &mut self,
-        own: &Mutex<BTreeSet<u32>>,
-        plan: impl Fn(&Model) -> Plan,
-    ) -> Result<(Plan, usize), CommitFailure> {
-        for _ in 0..ATTEMPTS {
-            self.refresh(own).map_err(unavailable)?;
-            let plan = plan(&self.model);
-            if plan.transaction.is_empty() {
-                return Ok((plan, 0));
+        own: &Mutex<Own>,
+        directory: Option<&Path>,
+        transaction: &Transaction<Cause>,
+    ) -> Result<(), Failed> {
+        let expected = Some(self.generation);
+        if self.is_owned_by_another() {
+            let path = directory.map(owner::socket);
+            let mut failed = None;
+            let result = self.connection.commit_through(transaction, expected, |batch| {
+                let unknown = || AskError::Refused("its directory is not known".into());
+                let answers = path
+                    .as_deref()
+                    .ok_or_else(unknown)
+                    .and_then(|path| relay::ask(path, self.namespace, batch));
+                answers.map_err(|error| {
+                    failed = Some(error);
+                    Error::Io(std::io::ErrorKind::NotConnected.into())
+                })
+            });
+            match (result, failed) {
+                (_, Some(error)) => return Err(Failed::Owner(error)),
+                (Err(error), None) => return Err(Failed::Commit(Box::new(error))),
+                (Ok(()), None) => lock(own).relayed(self.generation.wrapping_add(1), None),
             }
-            match self.connection.commit(&plan.transaction, Some(self.generation)) {
-                Ok(()) => {
-                    self.carried_out(&plan.transaction);
-                    return Ok((plan, 1));
-                }
-                Err(CommitError::Interrupted) => self.wait_until_told(),
-                Err(error) => return Err(failure(error)),
+        } else {
+            self.connection.commit(transaction, expected).map_err(|error| Failed::Commit(Box::new(error)))?;
+        }
+        self.carried_out(transaction);
+        Ok(())
+    }
+
+    /// Claims the table.
+    fn claim(&mut self) -> Result<(), Box<CommitError<Cause>>> {
+        // An orphan is claimed; any other has to be made again, in one transaction.
+        let operations = match self.model.flags.persist {
+            true => vec![Operation::AddTable { table: layout::table(), flags: OWNED }],
+            false => self.model.made_again(OWNED),
+        };
+        let object = KernelObject::Table { table: layout::TABLE.into() };
+        let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new() };
+        let mut transaction = Transaction::new();
+        transaction.extend(operations.into_iter().map(|operation| (operation, cause.clone())));
+        self.connection.commit(&transaction, Some(self.generation))?;
+        self.carried_out(&transaction);
+        Ok(())
+    }
+
+    /// Serves others who want to change the table, and tells whether it does.
+    fn serve(&mut self, shared: &Arc<Shared>, directory: &Path) -> bool {
+        if self.server.is_some() {
+            return true;
+        }
+        let shared = Arc::downgrade(shared);
+        let started = Server::start(directory, move |stream| {
+            relay::serve(stream, |request| match shared.upgrade() {
+                Some(shared) => shared.carry_out(&request, relay::process(stream)),
+                None => Reply::NotOwner,
+            })
+        });
+        match started {
+            Ok(server) => self.server = Some(server),
+            Err(error) => {
+                log::warn!(
+                    "table {} is not owned: other processes could not ask for changes at {}: {error}",
+                    layout::TABLE,
+                    owner::socket(directory).display()
+                );
             }
         }
-        Err(unavailable(Error::Interrupted { table: layout::table(), times: ATTEMPTS }).into())
+        self.server.is_some()
     }
 
     /// Waits for the kernel to tell of a transaction that it carried out.
@@ -212,6 +557,9 @@ impl State {
         self.generation = self.generation.wrapping_add(1);
         for (operation, _) in transaction.operations() {
             self.model.carry_out(operation.clone());
+            if matches!(operation, Operation::AddTable { flags, .. } if flags.owner) {
+                self.model.owner = Some(self.connection.port());
+            }
         }
     }
 }
@@ -245,7 +593,8 @@ impl Backend for Nftables {
 
     fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
         let Possible { wanted, warnings } = Self::possible(batch, &BTreeSet::new())?;
-        let differences = self.with_model(|model| plan::plan(model, &wanted, true).differences)?;
+        let differences =
+            self.with_model(|model| plan::plan(model, &wanted, TableFlags::default(), true).differences)?;
         Ok(Planned { differences, warnings })
     }
 
@@ -253,16 +602,13 @@ impl Backend for Nftables {
         let mut lacking = BTreeSet::new();
         loop {
             let Possible { wanted, warnings } = Self::possible(batch, &lacking)?;
-            match self.commit(|model| plan::plan(model, &wanted, batch.report_differences)) {
+            match self.commit(|model, flags| plan::plan(model, &wanted, flags, batch.report_differences)) {
                 Ok((plan, commits)) => {
                     let Plan { changed, differences, .. } = plan;
                     return Ok(Applied { changed, commits, warnings, differences });
                 }
                 Err(CommitFailure::NoHelper(helper)) if lacking.insert(helper.clone()) => {}
-                Err(CommitFailure::NoHelper(helper)) => {
-                    return Err(unavailable(Error::Malformed(format!("helper {helper}"))));
-                }
-                Err(CommitFailure::Apply(error)) => return Err(error),
+                Err(failure) => return Err(failure.into_error()),
             }
         }
     }
@@ -284,26 +630,25 @@ impl Backend for Nftables {
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         let monitor = Monitor::open(layout::table()).map_err(unavailable)?;
-        Ok(Some(Box::new(Follower { monitor, own: self.own.clone() })))
+        Ok(Some(Box::new(Follower { monitor, own: self.shared.own.clone() })))
     }
 
     fn clear(&self) -> Result<Applied, ApplyError> {
-        let committed = self.commit(|model| {
+        let committed = self.commit(|model, _| {
             let mut plan = Plan::default();
             if model.exists {
                 plan.changed = model.ports().filter_map(port_name).collect();
                 let object = KernelObject::Table { table: layout::TABLE.into() };
                 let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new() };
-                plan.transaction.push(Operation::DeleteTable { table: layout::table() }, cause);
+                let mut transaction = Transaction::new();
+                transaction.push(Operation::DeleteTable { table: layout::table() }, cause);
+                plan.transactions.push(transaction);
             }
             plan
         });
         match committed {
             Ok((plan, commits)) => Ok(Applied { changed: plan.changed, commits, ..Applied::default() }),
-            Err(CommitFailure::Apply(error)) => Err(error),
-            Err(CommitFailure::NoHelper(helper)) => {
-                Err(unavailable(Error::Malformed(format!("helper {helper}"))))
-            }
+            Err(failure) => Err(failure.into_error()),
         }
     }
 }
@@ -312,16 +657,16 @@ impl Backend for Nftables {
 
 struct Follower {
     monitor: Monitor,
-    own: Arc<Mutex<BTreeSet<u32>>>,
+    own: Arc<Mutex<Own>>,
 }
 
 impl Watch for Follower {
     fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
         let events = self.monitor.events().map_err(unavailable)?;
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = lock(&self.own);
         let foreign = events.into_iter().filter_map(|event| match event {
             Event::Missed => Some(ForeignChange::unknown()),
-            Event::Changed(change) => (!own.contains(&change.port)).then(|| foreign_change(change)),
+            Event::Changed(change) => own.foreign(change),
         });
         Ok(foreign.collect())
     }
@@ -366,14 +711,42 @@ impl From<ApplyError> for CommitFailure {
     }
 }
 
-fn unavailable(error: Error) -> ApplyError {
-    let mut why = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        why.push_str(&format!(": {cause}"));
-        source = cause.source();
+impl CommitFailure {
+    fn into_error(self) -> ApplyError {
+        match self {
+            Self::NoHelper(helper) => unavailable(Error::Malformed(format!("helper {helper}"))),
+            Self::Apply(error) => error,
+        }
     }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn unavailable(error: Error) -> ApplyError {
+    let why = with_causes(&error);
     ApplyError::Unavailable { scope: Scope::Everything, what: "nftables".into(), why }
+}
+
+/// Whether the kernel refuses because somebody else owns the table.
+fn is_owned(error: &CommitError<Cause>) -> bool {
+    matches!(error, CommitError::Refused { first, .. } if first.errno == Errno::EPERM)
+}
+
+/// The table's owner does not do what it is asked for.
+fn owned(directory: Option<&Path>, error: &AskError) -> ApplyError {
+    let place = match directory {
+        Some(directory) => format!(" at {}", owner::socket(directory).display()),
+        None => String::new(),
+    };
+    let why = with_causes(error);
+    let why = format!(
+        "another process owns it, and is asked for changes{place}, but {why}; use the state directory of that process, or \
+         end it"
+    );
+    ApplyError::Unavailable { scope: Scope::Everything, what: format!("table {}", layout::TABLE), why }
 }
 
 fn failure(error: CommitError<Cause>) -> CommitFailure {
@@ -426,7 +799,7 @@ fn refused(refusal_: Refusal<Cause>) -> CommitFailure {
         _ if refusal_.errno == Errno::EPERM => lacks(
             Scope::Everything,
             "table bridge nwfilter",
-            "it belongs to another process, or this one may not administer the network (CAP_NET_ADMIN)",
+            "this process may not change it (CAP_NET_ADMIN), or another one owns it",
         ),
         _ => {
             let why = match &refusal_.message {

@@ -80,7 +80,7 @@ pub(crate) enum Way {
 }
 
 /// A rule of a class.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClassRule {
     /// What must hold.
     pub(crate) matches: Vec<ClassMatch>,
@@ -90,6 +90,18 @@ pub(crate) struct ClassRule {
     pub(crate) origin: Origin,
     /// What people are told of it: where it comes from, and what the filter's author said of it.
     pub(crate) comment: Option<String>,
+}
+
+impl Hash for ClassRule {
+    /// On which line of its filter a rule stands is no part of it: the document that a filter is defined from has other
+    /// lines than the one in the store.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.matches.hash(state);
+        self.action.hash(state);
+        self.origin.filter.hash(state);
+        let origin = self.origin.to_string();
+        self.comment.as_deref().map(|comment| comment.strip_prefix(&origin).unwrap_or(comment)).hash(state);
+    }
 }
 
 /// What must hold for a rule of a class.

@@ -25,7 +25,8 @@ mod transaction;
 mod udata;
 mod wire;
 
-pub use connection::{Connection, MAX_TRANSACTION};
+pub use batch::{BatchHead, check_batch};
+pub use connection::{Answers, Connection, MAX_TRANSACTION};
 pub use error::{CommitError, Error, Refusal};
 pub use expr::Expr;
 pub use installed::{Count, InstalledChain, InstalledElement, InstalledRule, InstalledSet, InstalledTable};

@@ -29,8 +29,10 @@ mod condition;
 pub mod kernel;
 mod layout;
 mod model;
+mod owner;
 mod plan;
 mod probe;
+mod relay;
 
 pub use backend::Nftables;
 pub use probe::check as check_kernel;

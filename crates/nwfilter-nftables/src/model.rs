@@ -1,12 +1,13 @@
 //! What the table holds, as it was read, and kept in step with what is written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::class::Way;
 use crate::kernel::expr::{IFNAMSIZ, Verdict};
 use crate::kernel::{
-    Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation, Rule,
-    Set, SetName,
+    Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation,
+    Place, Rule, Set, SetName, TableFlags,
 };
 use crate::layout;
 
@@ -15,6 +16,10 @@ use crate::layout;
 pub(crate) struct Model {
     /// Whether there is the table.
     pub(crate) exists: bool,
+    /// How it is held.
+    pub(crate) flags: TableFlags,
+    /// The netlink port of its owner, where it has one.
+    pub(crate) owner: Option<u32>,
     /// The chains and their rules.
     pub(crate) chains: BTreeMap<ChainName, (Chain, Vec<Rule>)>,
     /// The sets and maps.
@@ -42,6 +47,7 @@ impl Model {
         let mut model = Self::default();
         let Some(table) = table else { return model };
         model.exists = true;
+        (model.flags, model.owner) = (table.flags, table.owner);
         model.objects = table.objects;
         for (name, chain) in table.chains {
             let rules: Vec<Rule> = chain.rules.into_iter().map(|rule| rule.rule).collect();
@@ -127,10 +133,39 @@ impl Model {
         self.sets.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
     }
 
+    /// What makes the table again, with these flags, as it is: a table that nobody ever owned cannot be claimed.
+    pub(crate) fn made_again(&self, flags: TableFlags) -> Vec<Operation> {
+        let table = layout::table;
+        let mut operations =
+            vec![Operation::DeleteTable { table: table() }, Operation::AddTable { table: table(), flags }];
+        let objects = self.objects.values();
+        operations
+            .extend(objects.map(|object| Operation::AddObject { table: table(), object: object.clone() }));
+        let sets: Vec<_> = self.sets.values().map(|held| (Arc::new(held.set.clone()), held)).collect();
+        operations.extend(sets.iter().map(|(set, _)| Operation::AddSet { table: table(), set: set.clone() }));
+        let chains = self.chains.values();
+        operations
+            .extend(chains.map(|(chain, _)| Operation::AddChain { table: table(), chain: chain.clone() }));
+        for (name, (_, rules)) in &self.chains {
+            operations.extend(rules.iter().map(|rule| Operation::AddRule {
+                table: table(),
+                chain: name.clone(),
+                place: Place::End,
+                rule: rule.clone(),
+            }));
+        }
+        let filled = sets.into_iter().filter(|(_, held)| !held.elements.is_empty());
+        operations.extend(filled.map(|(set, held)| {
+            let elements = held.elements.values().cloned().collect();
+            Operation::AddElements { table: table(), set, elements }
+        }));
+        operations
+    }
+
     /// Takes note of what was carried out.
     pub(crate) fn carry_out(&mut self, operation: Operation) {
         match operation {
-            Operation::AddTable { .. } => self.exists = true,
+            Operation::AddTable { flags, .. } => (self.exists, self.flags) = (true, flags),
             Operation::DeleteTable { .. } => *self = Self::default(),
             Operation::AddChain { chain, .. } => {
                 self.chains.entry(chain.name.clone()).or_insert_with(|| (chain, Vec::new()));

@@ -9,7 +9,8 @@ use nwfilter_xml::PortDev;
 use crate::bridges;
 use crate::class::{Class, Values, Way};
 use crate::kernel::{
-    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set, Transaction,
+    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set, TableFlags,
+    Transaction,
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
@@ -46,10 +47,16 @@ pub(crate) struct Cause {
 }
 
 /// A plan.
+///
+/// What the kernel does not do at once for a frame on its way is done in several transactions. A frame takes the rules of a
+/// chain as they were when it came to the hook, but elements of sets as they are when it is looked up. So where ports move
+/// from one class to another, the class must be there before a port is led to it, and the port's values of the former class
+/// must stay until nothing leads there: a frame would else find a chain without rules, or not find its own address.
 #[derive(Default)]
 pub(crate) struct Plan {
-    /// What is to be done.
-    pub(crate) transaction: Transaction<Cause>,
+    /// What is to be done, one transaction after the other; none is empty. Only the first makes anything that can be refused
+    /// for what a filter says, and it changes the way of no frame if others follow.
+    pub(crate) transactions: Vec<Transaction<Cause>>,
     /// The ports that it is done for.
     pub(crate) changed: BTreeSet<PortDev>,
     /// What differs, sorted.
@@ -62,15 +69,34 @@ struct Planner<'a> {
     /// Classes that no port is of any more.
     unused: BTreeSet<&'a str>,
     report: bool,
+    /// How the table is held, where it is made.
+    flags: TableFlags,
     plan: Plan,
-    /// Operations that come behind all others.
-    last: Vec<(Operation, Cause)>,
+    /// The operations of each step.
+    steps: [Transaction<Cause>; 3],
+}
+
+/// What is done before what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    /// What no frame comes to yet.
+    Prepare,
+    /// What leads frames another way.
+    Switch,
+    /// What no frame comes to any more.
+    Clean,
 }
 
 /// Plans what gives each port what it must have.
-pub(crate) fn plan(model: &Model, wanted: &BTreeMap<PortDev, Wanted>, report: bool) -> Plan {
+pub(crate) fn plan(
+    model: &Model,
+    wanted: &BTreeMap<PortDev, Wanted>,
+    flags: TableFlags,
+    report: bool,
+) -> Plan {
     let unused = unused(model, wanted);
-    let mut planner = Planner { model, wanted, unused, report, plan: Plan::default(), last: Vec::new() };
+    let mut planner =
+        Planner { model, wanted, unused, report, flags, plan: Plan::default(), steps: Default::default() };
     let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)));
     if filters_any || model.exists {
         planner.base();
@@ -80,10 +106,84 @@ pub(crate) fn plan(model: &Model, wanted: &BTreeMap<PortDev, Wanted>, report: bo
         planner.dispatch();
         planner.remove_unused();
     }
-    let mut plan = planner.plan;
-    plan.transaction.extend(planner.last);
+    let moves = wanted.iter().any(|(port, wanted)| moves(model, port, wanted));
+    let Planner { mut plan, steps, .. } = planner;
+    plan.transactions = match moves {
+        true => steps.into(),
+        false => vec![joined(steps)],
+    };
+    plan.transactions.retain(|transaction| !transaction.is_empty());
     plan.differences.sort();
     plan
+}
+
+/// Transactions as one.
+fn joined(transactions: impl IntoIterator<Item = Transaction<Cause>>) -> Transaction<Cause> {
+    let mut joined = Transaction::new();
+    transactions.into_iter().for_each(|transaction| joined.extend(transaction.into_operations()));
+    joined
+}
+
+/// Whether rules do the same. On which line of its filter a rule stands, its comment says, but a document that a filter is
+/// defined from has other lines than the one in the store.
+fn does_the_same(held: &Rule, wanted: &Rule) -> bool {
+    held == wanted || without_line(held) == without_line(wanted)
+}
+
+/// What a rule does, and its comment without the line in `web:10`.
+fn without_line(rule: &Rule) -> (&[Expr], Option<(&str, &str)>) {
+    let comment = rule.comment.as_ref().map(|comment| {
+        let text = comment.as_str();
+        let parts = text.match_indices(':').find_map(|(colon, _)| {
+            let (name, rest) = (&text[..colon], &text[colon + 1..]);
+            let said = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            (said.len() < rest.len() && (said.is_empty() || said.starts_with(' '))).then_some((name, said))
+        });
+        parts.unwrap_or((text, ""))
+    });
+    (&rule.exprs, comment)
+}
+
+/// Whether a port is filtered, and will be by another class.
+fn moves(model: &Model, port: &PortDev, wanted: &Wanted) -> bool {
+    let Wanted::Class(class, _) = wanted else { return false };
+    let key = layout::port_key(port);
+    let held = [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
+    held.into_iter().any(|element| class_led_to(element) != Some(class.name.as_str()))
+}
+
+/// What takes a transaction back that only added things.
+pub(crate) fn taken_back(transaction: &Transaction<Cause>, before: &Model) -> Transaction<Cause> {
+    let mut back: [Vec<(Operation, Cause)>; 5] = Default::default();
+    for (operation, cause) in transaction.operations() {
+        let table = layout::table();
+        let (order, operation) = match operation {
+            Operation::AddElements { set, elements, .. } if before.sets.contains_key(&set.name) => {
+                (0, Operation::DeleteElements { table, set: set.clone(), elements: elements.clone() })
+            }
+            Operation::AddChain { chain, .. } if !before.chains.contains_key(&chain.name) => {
+                let chain = chain.name.clone();
+                let deleted =
+                    (Operation::DeleteChain { table: table.clone(), chain: chain.clone() }, cause.clone());
+                if back[2].iter().any(|(operation, _)| *operation == deleted.0) {
+                    continue;
+                }
+                back[2].push(deleted);
+                (1, Operation::FlushChain { table, chain })
+            }
+            Operation::AddSet { set, .. } if !before.sets.contains_key(&set.name) => {
+                (3, Operation::DeleteSet { table, set: set.name.clone() })
+            }
+            Operation::AddObject { object, .. } if !before.objects.contains_key(object.name()) => {
+                (4, Operation::DeleteObject { table, object: object.clone() })
+            }
+            _ => continue,
+        };
+        back[order].push((operation, cause.clone()));
+    }
+    let mut transaction = Transaction::new();
+    transaction.extend(back.into_iter().flatten());
+    transaction
 }
 
 fn chain_object(chain: &ChainName) -> KernelObject {
@@ -99,8 +199,8 @@ impl Planner<'_> {
         Cause { port: port.cloned(), origin: Origin::BUILT_IN, object, rule: String::new() }
     }
 
-    fn push(&mut self, operation: Operation, cause: Cause) {
-        self.plan.transaction.push(operation, cause);
+    fn push(&mut self, step: Step, operation: Operation, cause: Cause) {
+        self.steps[step as usize].push(operation, cause);
     }
 
     fn difference(
@@ -126,7 +226,7 @@ impl Planner<'_> {
         let object = KernelObject::Table { table: layout::TABLE.into() };
         if !self.model.exists {
             let cause = self.cause(None, object);
-            self.push(Operation::AddTable { table, flags: Default::default() }, cause);
+            self.push(Step::Prepare, Operation::AddTable { table, flags: self.flags }, cause);
         }
         for way in [Way::FromGuest, Way::ToGuest] {
             self.set(&layout::dispatch_map(way), None);
@@ -150,14 +250,14 @@ impl Planner<'_> {
             {
                 let elements = vec![Element::new(ElementKey::One(bridge.to_vec()))];
                 let cause = self.cause(None, set_object(&set));
-                self.push(Operation::AddElements { table, set, elements }, cause);
+                self.push(Step::Prepare, Operation::AddElements { table, set, elements }, cause);
             }
             let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
             self.chain(chain, &rules, &[]);
         } else if self.model.chains.contains_key(&chain.name) {
             let cause = self.cause(None, chain_object(&chain.name));
             let name = chain.name;
-            self.last.extend([
+            self.steps[Step::Clean as usize].extend([
                 (Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone()),
                 (Operation::DeleteChain { table: table.clone(), chain: name }, cause.clone()),
                 (Operation::DeleteSet { table, set: set.name.clone() }, cause),
@@ -171,7 +271,7 @@ impl Planner<'_> {
             return true;
         }
         let cause = self.cause(port, set_object(set));
-        self.push(Operation::AddSet { table: layout::table(), set: set.clone() }, cause);
+        self.push(Step::Prepare, Operation::AddSet { table: layout::table(), set: set.clone() }, cause);
         false
     }
 
@@ -182,7 +282,9 @@ impl Planner<'_> {
         let (table, model) = (layout::table(), self.model);
         let held = model.chains.get(&name);
         if held.is_some_and(|(held, held_rules)| {
-            *held == chain && held_rules.iter().eq(rules.iter().map(|(rule, _)| rule))
+            *held == chain
+                && held_rules.len() == rules.len()
+                && held_rules.iter().zip(rules).all(|(held, (rule, _))| does_the_same(held, rule))
         }) {
             return;
         }
@@ -198,13 +300,17 @@ impl Planner<'_> {
         if let Some((_, held_rules)) = held
             && !held_rules.is_empty()
         {
-            self.push(Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone());
+            self.push(
+                Step::Prepare,
+                Operation::FlushChain { table: table.clone(), chain: name.clone() },
+                cause.clone(),
+            );
         }
-        self.push(Operation::AddChain { table: table.clone(), chain }, cause.clone());
+        self.push(Step::Prepare, Operation::AddChain { table: table.clone(), chain }, cause.clone());
         for (rule, origin) in rules {
             let cause = Cause { origin: origin.clone(), rule: rule.to_string(), ..cause.clone() };
             let (table, chain, rule) = (table.clone(), name.clone(), rule.clone());
-            self.push(Operation::AddRule { table, chain, place: Place::End, rule }, cause);
+            self.push(Step::Prepare, Operation::AddRule { table, chain, place: Place::End, rule }, cause);
         }
     }
 
@@ -215,13 +321,13 @@ impl Planner<'_> {
         held: &[Rule],
         rules: &[(Rule, Origin)],
     ) {
-        let held_set: BTreeSet<&Rule> = held.iter().collect();
-        let wanted_set: BTreeSet<&Rule> = rules.iter().map(|(rule, _)| rule).collect();
+        let held_set: BTreeSet<_> = held.iter().map(without_line).collect();
+        let wanted_set: BTreeSet<_> = rules.iter().map(|(rule, _)| without_line(rule)).collect();
         for subject in subjects {
-            for (rule, origin) in rules.iter().filter(|(rule, _)| !held_set.contains(rule)) {
+            for (rule, origin) in rules.iter().filter(|(rule, _)| !held_set.contains(&without_line(rule))) {
                 self.difference(subject.clone(), object, DifferenceKind::Missing, rule, Some(origin));
             }
-            for rule in held.iter().filter(|rule| !wanted_set.contains(rule)) {
+            for rule in held.iter().filter(|rule| !wanted_set.contains(&without_line(rule))) {
                 self.difference(subject.clone(), object, DifferenceKind::Foreign, rule, None);
             }
         }
@@ -249,7 +355,7 @@ impl Planner<'_> {
             if self.model.objects.get(object.name()) != Some(&object) && !self.adds_object(&object) {
                 let cause = self.cause(first, KernelObject::Table { table: layout::TABLE.into() });
                 let cause = Cause { rule: format!("ct helper {}", kind.name), ..cause };
-                self.push(Operation::AddObject { table: table.clone(), object }, cause);
+                self.push(Step::Prepare, Operation::AddObject { table: table.clone(), object }, cause);
             }
         }
         if class.needs_same_bytes && !self.model.sets.contains_key(&layout::same_bytes().0.name) {
@@ -262,7 +368,7 @@ impl Planner<'_> {
         let cause = self.cause(first, KernelObject::Table { table: layout::TABLE.into() });
         for (name, _) in class.chains.iter().filter(|(name, _)| !self.model.chains.contains_key(name)) {
             let chain = Chain::regular(name.clone());
-            self.push(Operation::AddChain { table: table.clone(), chain }, cause.clone());
+            self.push(Step::Prepare, Operation::AddChain { table: table.clone(), chain }, cause.clone());
         }
         for (name, rules) in &class.chains {
             self.chain(Chain::regular(name.clone()), rules, ports);
@@ -270,27 +376,31 @@ impl Planner<'_> {
     }
 
     fn adds_object(&self, object: &crate::kernel::Object) -> bool {
-        let mut operations = self.plan.transaction.operations().iter();
+        let mut operations = self.steps[Step::Prepare as usize].operations().iter();
         operations.any(|(operation, _)| matches!(operation, Operation::AddObject { object: added, .. } if added == object))
     }
 
     fn same_bytes(&mut self, port: Option<&PortDev>) {
         let (set, elements) = layout::same_bytes();
         let added = |(operation, _): &(Operation, _)| matches!(operation, Operation::AddSet { set: added, .. } if added.name == set.name);
-        if self.plan.transaction.operations().iter().any(added) {
+        if self.steps[Step::Prepare as usize].operations().iter().any(added) {
             return;
         }
         self.set(&set, port);
         let cause = self.cause(port, set_object(&set));
-        self.push(Operation::AddElements { table: layout::table(), set, elements }, cause);
+        self.push(Step::Prepare, Operation::AddElements { table: layout::table(), set, elements }, cause);
     }
 
     // ---- ports ----
 
     fn values(&mut self) {
         let (wanted, model) = (self.wanted, self.model);
-        let mut changes: BTreeMap<&str, (Arc<Set>, Changes<'_>)> = BTreeMap::new();
+        let mut changes: BTreeMap<(Step, &str), (Arc<Set>, Changes<'_>)> = BTreeMap::new();
         for (port, wanted) in wanted {
+            let (come, go) = match moves(model, port, wanted) {
+                true => (Step::Prepare, Step::Clean),
+                false => (Step::Switch, Step::Switch),
+            };
             let key = layout::port_key(port);
             let mut held = model.values(&key);
             let (class, values) = match wanted {
@@ -309,21 +419,22 @@ impl Planner<'_> {
                 }
                 let delete: Vec<Element> = stale.into_iter().cloned().collect();
                 if !add.is_empty() || !delete.is_empty() {
-                    let entry =
-                        changes.entry(set.name.as_str()).or_insert_with(|| (set.clone(), Changes::default()));
+                    let entry = changes
+                        .entry((come, set.name.as_str()))
+                        .or_insert_with(|| (set.clone(), Changes::default()));
                     entry.1.take(port, delete, add);
                 }
             }
             for (name, stale) in held {
                 let Some(set) = model.sets.get(name) else { continue };
                 let entry = changes
-                    .entry(name.as_str())
+                    .entry((go, name.as_str()))
                     .or_insert_with(|| (Arc::new(set.set.clone()), Changes::default()));
                 entry.1.take(port, stale.into_iter().cloned().collect(), Vec::new());
             }
         }
-        for (set, changes) in changes.into_values() {
-            self.elements(set, changes);
+        for ((step, _), (set, changes)) in changes {
+            self.elements(step, set, changes);
         }
     }
 
@@ -343,11 +454,11 @@ impl Planner<'_> {
                     changes.take(port, delete, add);
                 }
             }
-            self.elements(layout::dispatch_map(way), changes);
+            self.elements(Step::Switch, layout::dispatch_map(way), changes);
         }
     }
 
-    fn elements(&mut self, set: Arc<Set>, changes: Changes<'_>) {
+    fn elements(&mut self, step: Step, set: Arc<Set>, changes: Changes<'_>) {
         let object = set_object(&set);
         let Some(first) = changes.ports.first().copied() else { return };
         for port in &changes.ports {
@@ -374,12 +485,13 @@ impl Planner<'_> {
         let table = layout::table();
         if !delete.is_empty() {
             self.push(
+                step,
                 Operation::DeleteElements { table: table.clone(), set: set.clone(), elements: delete },
                 cause.clone(),
             );
         }
         if !add.is_empty() {
-            self.push(Operation::AddElements { table, set, elements: add }, cause);
+            self.push(step, Operation::AddElements { table, set, elements: add }, cause);
         }
     }
 
@@ -417,8 +529,11 @@ impl Planner<'_> {
         }
         for object in model.objects.values().filter(|object| !used.contains(object.name())) {
             let cause = self.cause(None, KernelObject::Table { table: layout::TABLE.into() });
-            self.last
-                .push((Operation::DeleteObject { table: layout::table(), object: object.clone() }, cause));
+            self.push(
+                Step::Clean,
+                Operation::DeleteObject { table: layout::table(), object: object.clone() },
+                cause,
+            );
         }
     }
 
@@ -426,16 +541,24 @@ impl Planner<'_> {
         let (model, table) = (self.model, layout::table());
         for chain in model.chains_of(class) {
             let cause = self.cause(None, chain_object(chain));
-            self.last.push((Operation::FlushChain { table: table.clone(), chain: chain.clone() }, cause));
+            self.push(
+                Step::Clean,
+                Operation::FlushChain { table: table.clone(), chain: chain.clone() },
+                cause,
+            );
         }
         for chain in model.chains_of(class) {
             let cause = self.cause(None, chain_object(chain));
-            self.last.push((Operation::DeleteChain { table: table.clone(), chain: chain.clone() }, cause));
+            self.push(
+                Step::Clean,
+                Operation::DeleteChain { table: table.clone(), chain: chain.clone() },
+                cause,
+            );
         }
         for name in model.sets_of(class) {
             let Some(held) = model.sets.get(name) else { continue };
             let cause = self.cause(None, set_object(&held.set));
-            self.last.push((Operation::DeleteSet { table: table.clone(), set: name.clone() }, cause));
+            self.push(Step::Clean, Operation::DeleteSet { table: table.clone(), set: name.clone() }, cause);
         }
     }
 }
@@ -477,5 +600,30 @@ impl<'a> Changes<'a> {
         self.ports.push(port);
         self.delete.extend(delete.into_iter().map(|element| (port, element)));
         self.add.extend(add.into_iter().map(|element| (port, element)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::kernel::Comment;
+
+    #[test]
+    fn rules_that_differ_in_the_line_of_their_filter_only_do_the_same() {
+        let rule = |comment: &str| Rule::new().counter().comment(Comment::new(comment));
+        for (one, other, same) in [
+            ("web:10", "web:4", true),
+            ("web:10 web: 8080", "web:4 web: 8080", true),
+            ("web:10 ssh", "web:4 http", false),
+            ("web:10", "ssh:10", false),
+            ("a:1:10", "a:1:12", true),
+            ("a:1:10", "a:2:10", false),
+            ("jump", "jump", true),
+        ] {
+            assert_eq!(does_the_same(&rule(one), &rule(other)), same, "{one} {other}");
+        }
+        assert!(!does_the_same(&rule("web:10"), &Rule::new().comment(Comment::new("web:10"))));
     }
 }

@@ -34,10 +34,14 @@ pub(crate) struct Choice {
     other: Box<dyn Backend>,
 }
 
-/// Chooses between the native backend and `xtables`. `needs_ip_sets` tells whether a stored filter names an ipset, which
-/// only xtables can match on.
-pub(crate) fn choose(name: BackendName, xtables: Xtables, needs_ip_sets: impl Fn() -> bool) -> Choice {
-    let nftables = Nftables::new();
+/// Chooses between the native backend and that of iptables. `needs_ip_sets` tells whether a stored filter names an ipset,
+/// which only xtables can match on.
+pub(crate) fn choose(
+    name: BackendName,
+    nftables: Nftables,
+    xtables: Xtables,
+    needs_ip_sets: impl Fn() -> bool,
+) -> Choice {
     let native = match name {
         BackendName::Xtables => false,
         // Filters without rules on connections work on every kernel; the others are refused with the reason.

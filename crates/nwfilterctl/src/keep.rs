@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// again on SIGHUP.
 pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<()> {
     let options = read()?;
-    let (driver, signals) = (Arc::new(options.open(Driver::builder())?), Signals::block()?);
+    let (driver, signals) = (Arc::new(options.open_to_stay(Driver::builder())?), Signals::block()?);
     options.serve_metrics(&driver)?;
     let events = driver.subscribe();
     let print = move || print(&events, as_json);

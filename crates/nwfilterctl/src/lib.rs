@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::{Backend, Builder, Config, Driver, Layout};
+use nwfilter_nftables::Nftables;
 use nwfilter_settings::{Key, MAX_SECONDS, Settings};
 use nwfilter_xtables::{Dispatch, Xtables};
 
@@ -197,21 +198,28 @@ impl Options {
     /// Opens the driver that the options describe, with more options of the caller's. What the tables hold it asks of
     /// the kernel.
     pub fn open(&self, with: Builder) -> Result<Driver> {
-        let choice = self.choose(None);
+        let choice = self.choose(self.native(), None);
+        choice.refuse_a_second_backend()?;
+        self.open_with(with, choice.backend)
+    }
+
+    /// The same for a process that stays, which owns the table of the native backend.
+    pub fn open_to_stay(&self, with: Builder) -> Result<Driver> {
+        let choice = self.choose(Nftables::new().owning(&self.state_dir), None);
         choice.refuse_a_second_backend()?;
         self.open_with(with, choice.backend)
     }
 
     /// The same for a reload, which takes over from the other backend: its rules go when the ports have theirs.
     pub fn open_to_take_over(&self, with: Builder) -> Result<(Driver, Former)> {
-        let (backend, former) = self.choose(None).into_parts();
+        let (backend, former) = self.choose(self.native(), None).into_parts();
         Ok((self.open_with(with, backend)?, former))
     }
 
     /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
     /// if nobody changed them since.
     pub fn open_for_a_change(&self, with: Builder) -> Result<Driver> {
-        let choice = self.choose(Some(&self.state_dir));
+        let choice = self.choose(self.native(), Some(&self.state_dir));
         choice.refuse_a_second_backend()?;
         self.open_with(with, choice.backend)
     }
@@ -219,8 +227,8 @@ impl Options {
     /// The driver that the options describe, also beside another backend, and the backends: the chosen one, and the other.
     /// For a look only.
     pub fn open_to_examine(&self, with: Builder) -> (Result<Driver>, [Box<dyn Backend>; 2]) {
-        let (backend, _) = self.choose(None).into_parts();
-        (self.open_with(with, backend), self.choose(None).into_backends())
+        let (backend, _) = self.choose(self.native(), None).into_parts();
+        (self.open_with(with, backend), self.choose(self.native(), None).into_backends())
     }
 
     fn open_with(&self, builder: Builder, backend: Box<dyn Backend>) -> Result<Driver> {
@@ -261,7 +269,7 @@ impl Options {
 
     /// Refuses a backend while ports are filtered by another one.
     pub fn check_backend(&self) -> Result<()> {
-        self.choose(None).refuse_a_second_backend()
+        self.choose(self.native(), None).refuse_a_second_backend()
     }
 
     fn number(&self, key: Key) -> Option<u64> {
@@ -275,7 +283,7 @@ impl Options {
     }
 
     /// The chosen backend. That of iptables leaves what it knows of the kernel in a directory, where that is given.
-    fn choose(&self, remembering_in: Option<&Path>) -> Choice {
+    fn choose(&self, nftables: Nftables, remembering_in: Option<&Path>) -> Choice {
         let xtables = Xtables::new(nwfilter_xtables::Settings {
             enable_bridge_filtering: !self.settings.is_on(Key::KeepBridgeNf),
             conntrack_helpers: self.gives_helpers(),
@@ -285,7 +293,12 @@ impl Options {
             Some(directory) => xtables.remembering_in(directory),
             None => xtables,
         };
-        choose(self.backend(), xtables, || self.names_an_ip_set())
+        choose(self.backend(), nftables, xtables, || self.names_an_ip_set())
+    }
+
+    /// The native backend, which asks the table's owner for changes where there is one.
+    fn native(&self) -> Nftables {
+        Nftables::new().beside(&self.state_dir)
     }
 
     fn backend(&self) -> BackendName {

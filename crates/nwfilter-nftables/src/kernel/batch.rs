@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use nix::libc;
 
-use super::error::CommitError;
+use super::error::{CommitError, Error};
 use super::expr_wire::{LIST_ELEM, put_expr};
 use super::rule::Rule;
 use super::set::{Element, Set};
@@ -14,7 +14,7 @@ use super::set_wire::{
 use super::table::{BaseChain, ChainType, CtHelper, Family, Hook, Object, Policy, TableFlags, TableId};
 use super::transaction::{Operation, Place, Transaction};
 use super::udata;
-use super::wire::{ATTRIBUTE_MAX, HEADER, Head, Writer};
+use super::wire::{ATTRIBUTE_MAX, HEADER, Head, Writer, malformed, messages};
 use super::{expr::Expr, expr_wire::object_kind};
 
 /// `NFTA_TABLE_NAME`
@@ -108,6 +108,55 @@ pub(super) struct Batch {
     /// The sequence number of the first message, which begins the batch.
     first: u32,
 }
+
+/// What a batch says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchHead {
+    /// The generation for which it was made.
+    pub generation: Option<u32>,
+}
+
+/// Reads a batch of another process, which must do nothing but change one table. The error says what else it does.
+pub fn check_batch(batch: &[u8], table: &TableId) -> Result<BatchHead, Error> {
+    let mut head = None;
+    let mut ended = false;
+    for message in messages(batch) {
+        let message = message?;
+        let kind = i32::from(message.kind);
+        let (family, attributes) = message.family()?;
+        match (head, kind) {
+            (None, libc::NFNL_MSG_BATCH_BEGIN) => {
+                head = Some(BatchHead { generation: attributes.u32(BATCH_GENERATION) })
+            }
+            (Some(_), libc::NFNL_MSG_BATCH_END) if !ended => ended = true,
+            (Some(_), _) if !ended && CHANGES.contains(&(kind ^ (libc::NFNL_SUBSYS_NFTABLES << 8))) => {
+                // Table, chain, rule, set, element or object: the first attribute of each is the table's name.
+                let name = attributes.str(TABLE_NAME);
+                if family != family_number(table.family) || name != Some(table.name.as_str()) {
+                    return Err(malformed(format!("it is about another table than {table}")));
+                }
+            }
+            _ => return Err(malformed(format!("a message of type {kind:#x} is none of a batch"))),
+        }
+    }
+    head.filter(|_| ended).ok_or_else(|| malformed("a batch without begin or end"))
+}
+
+/// Operations that change a table.
+const CHANGES: [i32; 12] = [
+    libc::NFT_MSG_NEWTABLE,
+    libc::NFT_MSG_DELTABLE,
+    libc::NFT_MSG_NEWCHAIN,
+    libc::NFT_MSG_DELCHAIN,
+    libc::NFT_MSG_NEWRULE,
+    libc::NFT_MSG_DELRULE,
+    libc::NFT_MSG_NEWSET,
+    libc::NFT_MSG_DELSET,
+    libc::NFT_MSG_NEWSETELEM,
+    libc::NFT_MSG_DELSETELEM,
+    libc::NFT_MSG_NEWOBJ,
+    libc::NFT_MSG_DELOBJ,
+];
 
 /// Whether the kernel keeps what a batch does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,6 +59,30 @@ pub struct Connection {
     buffer: Vec<u8>,
 }
 
+/// What the kernel answered to the messages of a batch.
+///
+/// A process that may not change a table itself sends the [bytes](Connection::commit_through) of its batch to one that
+/// may, which [exchanges](Connection::exchange) them for these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// The datagrams, in the order of their arrival.
+    pub datagrams: Vec<Vec<u8>>,
+    /// Whether the kernel had more to say than could wait.
+    pub lost: bool,
+}
+
+impl Answers {
+    /// Whether the kernel refused a message, or all.
+    pub fn refuse(&self) -> bool {
+        let refuses = |message: Result<Message<'_>, Error>| match message.and_then(|message| answer(&message))
+        {
+            Ok(answer) => answer.is_some_and(|answer| answer.errno != 0),
+            Err(_) => true,
+        };
+        self.datagrams.iter().any(|datagram| messages(datagram).any(refuses))
+    }
+}
+
 /// What the kernel said to a message.
 struct Answer {
     errno: i32,
@@ -119,7 +143,33 @@ impl Connection {
         transaction: &Transaction<T>,
         expected: Option<u32>,
     ) -> Result<(), CommitError<T>> {
-        self.send_batch(transaction, expected, Ending::Commit)
+        self.send_batch(transaction, expected, Ending::Commit, |connection, bytes| connection.exchange(bytes))
+    }
+
+    /// The same by the hands of another process: `exchange` has it send the bytes and brings the answers. The batch is
+    /// numbered as one of this connection's.
+    pub fn commit_through<T: Clone + std::fmt::Debug>(
+        &mut self,
+        transaction: &Transaction<T>,
+        expected: Option<u32>,
+        mut exchange: impl FnMut(&[u8]) -> Result<Answers, Error>,
+    ) -> Result<(), CommitError<T>> {
+        self.send_batch(transaction, expected, Ending::Commit, |_, bytes| exchange(bytes))
+    }
+
+    /// Sends a batch and takes the answers: the kernel carries it out, and answers, within the call that sends it.
+    pub fn exchange(&mut self, batch: &[u8]) -> Result<Answers, Error> {
+        self.discard()?;
+        self.send(batch)?;
+        let mut answers = Answers::default();
+        loop {
+            match self.receive_now() {
+                Ok(Some(len)) => answers.datagrams.push(self.buffer[..len].to_vec()),
+                Ok(None) => return Ok(answers),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => answers.lost = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Asks whether the kernel would carry a transaction out, and changes nothing.
@@ -130,7 +180,7 @@ impl Connection {
         &mut self,
         transaction: &Transaction<T>,
     ) -> Result<(), CommitError<T>> {
-        self.send_batch(transaction, None, Ending::Abort)
+        self.send_batch(transaction, None, Ending::Abort, |connection, bytes| connection.exchange(bytes))
     }
 
     /// Reads a table; `None` where there is none. Of other tables nothing is read but the names of chains.
@@ -155,6 +205,7 @@ impl Connection {
         transaction: &Transaction<T>,
         expected: Option<u32>,
         ending: Ending,
+        mut exchange: impl FnMut(&mut Self, &[u8]) -> Result<Answers, Error>,
     ) -> Result<(), CommitError<T>> {
         if transaction.is_empty() {
             return Ok(());
@@ -165,63 +216,12 @@ impl Connection {
                 return Err(CommitError::TooLarge { size: batch.bytes().len(), limit: MAX_TRANSACTION });
             }
             self.sequence = self.sequence.wrapping_add(batch.sequence_numbers());
-            self.discard()?;
-            self.send(batch.bytes())?;
-            if let Some(result) = self.outcome(&batch, transaction)? {
+            let answers = exchange(self, batch.bytes())?;
+            if let Some(result) = outcome(&batch, transaction, &answers)? {
                 return result;
             }
         }
         Err(Error::Io(io::ErrorKind::Interrupted.into()).into())
-    }
-
-    /// What the kernel said of a batch; `None` if a signal interrupted it.
-    ///
-    /// It carries a batch out, and answers, within the call that sends it.
-    fn outcome<T: Clone + std::fmt::Debug>(
-        &mut self,
-        batch: &Batch,
-        transaction: &Transaction<T>,
-    ) -> Result<Option<Result<(), CommitError<T>>>, Error> {
-        let (mut refusals, mut whole, mut acknowledged, mut lost) = (Vec::new(), None, false, false);
-        loop {
-            let len = match self.receive_now() {
-                Ok(Some(len)) => len,
-                Ok(None) => break,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    lost = true;
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            for message in messages(&self.buffer[..len]) {
-                let message = message?;
-                let Some(answer) = answer(&message)? else { continue };
-                match batch.origin(message.sequence) {
-                    Some(_) if answer.errno == 0 => acknowledged |= message.sequence == batch.last(),
-                    Some((index, sent)) => {
-                        let (operation, tag) = &transaction.operations()[index];
-                        refusals.push(refusal(operation, tag.clone(), answer, sent));
-                    }
-                    None if batch.is_begin(message.sequence) && answer.errno != 0 => {
-                        whole = Some(answer.errno)
-                    }
-                    None => {}
-                }
-            }
-        }
-        let mut refusals = refusals.into_iter();
-        Ok(Some(match (whole, refusals.next()) {
-            (Some(ERESTART), _) => Err(CommitError::Interrupted),
-            (Some(libc::EINTR), _) => return Ok(None),
-            (_, Some(first)) => {
-                Err(CommitError::Refused { first: Box::new(first), others: refusals.collect() })
-            }
-            (Some(errno), None) => Err(CommitError::RefusedWhole(io::Error::from_raw_os_error(errno))),
-            (None, None) if acknowledged => Ok(()),
-            (None, None) if lost => return Err(Error::Io(io::Error::from_raw_os_error(libc::ENOBUFS))),
-            // The kernel says nothing where a signal made it give up.
-            (None, None) => return Ok(None),
-        }))
     }
 
     /// Forgets answers to what was asked before.
@@ -329,6 +329,39 @@ impl Connection {
     fn receive_now(&mut self) -> io::Result<Option<usize>> {
         receive_now(&self.socket, &mut self.buffer)
     }
+}
+
+/// What the kernel said of a batch; `None` if a signal interrupted it.
+fn outcome<T: Clone + std::fmt::Debug>(
+    batch: &Batch,
+    transaction: &Transaction<T>,
+    answers: &Answers,
+) -> Result<Option<Result<(), CommitError<T>>>, Error> {
+    let (mut refusals, mut whole, mut acknowledged) = (Vec::new(), None, false);
+    for message in answers.datagrams.iter().flat_map(|datagram| messages(datagram)) {
+        let message = message?;
+        let Some(answer) = answer(&message)? else { continue };
+        match batch.origin(message.sequence) {
+            Some(_) if answer.errno == 0 => acknowledged |= message.sequence == batch.last(),
+            Some((index, sent)) => {
+                let (operation, tag) = &transaction.operations()[index];
+                refusals.push(refusal(operation, tag.clone(), answer, sent));
+            }
+            None if batch.is_begin(message.sequence) && answer.errno != 0 => whole = Some(answer.errno),
+            None => {}
+        }
+    }
+    let mut refusals = refusals.into_iter();
+    Ok(Some(match (whole, refusals.next()) {
+        (Some(ERESTART), _) => Err(CommitError::Interrupted),
+        (Some(libc::EINTR), _) => return Ok(None),
+        (_, Some(first)) => Err(CommitError::Refused { first: Box::new(first), others: refusals.collect() }),
+        (Some(errno), None) => Err(CommitError::RefusedWhole(io::Error::from_raw_os_error(errno))),
+        (None, None) if acknowledged => Ok(()),
+        (None, None) if answers.lost => return Err(Error::Io(io::Error::from_raw_os_error(libc::ENOBUFS))),
+        // The kernel says nothing where a signal made it give up.
+        (None, None) => return Ok(None),
+    }))
 }
 
 /// Reads the kernel's datagram that waits into a buffer, which grows as it must.

@@ -30,6 +30,11 @@ impl<T> Transaction<T> {
         &self.operations
     }
 
+    /// The operations and their tags, to be kept.
+    pub fn into_operations(self) -> Vec<(Operation, T)> {
+        self.operations
+    }
+
     /// Whether it does nothing.
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let options = cli.read()?;
     options.start_log(LevelFilter::Info);
-    let driver = Arc::new(options.open(Driver::builder())?);
+    let driver = Arc::new(options.open_to_stay(Driver::builder())?);
     match listen(&driver, &options, cli)? {
         End::Stop => Ok(ExitCode::SUCCESS),
         End::Restart => Err(restart()),
