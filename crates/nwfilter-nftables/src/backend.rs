@@ -785,16 +785,23 @@ fn refused(refusal_: Refusal<Cause>) -> CommitFailure {
     let lacks = |scope, what: &str, why: &str| {
         CommitFailure::Apply(ApplyError::Unavailable { scope, what: what.into(), why: why.into() })
     };
-    match &refusal_.expression {
-        Some(Expr::Load { load: Load::Ct { .. }, .. } | Expr::Dynset(_)) if unsupported => lacks(
+    let no_tracking = || {
+        lacks(
             Scope::IpRules,
             "tracking of bridged connections",
-            "the kernel has none (module nf_conntrack_bridge): use the backend xtables, or a filter without states",
-        ),
+            "this kernel has no nf_conntrack_bridge (Linux 5.3 and newer): use the backend xtables, or filters without \
+             rules on states",
+        )
+    };
+    // For the rule that sets zones the kernel does not name the right expression.
+    let for_zones = refusal_.tag.object == plan::chain_object(&layout::zones().0.name);
+    match &refusal_.expression {
+        Some(Expr::Load { load: Load::Ct { .. }, .. } | Expr::Dynset(_)) if unsupported => no_tracking(),
+        _ if unsupported && for_zones => no_tracking(),
         Some(Expr::Reject(_)) if unsupported => lacks(
             Scope::IpRules,
             "rejecting bridged packets",
-            "the kernel cannot (module nft_reject_bridge): use the backend xtables, or drop in place of reject",
+            "this kernel has no nft_reject_bridge: use the backend xtables, or drop instead of reject",
         ),
         _ if refusal_.errno == Errno::EPERM => lacks(
             Scope::Everything,

@@ -186,7 +186,7 @@ pub(crate) fn taken_back(transaction: &Transaction<Cause>, before: &Model) -> Tr
     transaction
 }
 
-fn chain_object(chain: &ChainName) -> KernelObject {
+pub(crate) fn chain_object(chain: &ChainName) -> KernelObject {
     KernelObject::Chain { table: layout::TABLE.into(), chain: chain.to_string() }
 }
 

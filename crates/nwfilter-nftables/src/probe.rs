@@ -26,11 +26,11 @@ pub fn check() -> Result<(), ApplyError> {
         let (table, chain) = (table.clone(), chain.name.clone());
         transaction.push(Operation::AddRule { table, chain, place: Place::End, rule }, ());
     }
-    let lacking = |why: String| ApplyError::Unavailable {
-        scope: Scope::Everything,
-        what: "connection tracking in bridges (nf_conntrack_bridge)".into(),
-        why,
+    let lacking = |error: &dyn std::error::Error| ApplyError::Unavailable {
+        scope: Scope::IpRules,
+        what: "tracking of bridged connections".into(),
+        why: format!("this kernel has no nf_conntrack_bridge (Linux 5.3 and newer): {error}"),
     };
-    let mut connection = Connection::open().map_err(|error| lacking(error.to_string()))?;
-    connection.validate(&transaction).map_err(|error| lacking(error.to_string()))
+    let mut connection = Connection::open().map_err(|error| lacking(&error))?;
+    connection.validate(&transaction).map_err(|error| lacking(&error))
 }

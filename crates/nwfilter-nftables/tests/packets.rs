@@ -50,6 +50,30 @@ fn the_same_frames_pass_as_with_iptables_and_ebtables() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_filter_with_states_is_refused_with_advice_if_the_kernel_does_not_track_bridged_connections() -> Result<()>
+{
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
+    let side = Side::new()?;
+    let mut rulesets = fixtures()?.into_iter().filter_map(|case| ruleset(&case));
+    let with_states =
+        rulesets.find(|ruleset| stateless(ruleset.clone()) != *ruleset).expect("the seed has states");
+    let applied = side.apply(&Nftables::new(), Arc::new(with_states));
+    match side.host.enter(nwfilter_nftables::check_kernel) {
+        Ok(()) => assert!(applied.is_ok(), "{applied:?}"),
+        Err(_) => {
+            let error = applied.unwrap_err().to_string();
+            assert!(
+                error.starts_with("tracking of bridged connections: this kernel has no nf_conntrack_bridge"),
+                "{error}"
+            );
+            assert!(error.contains("use the backend xtables"), "{error}");
+            assert!(!side.host.run(&["nft", "list", "tables"])?.contains("nwfilter"));
+        }
+    }
+    Ok(())
+}
+
 fn mac(address: &str) -> MacAddr {
     address.parse().unwrap()
 }

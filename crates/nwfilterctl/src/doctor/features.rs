@@ -57,7 +57,7 @@ fn bridge_conntrack(patient: &Patient<'_>) -> Finding {
         Err(error) => {
             let level = if patient.chosen() == "nftables" { Level::Warning } else { Level::Note };
             let what = format!(
-                "backend nftables refuses filters with rules on connections here: {}",
+                "backend nftables would refuse filters with rules on connections: {}",
                 with_causes(&error)
             );
             Finding::new(level, CHECK, what)
