@@ -4,6 +4,9 @@ use crate::code::Code;
 use crate::diag::Diagnostics;
 use crate::problems::Problems;
 
+/// Bytes at the beginning of a file that tell whether it is text.
+const LOOK: usize = 512;
+
 /// The text of a document; an error that names the encoding it seems to have if it is not UTF-8.
 ///
 /// ```
@@ -16,6 +19,12 @@ pub fn decode<'b>(document: &str, bytes: &'b [u8]) -> Result<&'b str, Diagnostic
     if let Some(encoding) = wide_encoding(bytes) {
         let message = format!("the document is {encoding}, and only UTF-8 is read");
         return Err(refuse(document, "", Code::NotUtf8, 0, message, advice(encoding)));
+    }
+    let begins_as_xml = bytes.trim_ascii_start().starts_with(b"<");
+    if let Some(at) = bytes.iter().take(LOOK).position(|byte| *byte == 0 && !begins_as_xml) {
+        let message = format!("the document is no text: byte {} is zero", at + 1);
+        let help = "name a file with a <filter>, <filterbinding> or <domain>".to_owned();
+        return Err(refuse(document, "", Code::NotUtf8, 0, message, help));
     }
     std::str::from_utf8(bytes).map_err(|error| {
         let valid = error.valid_up_to();

@@ -121,7 +121,7 @@ pub enum Error {
         patience: Duration,
     },
     /// A file or directory could not be read or written.
-    #[error("{}", path.display())]
+    #[error("cannot read or write {}", path.display())]
     Store {
         /// The file or directory.
         path: PathBuf,

@@ -16,7 +16,7 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::cli::Import;
-use crate::documents::{accepted, is_stdin, read, shown};
+use crate::documents::{accepted, is_stdin, read_bytes, shown};
 use crate::output::{Answer, number_of};
 use crate::progress::Watch;
 use crate::verbs::{names, warn_all, warnings};
@@ -63,7 +63,7 @@ pub(crate) fn export(driver: &Driver, file: Option<&Path>, as_json: bool) -> Res
     };
     let problems = driver.problems()?;
     for problem in &problems {
-        warn(format_args!("not exported: {problem}"));
+        warn(format_args!("{} is not in the export, because it is damaged", problem.path.display()));
     }
     let text = serde_json::to_string_pretty(&archive)? + "\n";
     let answer = match file.filter(|file| !is_stdin(file)) {
@@ -92,11 +92,12 @@ fn counted(archive: &Archive) -> String {
 /// Gives a file this content as a whole.
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = fs::File::open(directory)?;
     let mut new = NamedTempFile::new_in(directory)?;
     new.write_all(text.as_bytes())?;
     new.as_file().sync_all()?;
     new.persist(file).map_err(|error| error.error)?;
-    fs::File::open(directory)?.sync_all()
+    parent.sync_all()
 }
 
 // ---- import ----
@@ -131,7 +132,8 @@ pub(crate) fn import(driver: &Driver, watch: &Watch, asked: &Import, as_json: bo
 /// The transaction that brings what a file holds into the stores.
 pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     let source = shown(&asked.file);
-    let archive = parse(&source, &read(&asked.file)?)?;
+    let content = read_bytes(&asked.file).with_context(|| format!("cannot read {source}"))?;
+    let archive = parse(&source, &content)?;
     let mut imported =
         Imported { transaction: Transaction::new(), filters: vec![], ports: vec![], unchanged: 0 };
     let mut conflicts = Vec::new();
@@ -206,10 +208,10 @@ impl Imported {
     }
 }
 
-fn parse(source: &str, text: &str) -> Result<Archive> {
+fn parse(source: &str, content: &[u8]) -> Result<Archive> {
     let help = "a file that 'nwfilterctl export' wrote is expected";
     let archive: Archive =
-        serde_json::from_str(text).with_context(|| format!("{source} is not an export: {help}"))?;
+        serde_json::from_slice(content).with_context(|| format!("{source} is not an export: {help}"))?;
     ensure!(archive.format == FORMAT, "{source} has the format '{}': {help}", archive.format);
     if archive.version != VERSION {
         bail!("{source} has version {} of the format, and only {VERSION} is known here", archive.version);

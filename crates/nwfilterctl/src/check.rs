@@ -12,7 +12,7 @@ use nwfilter::xml::{
     Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
     nearest, read_binding, read_domain, read_filter_with, read_set,
 };
-use nwfilterctl_shared::{check_readable, say, warn, with_causes};
+use nwfilterctl_shared::{check_readable, say, warn, with_causes, without_numbers};
 
 use crate::documents::{read_bytes, shown};
 use crate::output::{Answer, number_of};
@@ -87,7 +87,8 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>, unread: &mut Vec<Diagnostics>)
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostics {
     let start = (Place { line: 1, column: 1 }, 1);
-    Diagnostics::error(&shown(path), "", Code::CannotRead, start, format!("cannot be read: {error}"), None)
+    let message = format!("cannot be read: {}", without_numbers(&error.to_string()));
+    Diagnostics::error(&shown(path), "", Code::CannotRead, start, message, None)
 }
 
 /// The filters of a store, as far as they can be read. A store that does not exist has none.

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use nwfilter::xml::{Reading, Strictness, decode};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use nwfilter::xml::{Binding, Filter, Reading, Strictness, decode, read_binding, read_filter_with};
 use nwfilterctl_shared::{say, warns};
 
 /// The file name that stands for standard input.
@@ -19,8 +19,35 @@ pub(crate) fn shown(file: &Path) -> String {
     if is_stdin(file) { "<stdin>".to_owned() } else { file.display().to_string() }
 }
 
+/// The filter in a file.
+pub(crate) fn filter_in(file: &Path, strictness: Strictness) -> Result<Filter> {
+    accepted(read_filter_with(&shown(file), &read(file)?, strictness)).map_err(|error| {
+        with_right_verb(error, "filterbinding", "'nwfilterctl binding-create' takes bindings")
+    })
+}
+
+/// The binding in a file.
+pub(crate) fn binding_in(file: &Path) -> Result<Binding> {
+    accepted(read_binding(&shown(file), &read(file)?))
+        .map_err(|error| with_right_verb(error, "filter", "'nwfilterctl define' takes filters"))
+}
+
+/// The error, with what to do if it is about a document of that other kind.
+fn with_right_verb(error: Error, kind: &str, help: &str) -> Error {
+    match error.to_string() {
+        text if text.contains(&format!("the document is a <{kind}>,")) => anyhow!("{text}\n  help: {help}"),
+        _ => error,
+    }
+}
+
 /// The text of a document.
 pub(crate) fn read(file: &Path) -> Result<String> {
+    if file.is_dir() {
+        let shown = file.display();
+        bail!(
+            "{shown} is a directory\n  help: name its files: {shown}/*.xml; only 'check' takes directories"
+        );
+    }
     let bytes = read_bytes(file).with_context(|| format!("cannot read {}", shown(file)))?;
     Ok(decode(&shown(file), &bytes)?.to_owned())
 }

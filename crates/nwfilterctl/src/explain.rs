@@ -10,11 +10,11 @@ use nwfilter::explain::{
     Tested, Unanswerable, Way, frames,
 };
 use nwfilter::rules::{Origin, Verdict};
-use nwfilter::xml::{Entry, Filter, Rule, read_binding, write_filter};
+use nwfilter::xml::{Entry, Filter, Rule, write_filter};
 use nwfilter::{Attachment, BindingState, Driver, Error, ExplainedPort};
 use serde_json::{Value, json};
 
-use crate::documents::{accepted, read, read_bytes, shown};
+use crate::documents::{binding_in, read_bytes, shown};
 use crate::output::Answer;
 use crate::places::Places;
 
@@ -69,7 +69,7 @@ pub(crate) fn explain(driver: &Driver, asked: &Explain, helpers: bool, as_json: 
     let mut words = asked.words.iter().map(String::as_str);
     let mut port = match &asked.binding {
         Some(file) => {
-            let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+            let binding = binding_in(file)?;
             driver.explain_binding(binding)?
         }
         None => {

@@ -384,12 +384,24 @@ impl ListenOptions {
 pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         say(format_args!("error: {}", with_causes(error.chain())));
-        let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-        if !geteuid().is_root() && io_errors.into_iter().any(|e| e.kind() == ErrorKind::PermissionDenied) {
-            say("  help: run it as root");
+        let mut io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+        if let Some(help) = io_errors.find_map(|error| help(error.kind())) {
+            say(format_args!("  help: {help}"));
         }
         ExitCode::FAILURE
     })
+}
+
+/// What to do about an error of the system.
+fn help(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::PermissionDenied if !geteuid().is_root() => Some("run it as root"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("make room there"),
+        ErrorKind::ReadOnlyFilesystem => {
+            Some("mount it so that it can be written, or name other directories")
+        }
+        _ => None,
+    }
 }
 
 /// Says something on stderr. Where that is closed or full, nobody can be told.
@@ -431,5 +443,20 @@ pub fn check_readable(store: &Path) -> Result<()> {
 
 /// An error with its causes, a line each.
 pub fn with_causes(chain: anyhow::Chain<'_>) -> String {
-    chain.map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
+    chain.map(|error| without_numbers(&error.to_string())).collect::<Vec<_>>().join("\n  because: ")
+}
+
+/// A message without what only programmers want of errors of the system: their numbers, and the names of temporary files.
+pub fn without_numbers(text: &str) -> String {
+    without(&without(text, " (os error ", ")"), " at path \"", "\"")
+}
+
+/// A text without the parts that begin and end so.
+fn without(text: &str, begin: &str, end: &str) -> String {
+    let mut parts = text.split(begin);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain += part.split_once(end).map_or(part, |(_, rest)| rest);
+    }
+    plain
 }

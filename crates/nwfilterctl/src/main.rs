@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod advice;
 mod archive;
 mod check;
 mod cli;
@@ -107,7 +108,7 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     );
     let answer = carry_out(&driver, &watch, options, verb, json);
     let answer = answer.map_err(|error| places::with_place(&driver, error));
-    let answer = answer.map_err(|error| verbs::with_nearest_name(&driver, error))?;
+    let answer = answer.map_err(|error| advice::with_advice(&driver, error))?;
     if let Some(former) = former {
         if !answer.is_good() {
             warn("the rules of another backend, if there are any, stay until every port has its rules here");

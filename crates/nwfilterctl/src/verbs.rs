@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nwfilter::xml::{
-    DocumentKind, Filter, PortDev, Strictness, Uuid, nearest, read_binding, read_filter, read_filter_with,
-    read_set, write_binding, write_filter, write_set,
+    DocumentKind, Filter, PortDev, Strictness, Uuid, read_binding, read_filter, read_set, write_binding,
+    write_filter, write_set,
 };
 use nwfilter::{
     Applied, Committed, Driver, Error, FailedPort, ProblemKind, Reloaded, Transaction, UnmanagedPorts,
@@ -17,7 +17,7 @@ use nwfilter_xtables::restore_text;
 use nwfilterctl_shared::{say, warn, with_causes};
 use serde_json::json;
 
-use crate::documents::{accepted, is_stdin, read, shown};
+use crate::documents::{accepted, binding_in, filter_in, is_stdin, read, shown};
 use crate::output::{Answer, differences, number_of};
 use crate::places::{Places, in_files};
 use crate::progress::Watch;
@@ -47,7 +47,7 @@ pub(crate) fn definitions(
     let mut transaction = Transaction::new();
     let mut read_from = BTreeMap::new();
     for file in files {
-        let filter = accepted(read_filter_with(&shown(file), &read(file)?, strictness))?;
+        let filter = filter_in(file, strictness)?;
         read_from.insert(filter.name.to_string(), file.clone());
         match is_stdin(file) {
             true => transaction.define_filter(filter),
@@ -122,25 +122,6 @@ pub(crate) fn filter(driver: &Driver, name: &str) -> Result<Arc<Filter>, Error> 
     driver.filter(&name.parse()?)
 }
 
-/// The error, with the name that was perhaps meant if it is about one that does not exist.
-pub(crate) fn with_nearest_name(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
-    let (name, names): (_, Vec<_>) = match error.downcast_ref::<Error>() {
-        Some(Error::NoSuchFilter(name)) => {
-            let filters = driver.filters().unwrap_or_default();
-            (name.as_str(), filters.iter().map(|filter| filter.name.to_string()).collect())
-        }
-        Some(Error::NoSuchBinding(port)) => {
-            let bindings = driver.bindings().unwrap_or_default();
-            (port.as_str(), bindings.iter().map(|binding| binding.port.to_string()).collect())
-        }
-        _ => return error,
-    };
-    match nearest(name, names.iter().map(String::as_str)) {
-        Some(near) => anyhow::anyhow!("{error}\n  help: did you mean '{near}'?"),
-        None => error,
-    }
-}
-
 // ---- bindings ----
 
 pub(crate) fn binding_create(
@@ -165,7 +146,7 @@ pub(crate) fn binding_create(
 pub(crate) fn new_bindings(files: &[PathBuf]) -> Result<(Transaction, Vec<(PortDev, String)>)> {
     let (mut transaction, mut created) = (Transaction::new(), Vec::new());
     for file in files {
-        let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+        let binding = binding_in(file)?;
         created.push((binding.port.clone(), shown(file)));
         transaction.create_binding(binding);
     }
@@ -221,7 +202,7 @@ pub(crate) fn fmt(files: &[PathBuf], as_json: bool) -> Result<Answer> {
 }
 
 pub(crate) fn render(driver: &Driver, file: &Path, helpers: bool, as_json: bool) -> Result<Answer> {
-    let binding = accepted(read_binding(&shown(file), &read(file)?))?;
+    let binding = binding_in(file)?;
     let mut ruleset = driver.ruleset(&binding)?;
     if !helpers {
         ruleset.helpers.clear();

@@ -83,7 +83,10 @@ fn filters_are_defined_listed_shown_and_undefined() {
     let json: serde_json::Value = serde_json::from_str(&stdout(&cli.run(&["list", "--json"]))).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 25);
     assert_eq!(stdout(&cli.run(&["undefine", "ssh"])), "Network filter ssh undefined\n");
-    assert_eq!(refused(&cli.run(&["dumpxml", "ssh"])), "error: no filter is named 'ssh'\n");
+    assert_eq!(
+        refused(&cli.run(&["dumpxml", "ssh"])),
+        "error: no filter is named 'ssh'\n  help: 'nwfilterctl list' shows the filters\n"
+    );
     assert!(refused(&cli.run(&["undefine", "clean-traffic"])).contains("stock filter"));
 }
 

@@ -161,6 +161,7 @@ fn rules_that_differ_from_the_bindings_and_rules_without_binding_are_found() {
     fs::remove_file(dir.path().join("run/tap0.xml")).unwrap();
     let found = Findings::of(&host, dir.path(), &[]);
     found.help("warning[stale-rules]", "ports without a binding in this store: tap0");
+    host.ip(&["link del tap0"]).unwrap();
     drop(tap);
     let found = Findings::of(&host, dir.path(), &[]);
     assert!(found.help("warning[stale-rules]", "do not exist: tap0").contains("nwfilterctl reload"));

@@ -1,0 +1,46 @@
+//! What to do about an error, where the command line knows more than the driver: names that are nearly right, and verbs.
+
+use nix::net::if_::if_nameindex;
+use nwfilter::xml::nearest;
+use nwfilter::{Driver, Error};
+
+/// The error, with what to do about it.
+pub(crate) fn with_advice(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
+    let Some(advice) = error.downcast_ref::<Error>().and_then(|error| advice(driver, error)) else {
+        return error;
+    };
+    anyhow::anyhow!("{error}\n  help: {advice}")
+}
+
+fn advice(driver: &Driver, error: &Error) -> Option<String> {
+    Some(match error {
+        Error::NoSuchFilter(name) => {
+            let filters = driver.filters().unwrap_or_default();
+            let names = filters.iter().map(|filter| filter.name.as_str());
+            meant(name.as_str(), names).unwrap_or_else(|| "'nwfilterctl list' shows the filters".to_owned())
+        }
+        Error::NoSuchBinding(port) => {
+            let bindings = driver.bindings().unwrap_or_default();
+            let ports = bindings.iter().map(|binding| binding.port.as_str());
+            meant(port.as_str(), ports)
+                .unwrap_or_else(|| "'nwfilterctl binding-list' shows the ports that have one".to_owned())
+        }
+        Error::NoSuchPort(port) => {
+            let interfaces = if_nameindex().ok();
+            let names = interfaces.iter().flat_map(|interfaces| interfaces.iter());
+            let names: Vec<_> = names.filter_map(|interface| interface.name().to_str().ok()).collect();
+            meant(port.as_str(), names.into_iter()).unwrap_or_else(|| {
+                "a guest has its interface while it runs; 'ip -brief link' shows all".to_owned()
+            })
+        }
+        Error::BindingExists(port) => format!("nwfilterctl binding-delete {port}"),
+        Error::FilterInUse { name, .. } => {
+            format!("'nwfilterctl users {name}' shows by what; 'define' changes a filter that is in use")
+        }
+        _ => return None,
+    })
+}
+
+fn meant<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    nearest(name, names).map(|near| format!("did you mean '{near}'?"))
+}
