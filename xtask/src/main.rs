@@ -6,6 +6,7 @@ mod install_capi;
 mod install_module;
 mod interrupt;
 mod manuals;
+mod package;
 mod packages;
 mod suite;
 mod test;
@@ -74,6 +75,22 @@ enum Task {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Build the Debian packages
+    Deb {
+        /// Where to; without it, below target
+        directory: Option<PathBuf>,
+        /// Of programs that are compiled without optimisation, as for tests
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Build the RPM packages
+    Rpm {
+        /// Where to; without it, below target
+        directory: Option<PathBuf>,
+        /// Of programs that are compiled without optimisation, as for tests
+        #[arg(long)]
+        dev: bool,
+    },
     /// Write the manual pages and the completions of shells
     Manuals {
         /// Where to; without it, below target
@@ -101,6 +118,8 @@ fn main() -> ExitCode {
         Task::InstallCapi { prefix, libdir, destdir } => {
             install_capi(&install_capi::Place { destdir, prefix, libdir })
         }
+        Task::Deb { directory, dev } => package::run(package::Kind::Deb, directory, profile(dev)),
+        Task::Rpm { directory, dev } => package::run(package::Kind::Rpm, directory, profile(dev)),
         Task::InstallModule { dir } => install_module::run(install_module::Step::Install, dir),
         Task::UninstallModule { dir } => install_module::run(install_module::Step::Uninstall, dir),
         Task::Manuals { directory } => manuals::run(&directory.unwrap_or_else(manuals::default_directory)),
@@ -128,6 +147,10 @@ fn install_capi(place: &install_capi::Place) -> Result<ExitCode> {
         .with_context(|| format!("cannot install below {}", place.destdir.join(&place.prefix).display()))?;
     println!("libnwfilter is installed in {}: pkg-config --cflags --libs nwfilter", place.prefix.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn profile(dev: bool) -> package::Profile {
+    if dev { package::Profile::Dev } else { package::Profile::Release }
 }
 
 /// Two daemons at a time: one costs a core most of the time.

@@ -55,6 +55,15 @@ pub(crate) const VM: &[Package] = &[
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];
 
+/// What building Debian packages takes.
+pub(crate) const DEB: &[Package] = &[("binutils", "/usr/bin/strip"), ("dpkg-dev", "/usr/bin/dpkg-shlibdeps")];
+
+/// What checks Debian packages.
+pub(crate) const LINTIAN: &[Package] = &[("lintian", "/usr/bin/lintian")];
+
+/// What building RPM packages takes.
+pub(crate) const RPM: &[Package] = &[("binutils", "/usr/bin/strip"), ("rpm", "/usr/bin/rpmbuild")];
+
 /// What making a chroot takes.
 pub(crate) const SUITE: &[Package] = &[("debootstrap", "/usr/sbin/debootstrap")];
 

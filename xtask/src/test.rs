@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 use nix::unistd::Uid;
 
-use crate::packages::{DEMO, TEST, ensure_installed};
+use crate::packages::{DEB, DEMO, LINTIAN, RPM, TEST, ensure_installed};
 use crate::vm::{self, Image};
 
 /// Makes a package of each crate but those that are only for this workspace.
@@ -30,7 +30,7 @@ const PACKAGE: [&str; 14] = [
 
 /// Runs all checks; the tests come last, so that their summary does.
 pub(crate) fn run() -> Result<ExitCode> {
-    ensure_installed(&[DEMO, TEST])?;
+    ensure_installed(&[DEMO, TEST, DEB, LINTIAN, RPM])?;
     let root = Uid::effective().is_root();
     if !root {
         println!("not root: tests that need namespaces say that they are skipped");
