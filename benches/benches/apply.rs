@@ -7,16 +7,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use criterion::{Criterion, criterion_main};
 use nwfilter_benches::{binding, seed_filters};
+use nwfilter_nftables::Nftables;
 use nwfilter_rules::{Backend, Batch, instantiate};
 use nwfilter_testlab::{Host, Need, requirements};
 use nwfilter_xtables::{Xtables, restore_texts};
 
 fn batch(ports: usize) -> Result<Batch> {
+    batch_of(ports, "ftp-by-port")
+}
+
+fn batch_of(ports: usize, filter: &str) -> Result<Batch> {
     let filters = seed_filters()?;
     let mut batch = Batch::default();
     for number in 0..ports {
         let port = format!("vnet{number}");
-        let ruleset = instantiate(&filters, &binding(&port, "ftp-by-port")?)?;
+        let ruleset = instantiate(&filters, &binding(&port, filter)?)?;
         batch.filter(port.parse()?, Arc::new(ruleset));
     }
     Ok(batch)
@@ -82,13 +87,38 @@ fn applying(c: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// The bar is a fifth of a second for a thousand ports.
+fn counting(c: &mut Criterion) -> Result<()> {
+    const PORTS: usize = 1000;
+    const BAR: Duration = Duration::from_millis(200);
+    // The native backend has rules on connections only where the kernel follows those of a bridge.
+    let backends: [(Box<dyn Backend>, &str); 2] =
+        [(Box::new(Xtables::default()), "ftp-by-port"), (Box::new(Nftables::new()), "clean-traffic")];
+    for (backend, filter) in backends {
+        let (host, batch) = (Host::new()?, batch_of(PORTS, filter)?);
+        let count = || host.enter(|| backend.rules(black_box(&batch)));
+        host.enter(|| backend.apply(&batch))?;
+        ensure!(count()?.differing.is_empty());
+        c.bench_function(&format!("count the rules of 1,000 ports, {}", backend.name()), |b| b.iter(count));
+        let timed = |_| {
+            let start = Instant::now();
+            count().map(|held| (start.elapsed(), held.rules.len()))
+        };
+        let times: Vec<_> = (0..10).map(timed).collect::<Result<_, _>>()?;
+        let Some((taken, rules)) = times.into_iter().min() else { continue };
+        println!("{}: {rules} rules counted in {taken:?}", backend.name());
+        ensure!(taken < BAR, "counting takes {taken:?}");
+    }
+    Ok(())
+}
+
 fn benches() {
     if let Err(missing) = requirements(&[Need::Root, Need::Tool("ip"), Need::Tool("ebtables")]) {
         eprintln!("skipped: {missing}");
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
-    for bench in [rendering_beside_the_tools, applying] {
+    for bench in [rendering_beside_the_tools, applying, counting] {
         if let Err(error) = bench(&mut criterion) {
             panic!("{error:#}");
         }

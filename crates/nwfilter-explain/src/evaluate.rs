@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use nwfilter_rules::{
-    EthernetSide, Family, IpPart, IpTest, Match, Origin, RootEntry, Rule, Ruleset, Verdict,
+    EthernetSide, Family, IpPart, IpTest, Layer, Match, Origin, RootEntry, Rule, Ruleset, Verdict,
 };
 use nwfilter_xml::VarRef;
 use serde::{Serialize, Serializer};
@@ -72,18 +72,6 @@ impl Explanation {
     pub fn deciding(&self) -> Option<&Step> {
         self.steps.get(self.decided_by?)
     }
-}
-
-/// The rules a step belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layer {
-    /// Rules on frames.
-    Ethernet,
-    /// Rules on IPv4 packets.
-    Ipv4,
-    /// Rules on IPv6 packets.
-    Ipv6,
 }
 
 /// One step of the evaluation.
@@ -367,10 +355,7 @@ impl Path {
         way: Way,
         subject: &Subject<'_>,
     ) -> Result<Outcome, Unanswerable> {
-        let layer = match family {
-            Family::Ipv4 => Layer::Ipv4,
-            Family::Ipv6 => Layer::Ipv6,
-        };
+        let layer = Layer::from(family);
         let at = || (layer, "root".to_owned());
         if let Some(why) = subject.packet.broken {
             return Ok(self.stop(at(), format!("the kernel drops this packet before any IP rule: {why}")));
@@ -539,16 +524,6 @@ impl fmt::Display for Way {
         f.write_str(match self {
             Way::FromGuest => "out",
             Way::ToGuest => "in",
-        })
-    }
-}
-
-impl fmt::Display for Layer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Layer::Ethernet => "Ethernet",
-            Layer::Ipv4 => "IPv4",
-            Layer::Ipv6 => "IPv6",
         })
     }
 }

@@ -53,9 +53,8 @@ mod words;
 
 pub use connection::{Connection, State, Tracker};
 pub use conversation::{Conversation, Told, Turn};
-pub use evaluate::{
-    Explainer, Explanation, Layer, NearMiss, Outcome, Step, StepKind, Tested, Unanswerable, Way,
-};
+pub use evaluate::{Explainer, Explanation, NearMiss, Outcome, Step, StepKind, Tested, Unanswerable, Way};
+pub use nwfilter_rules::Layer;
 pub use packet::{
     Arp, Body, Fragment, Icmp, Ip, Packet, Stp, Tcp, Transport, ether_type, protocol, tcp_flag,
 };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nwfilter_explain::{Explainer, IpSets, Outcome, Packet, Way, protocol};
-use nwfilter_rules::{Backend, Batch, IpPart, IpTest, Ruleset, instantiate};
+use nwfilter_rules::{Backend, Batch, IpPart, IpTest, Match, Ruleset, instantiate};
 use nwfilter_testlab::conformance::{Case, fixture_cases, random_case};
 use nwfilter_testlab::corpus::{OTHER, Speakers, close_to_the_corpus, corpus};
 use nwfilter_testlab::{Host, Mac, Need, Tap, skip_unless};
@@ -119,13 +119,24 @@ fn explained(ruleset: &Ruleset, way: Way) -> Result<(BTreeSet<String>, BTreeMap<
     Ok((passing, ways))
 }
 
-/// Where the kernel drops on its own what conntrack finds no header in: connlimit does, as with IPv6 with an authentication
-/// header before nothing.
+/// Where the kernel does something else than the rules say:
+///
+/// * connlimit drops at once what conntrack finds no header in, as IPv6 with an authentication header before nothing;
+/// * what is at the place of the ports in a later fragment is compared with ports, where fragments are not put together.
 fn is_known(ruleset: &Ruleset, frame: &str) -> bool {
-    let ip_rules = [&ruleset.ipv4, &ruleset.ipv6].into_iter().flatten();
-    let mut ip_rules = ip_rules.flat_map(|part| part.from_guest.iter().chain(&part.to_guest));
-    frame.contains("IPv6: AH")
-        && ip_rules.any(|rule| rule.matches.iter().any(|m| matches!(m.test, IpTest::ConnlimitAbove(_))))
+    let part = if frame.contains("IPv6") { &ruleset.ipv6 } else { &ruleset.ipv4 };
+    let Some(part) = part else { return false };
+    let any = |is: fn(&Match<IpTest>) -> bool| {
+        part.from_guest.iter().chain(&part.to_guest).any(|rule| rule.matches.iter().any(is))
+    };
+    if frame.ends_with("fragment 1") || frame.ends_with("fragment 2") {
+        return !follows_connections(part)
+            && any(|m| match &m.test {
+                IpTest::SrcPort(ports) | IpTest::DstPort(ports) => m.negated || ports.to.is_some(),
+                _ => false,
+            });
+    }
+    frame.contains("IPv6: AH") && any(|m| matches!(m.test, IpTest::ConnlimitAbove(_)))
 }
 
 fn follows_connections(part: &IpPart) -> bool {

@@ -10,15 +10,16 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, ForeignChange, Installed, KernelObject, NoHelper, Origin,
-    Planned, Process, Refused, Ruleset, Scope, Unsupported, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, ForeignChange, Held, Installed, KernelObject, NoHelper,
+    Origin, Planned, Process, Refused, Ruleset, Scope, Unsupported, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
 use crate::class;
+use crate::held;
 use crate::kernel::{
-    BatchHead, Change, CommitError, Connection, Error, Event, Expr, Monitor, Operation, Part, Refusal,
-    TableFlags, Transaction, check_batch, expr::Load,
+    BatchHead, Change, CommitError, Connection, Error, Event, Expr, Monitor, Object, Operation, Part,
+    Refusal, TableFlags, Transaction, check_batch, expr::Load,
 };
 use crate::layout;
 use crate::model::{Model, port_name};
@@ -628,6 +629,23 @@ impl Backend for Nftables {
         })
     }
 
+    fn rules(&self, batch: &Batch) -> Result<Held, ApplyError> {
+        let mut state = self.shared.state();
+        let state = self.entered(&mut state)?;
+        for _ in 0..ATTEMPTS {
+            state.refresh(&self.shared.own).map_err(unavailable)?;
+            let (chains, generation) = state.connection.chains(&layout::table()).map_err(unavailable)?;
+            // Others changed rules meanwhile.
+            if generation != state.generation {
+                state.wait_until_told();
+                continue;
+            }
+            let Possible { wanted, .. } = Self::possible(batch, &lacking_helpers(batch, &state.model))?;
+            return Ok(held::rules(&wanted, &state.model, &chains));
+        }
+        Err(unavailable(Error::Interrupted { table: layout::table(), times: ATTEMPTS }))
+    }
+
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         let monitor = Monitor::open(layout::table()).map_err(unavailable)?;
         Ok(Some(Box::new(Follower { monitor, own: self.shared.own.clone() })))
@@ -651,6 +669,17 @@ impl Backend for Nftables {
             Err(failure) => Err(failure.into_error()),
         }
     }
+}
+
+/// The helpers that rulesets ask for and the table has not: the kernel lacked them when the rules were written.
+fn lacking_helpers(batch: &Batch, model: &Model) -> BTreeSet<String> {
+    let has = |helper: &str| {
+        model.objects.values().any(|object| match object {
+            Object::CtHelper(held) => held.helper == helper,
+        })
+    };
+    let asked = batch.filtered().flat_map(|(_, ruleset)| &ruleset.helpers).map(|rule| rule.helper.name());
+    asked.filter(|helper| !has(helper)).map(str::to_owned).collect()
 }
 
 // ---- changes of others ----

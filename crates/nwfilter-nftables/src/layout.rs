@@ -30,6 +30,8 @@ use crate::kernel::{
 
 /// The name of the table, as tools show it.
 pub(crate) const TABLE: &str = "bridge nwfilter";
+/// The same without its family.
+pub(crate) const TABLE_NAME: &str = "nwfilter";
 /// Where frames that guests send are looked up. Behind the tracking of connections, which comes at -200.
 const PREROUTING_PRIORITY: i32 = -150;
 /// The name of the set of [`zone_0`].
@@ -64,7 +66,7 @@ pub(crate) fn fixed<T: std::str::FromStr>(text: &str) -> T {
 
 /// The table.
 pub(crate) fn table() -> TableId {
-    TableId::bridge(fixed("nwfilter"))
+    TableId::bridge(fixed(TABLE_NAME))
 }
 
 /// The map that leads ports to their chains.

@@ -26,6 +26,7 @@ mod backend;
 mod bridges;
 mod class;
 mod condition;
+mod held;
 pub mod kernel;
 mod layout;
 mod model;

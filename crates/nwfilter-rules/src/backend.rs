@@ -13,6 +13,7 @@ use std::time::Duration;
 use nwfilter_xml::PortDev;
 use serde::{Serialize, Serializer};
 
+use crate::held::Held;
 use crate::helper::Helper;
 use crate::ruleset::{Origin, Ruleset};
 
@@ -32,6 +33,18 @@ pub trait Backend: Send + Sync {
 
     /// The ports for which the kernel holds rules of this backend.
     fn installed(&self) -> Result<Installed, ApplyError>;
+
+    /// The rules that the kernel holds for the filtered ports of the batch, each with the filter's rule that it comes
+    /// from and its counter. Changes nothing.
+    ///
+    /// Chains that differ from what the batch asks for are left out, and their ports are in [`Held::differing`].
+    fn rules(&self, _: &Batch) -> Result<Held, ApplyError> {
+        Err(ApplyError::Unavailable {
+            scope: Scope::Everything,
+            what: format!("the counts of backend {}", self.name()),
+            why: "it does not show the rules of the kernel".to_owned(),
+        })
+    }
 
     /// Starts to watch for changes by others. `None` if this backend cannot watch for changes.
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
@@ -61,6 +74,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn installed(&self) -> Result<Installed, ApplyError> {
         (**self).installed()
+    }
+
+    fn rules(&self, batch: &Batch) -> Result<Held, ApplyError> {
+        (**self).rules(batch)
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {

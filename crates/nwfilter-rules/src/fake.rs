@@ -13,6 +13,7 @@ use crate::backend::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
     KernelObject, Planned, Process, Refused, Subject, Unsupported, Watch,
 };
+use crate::held::{Count, Held, HeldRule, RuleId};
 use crate::packet::IpTest;
 use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
 
@@ -42,6 +43,7 @@ struct State {
     before_apply: Option<Hook>,
     cannot_watch: bool,
     watches: Vec<(PipeWriter, Changes)>,
+    counts: BTreeMap<(PortDev, Origin), Count>,
 }
 
 type Changes = Arc<Mutex<Vec<ForeignChange>>>;
@@ -75,6 +77,11 @@ impl Fake {
     /// Sets a function that each [`Backend::apply`] calls first, in the applying thread. It may record, wait or panic.
     pub fn before_apply(&self, hook: impl Fn(&Batch) + Send + Sync + 'static) {
         self.state().before_apply = Some(Arc::new(hook));
+    }
+
+    /// Sets the counter of a filter's rule on a port.
+    pub fn set_count(&self, port: &PortDev, origin: &Origin, count: Count) {
+        self.state().counts.insert((port.clone(), origin.clone()), count);
     }
 
     /// Makes this a backend that cannot watch for changes.
@@ -153,6 +160,33 @@ impl Backend for Fake {
 
     fn installed(&self) -> Result<Installed, ApplyError> {
         Ok(Installed { ports: self.state().held.keys().cloned().collect(), unreached: BTreeSet::new() })
+    }
+
+    fn rules(&self, batch: &Batch) -> Result<Held, ApplyError> {
+        let state = self.state();
+        let mut held = Held::default();
+        for (port, wanted) in batch.filtered() {
+            if state.held.get(port) != Some(wanted) {
+                held.differing.insert(port.clone());
+                continue;
+            }
+            let ports = Arc::new(BTreeSet::from([port.clone()]));
+            let mut left: BTreeMap<_, _> = state.counts.iter().filter(|((of, _), _)| of == port).collect();
+            for (layer, rule) in wanted.rules_by_layer() {
+                let (origin, verdict) = (rule.origin().clone(), rule.verdict());
+                let handle = held.rules.len() as u64 + 1;
+                held.rules.push(HeldRule {
+                    id: RuleId { family: 0, table: TABLE, handle },
+                    ports: ports.clone(),
+                    layer,
+                    chain: "root".into(),
+                    count: left.remove(&(port.clone(), origin.clone())).copied().unwrap_or_default(),
+                    origin,
+                    verdict: Some(verdict),
+                });
+            }
+        }
+        Ok(held)
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {

@@ -29,6 +29,7 @@ mod backend;
 mod error;
 mod expand;
 mod fake;
+mod held;
 mod helper;
 mod lower_ethernet;
 mod lower_ip;
@@ -45,6 +46,7 @@ pub use backend::{
 pub use error::RulesError;
 pub use expand::instantiate;
 pub use fake::Fake;
+pub use held::{Count, Counts, Held, HeldRule, Layer, RuleCount, RuleId};
 pub use helper::{CTRL_CT_HELPERS, Helper, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};
 pub use packet::{CtDirection, EthernetTest, IpTest, MaskedMac, Network, PortRange, StpRange};
 pub use ruleset::{

@@ -13,6 +13,7 @@ use nwfilter_xml::value::VarRef;
 use nwfilter_xml::{ChainName, FilterName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::held::Layer;
 use crate::helper::HelperRule;
 use crate::packet::{EthernetTest, IpTest};
 
@@ -265,6 +266,14 @@ impl<'a> AnyRule<'a> {
             AnyRule::Ip(rule) => &rule.origin,
         }
     }
+
+    /// What happens to a packet that it matches.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            AnyRule::Ethernet(rule) => rule.verdict,
+            AnyRule::Ip(rule) => rule.verdict,
+        }
+    }
 }
 
 impl Ruleset {
@@ -283,6 +292,11 @@ impl Ruleset {
 
     /// Every rule, of both layers and directions.
     pub fn rules(&self) -> impl Iterator<Item = AnyRule<'_>> {
+        self.rules_by_layer().map(|(_, rule)| rule)
+    }
+
+    /// The same, each with the packets that it is about.
+    pub fn rules_by_layer(&self) -> impl Iterator<Item = (Layer, AnyRule<'_>)> {
         let sides = [&self.ethernet.from_guest, &self.ethernet.to_guest].into_iter().flatten();
         let ethernet = sides.flat_map(|side| {
             let root = side.root.iter().filter_map(|entry| match entry {
@@ -291,8 +305,11 @@ impl Ruleset {
             });
             root.chain(side.chains.iter().flat_map(|chain| &chain.rules))
         });
-        let parts = Family::ALL.into_iter().filter_map(|family| self.ip(family));
-        let ip = parts.flat_map(|part| part.from_guest.iter().chain(&part.to_guest));
-        ethernet.map(AnyRule::Ethernet).chain(ip.map(AnyRule::Ip))
+        let parts = Family::ALL.into_iter().filter_map(|family| Some((family, self.ip(family)?)));
+        let ip = parts.flat_map(|(family, part)| {
+            let rules = part.from_guest.iter().chain(&part.to_guest);
+            rules.map(move |rule| (Layer::from(family), AnyRule::Ip(rule)))
+        });
+        ethernet.map(|rule| (Layer::Ethernet, AnyRule::Ethernet(rule))).chain(ip)
     }
 }

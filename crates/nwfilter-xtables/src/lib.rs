@@ -14,6 +14,7 @@
 mod canonical;
 mod difference;
 mod dispatch;
+mod held;
 mod history;
 mod host;
 mod memory;
@@ -33,8 +34,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, Helper, HelperSide,
-    Installed, KernelObject, NoHelper, Planned, Ruleset, Subject, Unsupported, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, Held, Helper,
+    HelperSide, Installed, KernelObject, NoHelper, Planned, Ruleset, Subject, Unsupported, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -150,6 +151,20 @@ impl Backend for Xtables {
             installed.ports.extend(ports);
         }
         Ok(installed)
+    }
+
+    fn rules(&self, batch: &Batch) -> Result<Held, ApplyError> {
+        let mut memory = self.memory();
+        for _ in 0..ATTEMPTS {
+            let before = nftables::Generation::now();
+            let found = held::rules(batch, memory.tables()?)?;
+            // What others changed meanwhile is read again.
+            if before.is_ok_and(|before| nftables::Generation::now().is_ok_and(|now| now == before)) {
+                return Ok(found);
+            }
+        }
+        let why = "others change the rules all the time: try again".to_owned();
+        Err(tool::unavailable("the rules of the kernel cannot be read".to_owned(), why))
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {

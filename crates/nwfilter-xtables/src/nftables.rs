@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockopt, recvfrom, send,
     setsockopt, socket,
 };
-use nwfilter_rules::{ApplyError, Family, ForeignChange, KernelObject, Process, Scope};
+use nwfilter_rules::{ApplyError, Count, Family, ForeignChange, KernelObject, Process, Scope};
 
 use crate::history::{Changes, History};
 use crate::host::{bridge_switch, is_bridge_switch_on};
@@ -46,6 +46,18 @@ const SHOWN: usize = 6;
 const TABLE: u16 = 1;
 /// NFTA_RULE_CHAIN
 const CHAIN_OF_RULE: u16 = 2;
+/// NFTA_RULE_HANDLE
+const HANDLE_OF_RULE: u16 = 3;
+/// NFTA_RULE_EXPRESSIONS
+const EXPRESSIONS_OF_RULE: u16 = 4;
+/// NFTA_EXPR_NAME
+const EXPRESSION_NAME: u16 = 1;
+/// NFTA_EXPR_DATA
+const EXPRESSION_DATA: u16 = 2;
+/// NFTA_COUNTER_BYTES
+const COUNTED_BYTES: u16 = 1;
+/// NFTA_COUNTER_PACKETS
+const COUNTED_PACKETS: u16 = 2;
 /// NFTA_CHAIN_NAME
 const NAME_OF_CHAIN: u16 = 3;
 /// NFTA_GEN_ID
@@ -114,7 +126,7 @@ fn ask(socket: &OwnedFd, wanted: u16) -> io::Result<u32> {
         Message::Nftables { kind: libc::NFT_MSG_NEWGEN, attributes, .. } => {
             number(attributes, wanted).map(Ok)
         }
-        Message::Nftables { .. } => None,
+        Message::Nftables { .. } | Message::Done => None,
     });
     answer.unwrap_or_else(|| Err(io::ErrorKind::InvalidData.into()))
 }
@@ -129,16 +141,100 @@ fn open(groups: u32) -> io::Result<OwnedFd> {
 
 /// NFT_MSG_GETGEN
 fn generation_request() -> Vec<u8> {
-    let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_GETGEN) as u16;
-    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER);
-    request.extend(((HEADER + FAMILY_HEADER) as u32).to_ne_bytes());
+    request(libc::NFT_MSG_GETGEN, 0, libc::AF_UNSPEC, &[])
+}
+
+/// A question, with attributes that are texts.
+fn request(kind: libc::c_int, flags: libc::c_int, family: libc::c_int, texts: &[(u16, &str)]) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    for (attribute, text) in texts {
+        let length = ATTRIBUTE_HEADER + text.len() + 1;
+        attributes.extend((length as u16).to_ne_bytes());
+        attributes.extend(attribute.to_ne_bytes());
+        attributes.extend(text.bytes());
+        // The end of the text, and what is missing to a word.
+        attributes.resize(attributes.len() + length.next_multiple_of(4) - length + 1, 0);
+    }
+    let length = HEADER + FAMILY_HEADER + attributes.len();
+    let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16;
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
-    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
     // The sequence number and the sender, which the kernel knows.
     request.extend([0; 8]);
     // Family, version, resource.
-    request.extend([libc::AF_UNSPEC as u8, libc::NFNETLINK_V0 as u8, 0, 0]);
+    request.extend([family as u8, libc::NFNETLINK_V0 as u8, 0, 0]);
+    request.extend(attributes);
     request
+}
+
+// ---- rules ----
+
+/// A rule that the kernel holds, with what it has counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KernelRule {
+    pub(crate) handle: u64,
+    pub(crate) count: Count,
+}
+
+/// The rules of a table by chain, first to last: of one chain where one is named, else of all. A table or chain that
+/// there is not has none.
+pub(crate) fn rules(table: TableId, chain: Option<&str>) -> io::Result<BTreeMap<String, Vec<KernelRule>>> {
+    let socket = open(0)?;
+    let texts = [(TABLE, table.name()), (CHAIN_OF_RULE, chain.unwrap_or_default())];
+    let texts = &texts[..=usize::from(chain.is_some())];
+    let request = request(libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, family(table.tool()), texts);
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut rules: BTreeMap<String, Vec<KernelRule>> = BTreeMap::new();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        // The kernel has more ready whenever it is asked, until it says that it is done.
+        let length = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok((length, _)) => length,
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        for message in messages(&buffer[..length]) {
+            match message {
+                Message::Done => return Ok(rules),
+                Message::Refused(libc::ENOENT) => return Ok(BTreeMap::new()),
+                Message::Refused(error) => return Err(io::Error::from_raw_os_error(error)),
+                Message::Nftables { attributes, .. } => {
+                    let (Some(chain), Some(rule)) = (text(attributes, CHAIN_OF_RULE), rule(attributes))
+                    else {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    };
+                    match rules.get_mut(chain) {
+                        Some(rules) => rules.push(rule),
+                        None => drop(rules.insert(chain.to_owned(), vec![rule])),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn rule(attributes: &[u8]) -> Option<KernelRule> {
+    let handle = long(attributes, HANDLE_OF_RULE)?;
+    let expressions = attribute(attributes, EXPRESSIONS_OF_RULE).unwrap_or_default();
+    let counter = each_attribute(expressions)
+        .map(|(_, expression)| expression)
+        .find(|expression| text(expression, EXPRESSION_NAME) == Some("counter"))
+        .and_then(|counter| attribute(counter, EXPRESSION_DATA));
+    let count = counter.and_then(|counter| {
+        Some(Count { packets: long(counter, COUNTED_PACKETS)?, bytes: long(counter, COUNTED_BYTES)? })
+    });
+    Some(KernelRule { handle, count: count.unwrap_or_default() })
+}
+
+/// The family of a tool's tables.
+pub(crate) fn family(tool: Tool) -> libc::c_int {
+    match tool {
+        Tool::Iptables => libc::NFPROTO_IPV4,
+        Tool::Ip6tables => libc::NFPROTO_IPV6,
+        Tool::Ebtables => libc::NFPROTO_BRIDGE,
+    }
 }
 
 // ---- changes ----
@@ -355,14 +451,8 @@ fn place(kind: libc::c_int, family: u8, attributes: &[u8]) -> Option<(TableId, O
 
 /// The table of ours with this name and family in nf_tables.
 fn table(family: u8, name: &str) -> Option<TableId> {
-    TableId::ALL.into_iter().find(|table| {
-        let theirs = match table.tool() {
-            Tool::Iptables => libc::NFPROTO_IPV4,
-            Tool::Ip6tables => libc::NFPROTO_IPV6,
-            Tool::Ebtables => libc::NFPROTO_BRIDGE,
-        };
-        table.name() == name && theirs == libc::c_int::from(family)
-    })
+    let is_it = |id: &TableId| id.name() == name && self::family(id.tool()) == libc::c_int::from(family);
+    TableId::ALL.into_iter().find(is_it)
 }
 
 fn cannot_follow(error: io::Error) -> ApplyError {
@@ -380,6 +470,8 @@ fn cannot_follow(error: io::Error) -> ApplyError {
 enum Message<'a> {
     /// The request was refused, with an errno.
     Refused(i32),
+    /// The answer ends here.
+    Done,
     /// One of nf_tables.
     Nftables {
         /// `NFT_MSG_*`
@@ -404,24 +496,34 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
         if kind == libc::NLMSG_ERROR as u16 {
             return Some(Message::Refused(-i32::from_ne_bytes(*payload.first_chunk()?)));
         }
+        if kind == libc::NLMSG_DONE as u16 {
+            return Some(Message::Done);
+        }
         let (subsystem, kind) = (libc::c_int::from(kind >> 8), libc::c_int::from(kind & 0xff));
         let (family, attributes) = (*payload.first()?, payload.get(FAMILY_HEADER..)?);
         (subsystem == libc::NFNL_SUBSYS_NFTABLES).then_some(Message::Nftables { kind, family, attributes })
     })
 }
 
-/// The value of an attribute.
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+/// The attributes of a message or of another attribute, by their numbers. What is cut off ends them.
+fn each_attribute(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = attributes;
-    loop {
+    std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
         let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
         let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        if kind & libc::NLA_TYPE_MASK as u16 == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & libc::NLA_TYPE_MASK as u16, value))
+    })
+}
+
+/// The value of an attribute.
+fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    each_attribute(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+fn long(attributes: &[u8], wanted: u16) -> Option<u64> {
+    Some(u64::from_be_bytes(*attribute(attributes, wanted)?.first_chunk()?))
 }
 
 fn number(attributes: &[u8], wanted: u16) -> Option<u32> {

@@ -101,7 +101,7 @@ fn ethernet_side(
 }
 
 /// The rule at the end of a chain. ebtables accepts a frame at the end of a chain by itself.
-fn ethernet_end(end: Verdict) -> Option<Line> {
+pub(crate) fn ethernet_end(end: Verdict) -> Option<Line> {
     match end {
         Verdict::Accept | Verdict::Pass | Verdict::Continue => None,
         Verdict::Drop | Verdict::Reject | Verdict::Return => {

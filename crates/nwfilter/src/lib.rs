@@ -11,6 +11,7 @@ mod atomic;
 mod clock;
 mod commit;
 mod config;
+mod counters;
 mod driver;
 mod error;
 mod events;

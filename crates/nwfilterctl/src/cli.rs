@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::counters::{Counters, Top};
 use crate::explain::Explain;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nwfilterctl_shared::{Arguments, DaemonOptions, ListenOptions};
@@ -90,6 +91,8 @@ pub(crate) enum Verb {
         format: RenderFormat,
     },
     Explain(Explain),
+    Counters(Counters),
+    Top(Top),
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
     /// Do as `reload` and go on: repair what others change, and learn addresses, until SIGTERM. Prints what happens

@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod complete;
 mod config;
+mod counters;
 mod doctor;
 mod documents;
 mod edit;
@@ -150,6 +151,8 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             verbs::render(driver, &binding, options.gives_helpers(), as_json)?
         }
         Verb::Explain(asked) => explain::explain(driver, &asked, options.gives_helpers(), json)?,
+        Verb::Counters(asked) => counters::counters(driver, &asked, json)?,
+        Verb::Top(asked) => counters::top(driver, &asked, json)?,
         Verb::Diff => verbs::diff(driver, json)?,
         Verb::Status => status::status(driver, options, json)?,
         Verb::Learn => {

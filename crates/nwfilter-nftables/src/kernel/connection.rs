@@ -1,5 +1,6 @@
 //! A netlink socket to nf_tables: transactions, and reading a table back.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 
 use super::batch::{Batch, Ending, expression_at, message_type};
 use super::error::{CommitError, Error, Refusal};
-use super::installed::InstalledTable;
+use super::installed::{InstalledChain, InstalledTable};
+use super::name::ChainName;
 use super::read;
 use super::table::TableId;
 use super::transaction::{Operation, Transaction};
@@ -185,9 +187,25 @@ impl Connection {
 
     /// Reads a table; `None` where there is none. Of other tables nothing is read but the names of chains.
     pub fn table(&mut self, table: &TableId) -> Result<Option<InstalledTable>, Error> {
+        self.read(table, |connection, generation| read::table(connection, table, generation))
+    }
+
+    /// Reads the chains of a table and their rules, and the generation of which they are; none where there is no table.
+    pub fn chains(&mut self, table: &TableId) -> Result<(BTreeMap<ChainName, InstalledChain>, u32), Error> {
+        self.read(table, |connection, generation| {
+            Ok((read::chains_with_rules(connection, table)?, generation))
+        })
+    }
+
+    /// Reads something of a table, again where others change rules meanwhile.
+    fn read<T>(
+        &mut self,
+        table: &TableId,
+        read: impl Fn(&mut Self, u32) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         for _ in 0..READS {
             let before = self.generation()?;
-            match read::table(self, table, before) {
+            match read(self, before) {
                 Ok(read) if self.generation()? == before => return Ok(read),
                 // What it was reading went away.
                 Ok(_) | Err(Error::Interrupted { .. }) => {}

@@ -33,8 +33,7 @@ pub(super) fn table(
     generation: u32,
 ) -> Result<Option<InstalledTable>, Error> {
     let Some((flags, owner)) = head(connection, table)? else { return Ok(None) };
-    let mut chains = chains(connection, table)?;
-    rules(connection, table, &mut chains)?;
+    let chains = chains_with_rules(connection, table)?;
     let mut installed = BTreeMap::new();
     for set in sets(connection, table)? {
         let elements = set_elements(connection, table, &set)?;
@@ -42,6 +41,16 @@ pub(super) fn table(
     }
     let objects = objects(connection, table)?;
     Ok(Some(InstalledTable { generation, flags, owner, chains, sets: installed, objects }))
+}
+
+/// The chains of a table with their rules.
+pub(super) fn chains_with_rules(
+    connection: &mut Connection,
+    table: &TableId,
+) -> Result<BTreeMap<ChainName, InstalledChain>, Error> {
+    let mut chains = chains(connection, table)?;
+    rules(connection, table, &mut chains)?;
+    Ok(chains)
 }
 
 fn head(connection: &mut Connection, table: &TableId) -> Result<Option<(TableFlags, Option<u32>)>, Error> {

@@ -25,6 +25,12 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "Check every document below filters/; a warning is an error.",
     ),
     ("config", "nwfilterctl config", "Show the settings, and in which line or variable each was set."),
+    ("counters", "nwfilterctl counters vnet0", "Show how many packets each rule of vnet0 has matched."),
+    (
+        "counters",
+        "nwfilterctl counters --filter web --watch",
+        "Show every second what the rules of a filter match at all its ports.",
+    ),
     ("define", "nwfilterctl define web.xml", "Store a filter and update the ports that use it."),
     ("define", "nwfilterctl define base.xml web.xml", "Store two filters, or neither."),
     ("diff", "nwfilterctl diff", "Show what somebody else has changed, rule by rule."),
@@ -68,6 +74,7 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "Print the rules of a binding without touching the kernel.",
     ),
     ("status", "nwfilterctl status", "Show filters, ports and the kernel on one screen."),
+    ("top", "nwfilterctl top -n 5", "Show the five rules, and the five ports, that stop most packets."),
     ("undefine", "nwfilterctl undefine web", "Remove a filter that nobody uses."),
     ("users", "nwfilterctl users clean-traffic", "List the filters and ports that use a filter."),
     (
