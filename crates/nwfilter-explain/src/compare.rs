@@ -4,11 +4,12 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use nwfilter_rules::{CtDirection, EthernetTest, Family, IpTest, MaskedMac, Network, PortRange, StpRange};
-use nwfilter_xml::MacAddr;
+use nwfilter_xml::value::SetDirection;
+use nwfilter_xml::{MacAddr, SetFamily};
 
 use crate::connection::Connection;
 use crate::packet::{Arp, Body, Ip, Packet, Stp, Transport, ether_type};
-use crate::sets::IpSets;
+use crate::sets::{IpSets, set_value};
 use crate::words;
 
 /// What a test sees of a packet.
@@ -334,6 +335,12 @@ impl Test for IpTest {
                     known => known,
                 }
             }
+            T::Set { name, family, direction } => {
+                match subject.sets.holds(name, *family, *direction, subject.packet, ip) {
+                    None => return Holds::Unknown,
+                    known => known,
+                }
+            }
             T::TcpFlags { mask, set } => tcp.map(|tcp| tcp.flags & mask.bits() == set.bits()),
             T::TcpOption(number) => tcp.map(|tcp| tcp.options.contains(number)),
             T::Comment(_) => return Holds::Yes,
@@ -356,6 +363,7 @@ impl Test for IpTest {
             T::States(_) => "connection state",
             T::CtDirection(_) => "direction in the connection",
             T::IpSet { .. } => "packet",
+            T::Set { family, direction, .. } => set_field(*family, *direction),
             T::TcpFlags { .. } => "TCP flags",
             T::TcpOption(_) => "TCP options",
             T::Comment(_) => "comment",
@@ -382,6 +390,7 @@ impl Test for IpTest {
                 let directions: Vec<_> = directions.iter().map(ToString::to_string).collect();
                 format!("in ipset {name} ({})", directions.join(","))
             }
+            T::Set { name, .. } => format!("in set {name}"),
             T::TcpFlags { mask, set } => format!("{set} of {mask}"),
             T::TcpOption(number) => format!("{number} among them"),
             T::Comment(text) => text.clone(),
@@ -406,6 +415,9 @@ impl Test for IpTest {
             T::ConnlimitAbove(_) => subject.connections.to_string(),
             T::States(_) => subject.connection.state.to_string(),
             T::CtDirection(_) => ct_direction(subject.connection.direction?).to_owned(),
+            T::Set { family, direction, .. } => {
+                set_value(*family, *direction, subject.packet, ip)?.to_string()
+            }
             T::IpSet { .. } | T::Comment(_) => return None,
             T::TcpFlags { .. } | T::TcpOption(_) => {
                 let Transport::Tcp(tcp) = &ip.transport else { return None };
@@ -415,6 +427,17 @@ impl Test for IpTest {
                 }
             }
         })
+    }
+}
+
+fn set_field(family: SetFamily, direction: SetDirection) -> &'static str {
+    match (family, direction) {
+        (SetFamily::Ipv4 | SetFamily::Ipv6, SetDirection::Src) => "source address",
+        (SetFamily::Ipv4 | SetFamily::Ipv6, SetDirection::Dst) => "destination address",
+        (SetFamily::Mac, SetDirection::Src) => "source MAC",
+        (SetFamily::Mac, SetDirection::Dst) => "destination MAC",
+        (SetFamily::Port, SetDirection::Src) => "source port",
+        (SetFamily::Port, SetDirection::Dst) => "destination port",
     }
 }
 

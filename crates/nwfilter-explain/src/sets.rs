@@ -1,19 +1,23 @@
-//! The contents of ipsets, as the caller gives them.
+//! The contents of ipsets and of sets of the store, as the caller gives them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use nwfilter_rules::Network;
-use nwfilter_xml::MacAddr;
+use nwfilter_rules::{Network, SetContent};
 use nwfilter_xml::value::SetDirection;
+use nwfilter_xml::{MacAddr, SetFamily, SetName, SetRange};
 
 use crate::compare::is_in_network;
 use crate::packet::{Ip, Packet};
 use crate::words;
 
-/// The ipsets that rules match against. A packet that meets a missing one cannot be decided.
+/// The ipsets and the sets of the store that rules match against. A packet that meets a missing one cannot be decided.
 #[derive(Clone, Debug, Default)]
-pub struct IpSets(BTreeMap<String, Vec<Vec<Part>>>);
+pub struct IpSets {
+    of_host: BTreeMap<String, Vec<Vec<Part>>>,
+    of_store: BTreeMap<SetName, Arc<SetContent>>,
+}
 
 /// One dimension of an element.
 #[derive(Clone, Debug)]
@@ -34,12 +38,30 @@ impl IpSets {
     /// Adds an element, as `ipset add` takes it: addresses, networks, ports and MAC addresses, separated by commas. An
     /// empty text makes the set without adding anything.
     pub fn add(&mut self, set: &str, element: &str) -> Result<(), NoElement> {
-        let elements = self.0.entry(set.to_owned()).or_default();
+        let elements = self.of_host.entry(set.to_owned()).or_default();
         if !element.is_empty() {
             let parts = element.split(',').map(part).collect::<Option<_>>();
             elements.push(parts.ok_or_else(|| NoElement(element.to_owned()))?);
         }
         Ok(())
+    }
+
+    /// Gives the content of a set of the store.
+    pub fn hold(&mut self, set: SetName, content: Arc<SetContent>) {
+        self.of_store.insert(set, content);
+    }
+
+    /// Whether an address or a port of a packet is in a set of the store. `None` if the contents are unknown.
+    pub(crate) fn holds(
+        &self,
+        set: &SetName,
+        family: SetFamily,
+        direction: SetDirection,
+        packet: &Packet,
+        ip: &Ip,
+    ) -> Option<bool> {
+        let content = self.of_store.get(set)?;
+        Some(set_value(family, direction, packet, ip).is_some_and(|value| content.covers(value)))
     }
 
     /// Whether a packet is in a set. `None` if the contents are unknown.
@@ -50,7 +72,7 @@ impl IpSets {
         packet: &Packet,
         ip: &Ip,
     ) -> Option<bool> {
-        let elements = self.0.get(set)?;
+        let elements = self.of_host.get(set)?;
         let is_source = |direction: &SetDirection| *direction == SetDirection::Src;
         let holds = |part: &Part, direction: &SetDirection| match part {
             Part::Network(network) => {
@@ -68,6 +90,25 @@ impl IpSets {
                 && parts.iter().zip(directions).all(|(part, way)| holds(part, way))
         };
         Some(elements.iter().any(is_it))
+    }
+}
+
+/// What of a packet is looked for in a set: an address, or a port of TCP or UDP.
+pub(crate) fn set_value(
+    family: SetFamily,
+    direction: SetDirection,
+    packet: &Packet,
+    ip: &Ip,
+) -> Option<SetRange> {
+    let is_source = direction == SetDirection::Src;
+    match family {
+        SetFamily::Ipv4 | SetFamily::Ipv6 => Some(SetRange::of_ip(if is_source { ip.src } else { ip.dst })),
+        SetFamily::Mac => Some(SetRange::of_mac(if is_source { packet.src_mac } else { packet.dst_mac })),
+        SetFamily::Port => {
+            let (src, dst) = ip.ports()?;
+            let port = u128::from(if is_source { src } else { dst });
+            SetRange::new(family, port, port)
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::model::{Model, port_name};
 use crate::owner::{self, OWNED, Server};
 use crate::plan::{self, Cause, Classes, Plan, Wanted};
 use crate::relay::{self, AskError, Reply, Request};
+use crate::sets;
 
 /// How often a batch is tried while others change rules.
 const ATTEMPTS: usize = 500;
@@ -514,7 +515,7 @@ impl State {
             false => self.model.made_again(OWNED),
         };
         let object = KernelObject::Table { table: layout::TABLE.into() };
-        let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new() };
+        let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new(), set: None };
         let mut transaction = Transaction::new();
         transaction.extend(operations.into_iter().map(|operation| (operation, cause.clone())));
         self.connection.commit(&transaction, Some(self.generation))?;
@@ -594,8 +595,9 @@ impl Backend for Nftables {
 
     fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
         let Possible { wanted, warnings } = Self::possible(batch, &BTreeSet::new())?;
-        let differences =
-            self.with_model(|model| plan::plan(model, &wanted, TableFlags::default(), true).differences)?;
+        let differences = self.with_model(|model| {
+            plan::plan(model, &wanted, &batch.sets, TableFlags::default(), true).differences
+        })?;
         Ok(Planned { differences, warnings })
     }
 
@@ -603,10 +605,13 @@ impl Backend for Nftables {
         let mut lacking = BTreeSet::new();
         loop {
             let Possible { wanted, warnings } = Self::possible(batch, &lacking)?;
-            match self.commit(|model, flags| plan::plan(model, &wanted, flags, batch.report_differences)) {
+            let plan = |model: &Model, flags| {
+                plan::plan(model, &wanted, &batch.sets, flags, batch.report_differences)
+            };
+            match self.commit(plan) {
                 Ok((plan, commits)) => {
-                    let Plan { changed, differences, .. } = plan;
-                    return Ok(Applied { changed, commits, warnings, differences });
+                    let Plan { changed, changed_sets, differences, .. } = plan;
+                    return Ok(Applied { changed, changed_sets, commits, warnings, differences });
                 }
                 Err(CommitFailure::NoHelper(helper)) if lacking.insert(helper.clone()) => {}
                 Err(failure) => return Err(failure.into_error()),
@@ -625,7 +630,8 @@ impl Backend for Nftables {
                 .all(|(chain, rules)| model.chains.get(&chain.name) == Some(&(chain, rules)));
             let unreached =
                 if base_is_right { ports.difference(&dispatched).cloned().collect() } else { ports.clone() };
-            Installed { ports, unreached }
+            let sets = model.sets.keys().filter_map(sets::name_of).collect();
+            Installed { ports, unreached, sets }
         })
     }
 
@@ -656,8 +662,10 @@ impl Backend for Nftables {
             let mut plan = Plan::default();
             if model.exists {
                 plan.changed = model.ports().filter_map(port_name).collect();
+                plan.changed_sets = model.sets.keys().filter_map(sets::name_of).collect();
                 let object = KernelObject::Table { table: layout::TABLE.into() };
-                let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new() };
+                let cause =
+                    Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new(), set: None };
                 let mut transaction = Transaction::new();
                 transaction.push(Operation::DeleteTable { table: layout::table() }, cause);
                 plan.transactions.push(transaction);
@@ -665,7 +673,9 @@ impl Backend for Nftables {
             plan
         });
         match committed {
-            Ok((plan, commits)) => Ok(Applied { changed: plan.changed, commits, ..Applied::default() }),
+            Ok((Plan { changed, changed_sets, .. }, commits)) => {
+                Ok(Applied { changed, changed_sets, commits, ..Applied::default() })
+            }
             Err(failure) => Err(failure.into_error()),
         }
     }
@@ -848,7 +858,10 @@ fn refused(refusal_: Refusal<Cause>) -> CommitFailure {
 }
 
 fn refusal(cause: Cause, why: String) -> ApplyError {
-    let Cause { port, origin, object, rule } = cause;
+    let Cause { port, origin, object, rule, set } = cause;
+    if let Some(set) = set {
+        return ApplyError::Set { set, why };
+    }
     match port {
         Some(port) => ApplyError::Refused(Box::new(Refused { port, origin, object, rule, why })),
         None => ApplyError::Unavailable { scope: Scope::Everything, what: object.to_string(), why },

@@ -9,13 +9,14 @@ use std::net::IpAddr;
 use nwfilter_rules::{
     CtDirection, EthernetTest, Family, IpTest, MaskedMac, Match, Network, PortRange, StpRange,
 };
-use nwfilter_xml::MacAddr;
-use nwfilter_xml::value::States;
+use nwfilter_xml::value::{SetDirection, States};
+use nwfilter_xml::{MacAddr, SetFamily};
 
 use crate::kernel::expr::{
     Base, Bitwise, Cmp, Connlimit, Expr, Extended, ExtensionPart, Load, Range, Register, Relation, state,
 };
-use crate::kernel::{SetName, field};
+use crate::kernel::{Rule, SetName, field};
+use crate::sets;
 
 /// Something that must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -325,8 +326,23 @@ pub(crate) fn of_ip(m: &Match<IpTest>, family: Family) -> Result<Vec<All>, Inexp
         }
         Test::IpSet { name, .. } => {
             return Err(Inexpressible(format!(
-                "nftables cannot look into the ipset '{name}': use the backend xtables for this filter"
+                "nftables cannot look into the ipset '{name}' of the host: make a set of it (nwfilterctl set-define), or \
+                 use the backend xtables for this filter"
             )));
+        }
+        Test::Set { name, family: held, direction } => {
+            let is_source = *direction == SetDirection::Src;
+            let load = match (held, is_source) {
+                (SetFamily::Ipv4 | SetFamily::Ipv6, true) => source,
+                (SetFamily::Ipv4 | SetFamily::Ipv6, false) => destination,
+                (SetFamily::Mac, true) => field::ETHER_SADDR,
+                (SetFamily::Mac, false) => field::ETHER_DADDR,
+                (SetFamily::Port, true) => field::SPORT,
+                (SetFamily::Port, false) => field::DPORT,
+            };
+            let (rule, set) = (Rule::new(), sets::kernel_name(name));
+            let asked = if negated { rule.is_not_in(&[load], &set) } else { rule.is_in(&[load], &set) };
+            one(Condition::Exprs(asked.exprs))
         }
         Test::TcpFlags { mask, set } => one(masked_flags(mask.bits(), set.bits(), negated)),
         Test::TcpOption(kind) => {
@@ -375,7 +391,6 @@ fn connection_state(states: States, negated: bool) -> Condition {
 
 /// The expressions of a condition that takes no value of a port. `same_bytes` is [`SAME_BYTES`].
 pub(crate) fn literal(condition: &Condition, same_bytes: &SetName) -> Vec<Expr> {
-    use crate::kernel::Rule;
     match condition {
         Condition::Value { load, value, negated } => {
             Rule::new().cmp(*load, equality(*negated), value.clone()).exprs

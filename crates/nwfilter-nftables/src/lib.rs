@@ -34,6 +34,7 @@ mod owner;
 mod plan;
 mod probe;
 mod relay;
+mod sets;
 
 pub use backend::Nftables;
 pub use probe::check as check_kernel;

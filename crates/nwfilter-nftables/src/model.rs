@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use nwfilter_rules::{SetChange, SetContent};
+
 use crate::class::Way;
 use crate::kernel::expr::{IFNAMSIZ, Verdict};
 use crate::kernel::{
     Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation,
     Place, Rule, Set, SetName, TableFlags,
 };
-use crate::layout;
+use crate::{layout, sets};
 
 /// What the table holds.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +26,8 @@ pub(crate) struct Model {
     pub(crate) chains: BTreeMap<ChainName, (Chain, Vec<Rule>)>,
     /// The sets and maps.
     pub(crate) sets: BTreeMap<SetName, HeldSet>,
+    /// What the sets of the store hold.
+    contents: BTreeMap<SetName, SetContent>,
     /// The helpers.
     pub(crate) objects: BTreeMap<ObjectName, Object>,
     /// The classes that ask about connections.
@@ -57,12 +61,23 @@ impl Model {
         for (name, set) in table.sets {
             // What is in these comes from packets.
             let dynamic = set.set.flags.dynamic;
+            if let Some(family) = sets::family_of(&set.set) {
+                let ranges = set.elements.iter().filter_map(|e| sets::range_of(family, &e.element));
+                model.contents.insert(name.clone(), SetContent::of(family, ranges));
+                model.sets.insert(name, HeldSet { set: set.set, elements: BTreeMap::new() });
+                continue;
+            }
             model.sets.insert(name.clone(), HeldSet { set: set.set, elements: BTreeMap::new() });
             if !dynamic {
                 set.elements.into_iter().for_each(|element| model.add_element(&name, element.element));
             }
         }
         model
+    }
+
+    /// What a set of the store holds; `None` if there is none of that name, or another kind of set has it.
+    pub(crate) fn content(&self, set: &SetName) -> Option<&SetContent> {
+        self.contents.get(set)
     }
 
     /// The port's element in a map.
@@ -187,14 +202,25 @@ impl Model {
                 }
             }
             Operation::AddSet { set, .. } => {
+                if let Some(family) = sets::family_of(&set) {
+                    let content = self.contents.entry(set.name.clone());
+                    content.or_insert_with(|| SetContent::empty(family));
+                }
                 let held = HeldSet { set: (*set).clone(), elements: BTreeMap::new() };
                 self.sets.entry(set.name.clone()).or_insert(held);
             }
             Operation::DeleteSet { set, .. } => {
+                self.contents.remove(&set);
                 let elements =
                     self.sets.get(&set).map(|held| held.elements.values().cloned().collect::<Vec<_>>());
                 elements.into_iter().flatten().for_each(|element| self.delete_element(&set, &element));
                 self.sets.remove(&set);
+            }
+            Operation::AddElements { set, elements, .. } if self.contents.contains_key(&set.name) => {
+                self.change_content(&set, &elements, &[]);
+            }
+            Operation::DeleteElements { set, elements, .. } if self.contents.contains_key(&set.name) => {
+                self.change_content(&set, &[], &elements);
             }
             Operation::AddElements { set, elements, .. } => {
                 elements.into_iter().for_each(|element| self.add_element(&set.name, element));
@@ -211,6 +237,16 @@ impl Model {
             // This crate's plans have no others.
             _ => {}
         }
+    }
+
+    fn change_content(&mut self, set: &Set, add: &[Element], delete: &[Element]) {
+        let (Some(content), Some(family)) = (self.contents.get_mut(&set.name), sets::family_of(set)) else {
+            return;
+        };
+        let ranges = |elements: &[Element]| {
+            elements.iter().filter_map(|element| sets::range_of(family, element)).collect()
+        };
+        *content = content.changed(&SetChange { add: ranges(add), delete: ranges(delete) });
     }
 
     fn add_element(&mut self, set: &SetName, element: Element) {

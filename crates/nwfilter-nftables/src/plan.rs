@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nwfilter_rules::{Difference, DifferenceKind, KernelObject, Origin, Subject};
-use nwfilter_xml::PortDev;
+use nwfilter_rules::{
+    DesiredSet, Difference, DifferenceKind, KernelObject, Origin, SetContent, Subject, set_differences,
+};
+use nwfilter_xml::{PortDev, SetName};
 
 use crate::bridges;
 use crate::class::{Class, Values, Way};
@@ -14,6 +16,7 @@ use crate::kernel::{
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
+use crate::sets;
 
 /// What a port must have.
 pub(crate) enum Wanted {
@@ -44,6 +47,8 @@ pub(crate) struct Cause {
     pub(crate) object: KernelObject,
     /// The rule.
     pub(crate) rule: String,
+    /// The set of the store that it is about.
+    pub(crate) set: Option<SetName>,
 }
 
 /// A plan.
@@ -59,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) transactions: Vec<Transaction<Cause>>,
     /// The ports that it is done for.
     pub(crate) changed: BTreeSet<PortDev>,
+    /// The sets of the store that it changes.
+    pub(crate) changed_sets: BTreeSet<SetName>,
     /// What differs, sorted.
     pub(crate) differences: Vec<Difference>,
 }
@@ -68,6 +75,7 @@ struct Planner<'a> {
     wanted: &'a BTreeMap<PortDev, Wanted>,
     /// Classes that no port is of any more.
     unused: BTreeSet<&'a str>,
+    desired_sets: &'a BTreeMap<SetName, DesiredSet>,
     report: bool,
     /// How the table is held, where it is made.
     flags: TableFlags,
@@ -87,24 +95,28 @@ enum Step {
     Clean,
 }
 
-/// Plans what gives each port what it must have.
+/// Plans what gives each port, and each set of the store, what it must have.
 pub(crate) fn plan(
     model: &Model,
     wanted: &BTreeMap<PortDev, Wanted>,
+    desired_sets: &BTreeMap<SetName, DesiredSet>,
     flags: TableFlags,
     report: bool,
 ) -> Plan {
     let unused = unused(model, wanted);
-    let mut planner =
-        Planner { model, wanted, unused, report, flags, plan: Plan::default(), steps: Default::default() };
-    let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)));
+    let (plan, steps) = Default::default();
+    let mut planner = Planner { model, wanted, unused, desired_sets, report, flags, plan, steps };
+    let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)))
+        || desired_sets.values().any(|desired| *desired != DesiredSet::Gone);
     if filters_any || model.exists {
         planner.base();
         planner.zones();
+        planner.sets_of_store();
         planner.classes();
         planner.values();
         planner.dispatch();
         planner.remove_unused();
+        planner.sets_that_go();
     }
     let moves = wanted.iter().any(|(port, wanted)| moves(model, port, wanted));
     let Planner { mut plan, steps, .. } = planner;
@@ -196,7 +208,7 @@ fn set_object(set: &Set) -> KernelObject {
 
 impl Planner<'_> {
     fn cause(&self, port: Option<&PortDev>, object: KernelObject) -> Cause {
-        Cause { port: port.cloned(), origin: Origin::BUILT_IN, object, rule: String::new() }
+        Cause { port: port.cloned(), origin: Origin::BUILT_IN, object, rule: String::new(), set: None }
     }
 
     fn push(&mut self, step: Step, operation: Operation, cause: Cause) {
@@ -331,6 +343,69 @@ impl Planner<'_> {
                 self.difference(subject.clone(), object, DifferenceKind::Foreign, rule, None);
             }
         }
+    }
+
+    // ---- sets of the store ----
+
+    fn sets_of_store(&mut self) {
+        for (name, desired) in self.desired_sets {
+            if let DesiredSet::Holds(content) | DesiredSet::Present(content) = desired {
+                self.set_of_store(name, content);
+            }
+            let set = sets::kernel_name(name);
+            let held = self.model.content(&set);
+            if self.report {
+                let object = KernelObject::Set { table: layout::TABLE.into(), set: set.to_string() };
+                self.plan.differences.extend(set_differences(name, &object, held, &held_anyway(desired)));
+            }
+        }
+    }
+
+    /// A new set is there before the rules that ask it. What one holds changes together with the way of the frames.
+    fn set_of_store(&mut self, name: &SetName, content: &SetContent) {
+        let set = sets::kernel_set(name, content.family());
+        let (table, cause) = (layout::table(), self.set_cause(name));
+        let none = SetContent::empty(content.family());
+        let held = self.model.content(&set.name).filter(|held| held.family() == content.family());
+        let step = if held.is_some() { Step::Switch } else { Step::Prepare };
+        if held.is_none() {
+            if self.model.sets.contains_key(&set.name) {
+                let (table, set) = (table.clone(), set.name.clone());
+                self.push(step, Operation::DeleteSet { table, set }, cause.clone());
+            }
+            self.push(step, Operation::AddSet { table: table.clone(), set: set.clone() }, cause.clone());
+        }
+        let change = content.change_from(held.unwrap_or(&none));
+        if held.is_none() || !change.is_empty() {
+            self.plan.changed_sets.insert(name.clone());
+        }
+        if !change.delete.is_empty() {
+            let elements = sets::elements(&change.delete);
+            let (table, set) = (table.clone(), set.clone());
+            self.push(step, Operation::DeleteElements { table, set, elements }, cause.clone());
+        }
+        if !change.add.is_empty() {
+            let elements = sets::elements(&change.add);
+            self.push(step, Operation::AddElements { table, set, elements }, cause);
+        }
+    }
+
+    /// Removes sets that no rule asks any more.
+    fn sets_that_go(&mut self) {
+        for (name, desired) in self.desired_sets {
+            let set = sets::kernel_name(name);
+            if *desired == DesiredSet::Gone && self.model.sets.contains_key(&set) {
+                let cause = self.set_cause(name);
+                self.plan.changed_sets.insert(name.clone());
+                self.push(Step::Clean, Operation::DeleteSet { table: layout::table(), set }, cause);
+            }
+        }
+    }
+
+    fn set_cause(&self, name: &SetName) -> Cause {
+        let set = sets::kernel_name(name).to_string();
+        let cause = self.cause(None, KernelObject::Set { table: layout::TABLE.into(), set });
+        Cause { set: Some(name.clone()), ..cause }
     }
 
     // ---- classes ----
@@ -585,6 +660,14 @@ fn unused<'a>(model: &'a Model, wanted: &'a BTreeMap<PortDev, Wanted>) -> BTreeS
     classes
         .filter(|class| !used.contains(class) && model.users(class) == gone.get(class).copied().unwrap_or(0))
         .collect()
+}
+
+/// What the table holds is known, so a set that only has to be there is brought to its content, too.
+fn held_anyway(desired: &DesiredSet) -> DesiredSet {
+    match desired {
+        DesiredSet::Present(content) => DesiredSet::Holds(content.clone()),
+        other => other.clone(),
+    }
 }
 
 /// Elements of a set that go and come.

@@ -10,12 +10,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nwfilter_xml::PortDev;
+use nwfilter_xml::{PortDev, SetName};
 use serde::{Serialize, Serializer};
 
 use crate::held::Held;
 use crate::helper::Helper;
 use crate::ruleset::{Origin, Ruleset};
+use crate::sets::DesiredSet;
 
 /// Applies rulesets to a kernel, in the network namespace of the calling thread.
 pub trait Backend: Send + Sync {
@@ -158,11 +159,14 @@ impl fmt::Display for Process {
     }
 }
 
-/// The desired state of ports.
+/// The desired state of ports and sets.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Each port and its desired state. Other ports stay as they are.
     pub ports: BTreeMap<PortDev, Desired>,
+    /// Each set and its desired content. Other sets stay as they are. A set is there before rules that ask it, and goes
+    /// after them.
+    pub sets: BTreeMap<SetName, DesiredSet>,
     /// Whether to fill [`Applied::differences`].
     pub report_differences: bool,
 }
@@ -176,6 +180,11 @@ impl Batch {
     /// Removes all rules of a port.
     pub fn remove(&mut self, port: PortDev) {
         self.ports.insert(port, Desired::Gone);
+    }
+
+    /// Whether it has neither ports nor sets.
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.sets.is_empty()
     }
 
     /// The ports that get a ruleset, with it.
@@ -210,6 +219,8 @@ pub struct Planned {
 pub struct Applied {
     /// The ports whose rules were written.
     pub changed: BTreeSet<PortDev>,
+    /// The sets whose entries were written.
+    pub changed_sets: BTreeSet<SetName>,
     /// The number of committed transactions.
     pub commits: usize,
     /// What the host does not support although the batch was applied, sorted.
@@ -290,6 +301,8 @@ pub struct Installed {
     pub ports: BTreeSet<PortDev>,
     /// Those of them that are partly or fully unfiltered, because no rule leads to some of their chains.
     pub unreached: BTreeSet<PortDev>,
+    /// The sets that there are.
+    pub sets: BTreeSet<SetName>,
 }
 
 /// What a difference is about.
@@ -299,13 +312,15 @@ pub enum Subject {
     Host,
     /// One port.
     Port(PortDev),
+    /// A set.
+    Set(SetName),
 }
 
 impl Subject {
     /// The port, unless it is about all of them.
     pub fn port(&self) -> Option<&PortDev> {
         match self {
-            Subject::Host => None,
+            Subject::Host | Subject::Set(_) => None,
             Subject::Port(port) => Some(port),
         }
     }
@@ -316,6 +331,7 @@ impl fmt::Display for Subject {
         match self {
             Subject::Host => f.write_str("host"),
             Subject::Port(port) => write!(f, "{port}"),
+            Subject::Set(set) => write!(f, "set {set}"),
         }
     }
 }
@@ -365,7 +381,7 @@ pub struct Difference {
     pub origin: Option<Origin>,
 }
 
-/// Differences of the host have no port.
+/// Differences of the host and of sets have no port.
 fn port_or_null<S: Serializer>(subject: &Subject, serializer: S) -> Result<S::Ok, S::Error> {
     subject.port().map(PortDev::as_str).serialize(serializer)
 }
@@ -415,6 +431,14 @@ pub enum ApplyError {
         port: PortDev,
         /// What cannot be expressed.
         source: Box<Unsupported>,
+    },
+    /// A set cannot be as it must be.
+    #[error("set '{set}' cannot be brought into the kernel: {why}")]
+    Set {
+        /// The set.
+        set: SetName,
+        /// Why.
+        why: String,
     },
     /// The kernel refused a rule.
     #[error(transparent)]

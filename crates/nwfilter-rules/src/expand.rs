@@ -16,6 +16,7 @@ use crate::packet::EthernetTest;
 use crate::ruleset::{
     EthernetRule, EthernetSide, IpPart, Jump, Match, Origin, RootEntry, Ruleset, SubChain, Verdict,
 };
+use crate::sets;
 use crate::tree::{Filters, MAX_EXPANSION, Size, sizes};
 use crate::variables::Combination;
 
@@ -41,6 +42,7 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     // The sort is stable: rules of equal priority keep their order.
     rules.sort_by_key(|rule| (!rule.chain.is_root(), rule.rule.priority));
     let mut ruleset = lower(&rules)?;
+    sets::resolve(filters, &mut ruleset)?;
     ruleset.helpers = helper::helpers(&rules, &params)?;
     ruleset.guest_addresses = helper::guest_addresses(&params);
     Ok(ruleset)

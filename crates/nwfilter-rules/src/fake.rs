@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nwfilter_xml::PortDev;
+use nwfilter_xml::{PortDev, SetName};
 
 use crate::backend::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
@@ -16,6 +16,7 @@ use crate::backend::{
 use crate::held::{Count, Held, HeldRule, RuleId};
 use crate::packet::IpTest;
 use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
+use crate::sets::{DesiredSet, SetContent, set_differences};
 
 /// A backend that keeps rulesets in memory and fulfils the whole contract of [`Backend`]: all or nothing, differences rule by
 /// rule, refusals with port and origin, changes by others. Clones share their state.
@@ -38,6 +39,7 @@ type Hook = Arc<dyn Fn(&Batch) + Send + Sync>;
 #[derive(Default)]
 struct State {
     held: BTreeMap<PortDev, Arc<Ruleset>>,
+    sets: BTreeMap<SetName, Arc<SetContent>>,
     refused: BTreeSet<PortDev>,
     ip_sets: BTreeSet<String>,
     before_apply: Option<Hook>,
@@ -57,6 +59,11 @@ impl Fake {
     /// The ruleset that a port has.
     pub fn ruleset(&self, port: &PortDev) -> Option<Arc<Ruleset>> {
         self.state().held.get(port).cloned()
+    }
+
+    /// What a set holds; `None` if there is no such set.
+    pub fn set(&self, name: &str) -> Option<Arc<SetContent>> {
+        self.state().sets.get(name).cloned()
     }
 
     /// Starts or stops refusing all rules on a port.
@@ -139,8 +146,9 @@ impl Backend for Fake {
             hook(batch);
         }
         let mut state = self.state();
-        batch.filtered().try_for_each(|(port, ruleset)| state.accept(port, ruleset))?;
+        batch.filtered().try_for_each(|(port, ruleset)| state.accept(batch, port, ruleset))?;
         let differences = state.differences(batch);
+        let changed_sets = state.set_sets(batch);
         let mut changed: BTreeSet<_> =
             differences.iter().filter_map(|difference| difference.subject.port().cloned()).collect();
         for (port, desired) in &batch.ports {
@@ -153,13 +161,15 @@ impl Backend for Fake {
                 changed.insert(port.clone());
             }
         }
-        let commits = usize::from(!changed.is_empty());
+        let commits = usize::from(!changed.is_empty() || !changed_sets.is_empty());
         let differences = if batch.report_differences { differences } else { Vec::new() };
-        Ok(Applied { changed, commits, warnings: Vec::new(), differences })
+        Ok(Applied { changed, changed_sets, commits, warnings: Vec::new(), differences })
     }
 
     fn installed(&self) -> Result<Installed, ApplyError> {
-        Ok(Installed { ports: self.state().held.keys().cloned().collect(), unreached: BTreeSet::new() })
+        let state = self.state();
+        let (ports, sets) = (state.held.keys().cloned().collect(), state.sets.keys().cloned().collect());
+        Ok(Installed { ports, unreached: BTreeSet::new(), sets })
     }
 
     fn rules(&self, batch: &Batch) -> Result<Held, ApplyError> {
@@ -202,7 +212,10 @@ impl Backend for Fake {
 
     fn clear(&self) -> Result<Applied, ApplyError> {
         let mut batch = Batch::default();
-        self.state().held.keys().for_each(|port| batch.remove(port.clone()));
+        let state = self.state();
+        state.held.keys().for_each(|port| batch.remove(port.clone()));
+        batch.sets.extend(state.sets.keys().map(|set| (set.clone(), DesiredSet::Gone)));
+        drop(state);
         self.apply(&batch)
     }
 }
@@ -234,18 +247,41 @@ impl AsFd for FakeWatch {
 }
 
 impl State {
-    fn accept(&self, port: &PortDev, ruleset: &Ruleset) -> Result<(), ApplyError> {
+    /// Gives sets their content; the ones that changed.
+    fn set_sets(&mut self, batch: &Batch) -> BTreeSet<SetName> {
+        let mut changed = BTreeSet::new();
+        for (name, desired) in &batch.sets {
+            let before = match desired {
+                DesiredSet::Present(_) if self.sets.contains_key(name) => continue,
+                DesiredSet::Holds(content) | DesiredSet::Present(content) => {
+                    self.sets.insert(name.clone(), content.clone())
+                }
+                DesiredSet::Gone => self.sets.remove(name),
+            };
+            if before.as_ref() != self.sets.get(name) {
+                changed.insert(name.clone());
+            }
+        }
+        changed
+    }
+
+    fn accept(&self, batch: &Batch, port: &PortDev, ruleset: &Ruleset) -> Result<(), ApplyError> {
         let is_refused = self.refused.contains(port);
         for rule in ruleset.rules() {
             let missing = match rule {
                 AnyRule::Ip(rule) => rule.matches.iter().find_map(|m| match &m.test {
-                    IpTest::IpSet { name, .. } if !self.ip_sets.contains(name) => Some(name),
+                    IpTest::IpSet { name, .. } if !self.ip_sets.contains(name) => {
+                        Some(format!("there is no ipset '{name}'"))
+                    }
+                    IpTest::Set { name, .. } if !self.has_set(batch, name) => {
+                        Some(format!("there is no set '{name}'"))
+                    }
                     _ => None,
                 }),
                 AnyRule::Ethernet(_) => None,
             };
             let why = match missing {
-                Some(name) => format!("there is no ipset '{name}'"),
+                Some(why) => why,
                 None if is_refused && *rule.origin() != Origin::BUILT_IN => "refused".to_owned(),
                 None => continue,
             };
@@ -263,8 +299,21 @@ impl State {
         Ok(())
     }
 
+    /// Whether there is a set when a batch is applied.
+    fn has_set(&self, batch: &Batch, name: &SetName) -> bool {
+        match batch.sets.get(name) {
+            Some(desired) => *desired != DesiredSet::Gone,
+            None => self.sets.contains_key(name),
+        }
+    }
+
     fn differences(&self, batch: &Batch) -> Vec<Difference> {
         let mut found = Vec::new();
+        for (name, desired) in &batch.sets {
+            let held = self.sets.get(name).map(Arc::as_ref);
+            let object = KernelObject::Set { table: TABLE.to_owned(), set: name.to_string() };
+            found.extend(set_differences(name, &object, held, desired));
+        }
         for (port, desired) in &batch.ports {
             let wanted = match desired {
                 Desired::Filtered(ruleset) => chains(ruleset),

@@ -36,6 +36,7 @@ mod lower_ip;
 mod packet;
 mod provisional;
 mod ruleset;
+mod sets;
 mod tree;
 mod variables;
 
@@ -53,4 +54,5 @@ pub use ruleset::{
     AnyRule, Ethernet, EthernetRule, EthernetSide, Family, IpPart, IpRule, Jump, Match, Origin, RootEntry,
     Rule, Ruleset, SubChain, Verdict,
 };
+pub use sets::{DesiredSet, SetChange, SetContent, set_differences, sets_of};
 pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable, too_large};

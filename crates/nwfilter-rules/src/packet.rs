@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use nwfilter_xml::MacAddr;
 use nwfilter_xml::value::{SetDirection, States, TcpFlagSet};
+use nwfilter_xml::{MacAddr, SetFamily, SetName};
 use serde::{Deserialize, Serialize};
 
 /// A test on a field of an Ethernet frame, or of the ARP, STP or IP packet in it. The frame's EtherType is always tested
@@ -79,10 +79,19 @@ pub enum IpTest {
     ConnlimitAbove(u16),
     States(States),
     CtDirection(CtDirection),
+    /// Whether addresses and ports of the packet are in an ipset of the host.
     IpSet {
         name: String,
 
         directions: Vec<SetDirection>,
+    },
+    /// Whether an address or a port of the packet is in a set of the store.
+    Set {
+        name: SetName,
+        /// What the set holds.
+        family: SetFamily,
+        /// Whether it is the source's that is asked for.
+        direction: SetDirection,
     },
     TcpFlags {
         mask: TcpFlagSet,

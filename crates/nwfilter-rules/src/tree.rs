@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use nwfilter_xml::{Filter, FilterName};
+use nwfilter_xml::{Filter, FilterName, SetFamily, SetName};
 
 use crate::error::RulesError;
 use crate::ruleset::Origin;
@@ -15,10 +15,15 @@ use crate::ruleset::Origin;
 /// 100 ms.
 pub const MAX_EXPANSION: usize = 100_000;
 
-/// Where included filters are looked up.
+/// Where included filters are looked up, and the sets that rules name.
 pub trait Filters {
     /// The filter of that name.
     fn filter(&self, name: &FilterName) -> Option<&Filter>;
+
+    /// What the set of that name holds. An `ipset` that names none is one of the host.
+    fn set(&self, _name: &SetName) -> Option<SetFamily> {
+        None
+    }
 }
 
 impl Filters for BTreeMap<FilterName, Filter> {

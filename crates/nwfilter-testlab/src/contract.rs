@@ -20,8 +20,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nwfilter_rules::{ApplyError, Backend, Batch, Origin, Ruleset, Subject, Watch, instantiate};
-use nwfilter_xml::{Filter, PortDev, read_binding, read_filter};
+use nwfilter_rules::{
+    ApplyError, Backend, Batch, DesiredSet, Filters, Origin, Ruleset, SetContent, Subject, Watch, instantiate,
+};
+use nwfilter_xml::{Filter, FilterName, PortDev, SetFamily, SetName, SetRange, read_binding, read_filter};
 
 use crate::Host;
 
@@ -47,6 +49,7 @@ macro_rules! backend_contract {
             a_refused_rule_changes_nothing_and_names_port_and_origin
             plan_shows_what_apply_changes_and_changes_nothing
             a_port_that_others_change_is_reported_planned_and_repaired
+            a_set_holds_what_it_must_from_before_its_rules_until_after_them
             clearing_leaves_no_port
         );
     };
@@ -110,8 +113,20 @@ fn ruleset(filter: &str) -> Arc<Ruleset> {
         "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
          <portdev name='port0'/><mac address='52:54:00:7b:35:93'/><filterref filter='f'/></filterbinding>",
     );
-    let filters = std::collections::BTreeMap::from([(filter.name.clone(), filter)]);
-    Arc::new(instantiate(&filters, &binding.into_result().unwrap()).unwrap())
+    Arc::new(instantiate(&Store(filter), &binding.into_result().unwrap()).unwrap())
+}
+
+/// One filter, and sets of IPv4 addresses named `set-`.
+struct Store(Filter);
+
+impl Filters for Store {
+    fn filter(&self, _: &FilterName) -> Option<&Filter> {
+        Some(&self.0)
+    }
+
+    fn set(&self, name: &SetName) -> Option<SetFamily> {
+        name.as_str().starts_with("set-").then_some(SetFamily::Ipv4)
+    }
 }
 
 fn batch(ports: impl IntoIterator<Item = (u8, Arc<Ruleset>)>) -> Batch {
@@ -205,6 +220,44 @@ pub fn a_port_that_others_change_is_reported_planned_and_repaired(contract: &Con
 fn wait(watch: &dyn Watch) {
     let mut descriptors = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut descriptors, PollTimeout::from(10_000u16)), Ok(1), "nothing is reported");
+}
+
+/// See the name.
+pub fn a_set_holds_what_it_must_from_before_its_rules_until_after_them(contract: &Contract<'_>) {
+    let set: SetName = "set-a".parse().unwrap();
+    let holds = |entries: &[&str]| {
+        let ranges = entries.iter().map(|entry| SetRange::parse(SetFamily::Ipv4, entry).unwrap());
+        DesiredSet::Holds(Arc::new(SetContent::of(SetFamily::Ipv4, ranges)))
+    };
+    let asking = ruleset(
+        "<filter name='f'>\n<rule action='drop' direction='in'><all ipset='set-a' ipsetflags='src'/></rule></filter>",
+    );
+    let rules = batch([(0, asking)]);
+    let error = contract.within(|| contract.backend.apply(&rules)).unwrap_err();
+    assert!(matches!(&error, ApplyError::Refused(refused) if refused.origin.line == 2), "{error:?}");
+
+    let with = |desired: DesiredSet| Batch { sets: [(set.clone(), desired)].into(), ..rules.clone() };
+    let first = with(holds(&["10.0.0.1", "10.1.0.0/16"]));
+    let applied = contract.apply(&first);
+    assert_eq!((applied.changed.len(), applied.changed_sets), (1, [set.clone()].into()));
+    assert_eq!(contract.within(|| contract.backend.installed()).unwrap().sets, [set.clone()].into());
+    let again = contract.apply(&first);
+    assert_eq!((again.changed_sets.len(), again.commits), (0, 0));
+
+    let second = with(holds(&["10.0.0.1", "10.0.0.3"]));
+    let planned = contract.plan(&second);
+    assert!(planned.iter().all(|difference| difference.subject == Subject::Set(set.clone())), "{planned:?}");
+    let shown: BTreeSet<_> = planned.iter().map(|difference| difference.rule.as_str()).collect();
+    assert_eq!(shown, ["10.0.0.3", "10.1.0.0/16"].into());
+    let applied = contract.apply(&second);
+    assert_eq!((applied.changed.len(), applied.changed_sets.len()), (0, 1), "no rule is written");
+    assert_eq!(contract.plan(&second), []);
+
+    let mut gone = Batch { sets: [(set.clone(), DesiredSet::Gone)].into(), ..Batch::default() };
+    gone.remove(port(0));
+    assert_eq!(contract.apply(&gone).changed_sets, [set].into());
+    assert!(contract.within(|| contract.backend.installed()).unwrap().sets.is_empty());
+    assert_eq!(contract.apply(&gone).commits, 0);
 }
 
 /// See the name.

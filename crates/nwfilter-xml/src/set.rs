@@ -256,6 +256,12 @@ impl SetRange {
         self.last
     }
 
+    /// The values of both, where they overlap or touch and the other does not begin before this.
+    pub fn joined_with(self, next: Self) -> Option<Self> {
+        let touches = next.first >= self.first && next.first <= self.last.saturating_add(1);
+        (self.family == next.family && touches).then_some(Self { last: self.last.max(next.last), ..self })
+    }
+
     /// Whether all values of another range are in it.
     pub fn covers(self, other: Self) -> bool {
         self.family == other.family && self.first <= other.first && other.last <= self.last

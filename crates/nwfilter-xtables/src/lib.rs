@@ -25,6 +25,7 @@ pub mod process;
 mod render;
 mod saved;
 mod script;
+mod sets;
 mod steps;
 mod tool;
 
@@ -34,8 +35,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, Family, Held, Helper,
-    HelperSide, Installed, KernelObject, NoHelper, Planned, Ruleset, Subject, Unsupported, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, DesiredSet, Difference, DifferenceKind, Family, Held,
+    Helper, HelperSide, Installed, KernelObject, NoHelper, Planned, Ruleset, Subject, Unsupported, Warning,
+    Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -47,6 +49,7 @@ use crate::plan::{Plan, Wanted};
 use crate::render::PortTable;
 use crate::saved::SavedTable;
 use crate::script::Script;
+use crate::sets::Sets;
 use crate::steps::Step;
 use crate::tool::{TableId, Tool};
 
@@ -77,12 +80,13 @@ const ATTEMPTS: usize = 3;
 pub struct Xtables {
     settings: Settings,
     memory: Mutex<Memory>,
+    sets: Mutex<Sets>,
 }
 
 impl Xtables {
     /// A backend with these settings.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, memory: Mutex::default() }
+        Self { settings, memory: Mutex::default(), sets: Mutex::default() }
     }
 
     /// The same backend with its cache in the file `.tables` of a directory, for programs that end after each change: an
@@ -90,6 +94,14 @@ impl Xtables {
     /// not need the file. The file is used only if the kernel's generation is the same. The directory must exist.
     pub fn remembering_in(self, state_dir: &Path) -> Self {
         Self { memory: Mutex::new(Memory::in_file(state_dir.join(".tables"))), ..self }
+    }
+
+    fn sets(&self) -> MutexGuard<'_, Sets> {
+        self.sets.lock().unwrap_or_else(|poisoned| {
+            let mut sets = PoisonError::into_inner(poisoned);
+            *sets = Sets::default();
+            sets
+        })
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -117,7 +129,9 @@ impl Backend for Xtables {
         let tables = memory.tables()?;
         let rendered = render(&rulesets, tables);
         let plans = plans(&rendered, tables, self.settings.dispatch);
-        Ok(Planned { differences: all_differences(&plans, switched_off(&rulesets)), warnings })
+        let of_sets = self.sets().changes(&batch.sets, true)?.differences;
+        let differences = all_differences(&plans, switched_off(&rulesets).chain(of_sets));
+        Ok(Planned { differences, warnings })
     }
 
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
@@ -128,15 +142,24 @@ impl Backend for Xtables {
         for family in families(&rulesets) {
             host::enable_bridge_filtering(family, self.settings.enable_bridge_filtering)?;
         }
+        // Sets are there before rules that ask them, and go after them.
+        let mut sets = self.sets();
+        let mut of_sets = sets.changes(&batch.sets, batch.report_differences)?;
+        sets.make(&mut of_sets)?;
+        let set_differences = std::mem::take(&mut of_sets.differences);
         let mut differences = Vec::new();
-        let mut applied = self.commit(|tables| {
+        let committed = self.commit(|tables| {
             let rendered = render(&rulesets, tables);
             let plans = plans(&rendered, tables, self.settings.dispatch);
             if batch.report_differences {
-                differences = all_differences(&plans, off.iter().cloned());
+                differences = all_differences(&plans, off.iter().chain(&set_differences).cloned());
             }
             steps::in_order(plans, tables, |table| wanted(&rendered, table), self.settings.dispatch)
-        })?;
+        });
+        let mut applied = committed.inspect_err(|_| sets.take_back(&of_sets))?;
+        sets.destroy(&of_sets);
+        applied.commits += usize::from(!of_sets.changed().is_empty());
+        applied.changed_sets = of_sets.changed();
         applied.warnings = warnings;
         applied.differences = differences;
         Ok(applied)
@@ -150,6 +173,8 @@ impl Backend for Xtables {
             installed.unreached.extend(plan::unreached(*table, saved, &ports));
             installed.ports.extend(ports);
         }
+        // Without the tool there is none.
+        installed.sets = Sets::installed().unwrap_or_default();
         Ok(installed)
     }
 
@@ -173,10 +198,18 @@ impl Backend for Xtables {
 
     /// Base chains in which others have rules stay.
     fn clear(&self) -> Result<Applied, ApplyError> {
-        self.commit(|tables| {
+        let mut applied = self.commit(|tables| {
             let plans = tables.iter().map(|(table, saved)| Plan::clear(*table, saved));
             steps::by_tool(plans.filter(|plan| !plan.is_empty()).collect())
-        })
+        })?;
+        let all = Sets::installed().unwrap_or_default();
+        let gone = all.into_iter().map(|set| (set, DesiredSet::Gone)).collect();
+        let mut sets = self.sets();
+        let of_sets = sets.changes(&gone, false)?;
+        sets.destroy(&of_sets);
+        applied.commits += usize::from(!of_sets.changed().is_empty());
+        applied.changed_sets = of_sets.changed();
+        Ok(applied)
     }
 }
 

@@ -15,6 +15,7 @@ use nwfilter_xml::value::{States, TcpFlagSet};
 use nwfilter_xml::{ChainName, MacAddr, PortDev};
 
 use crate::names::{self, FROM_GUEST, FROM_GUEST_POST, HELPERS, IpChain, SubChains, TO_GUEST, TO_HOST, Way};
+use crate::sets::ipset_name;
 use crate::tool::TableId;
 
 /// A rule without its chain, and its origin.
@@ -345,6 +346,7 @@ fn ip_rank(test: &IpTest) -> u8 {
         | Test::States(_)
         | Test::CtDirection(_)
         | Test::IpSet { .. }
+        | Test::Set { .. }
         | Test::Comment(_) => LAST_RANK,
     }
 }
@@ -401,6 +403,9 @@ impl IpWriter {
             Test::IpSet { name, directions } => {
                 let directions: Vec<_> = directions.iter().map(ToString::to_string).collect();
                 write!(out, "-m set {not}--match-set {} {} ", quoted(name), directions.join(","))
+            }
+            Test::Set { name, direction, .. } => {
+                write!(out, "-m set {not}--match-set {} {direction} ", ipset_name(name))
             }
             Test::ConnlimitAbove(limit) => {
                 let option = if m.negated { "--connlimit-upto" } else { "--connlimit-above" };
@@ -527,6 +532,7 @@ pub(crate) fn guest_addresses(ruleset: &Ruleset, family: Family) -> impl Iterato
 
 #[cfg(test)]
 mod tests {
+    use nwfilter_xml::SetFamily;
     use nwfilter_xml::value::SetDirection;
 
     use super::*;
@@ -601,6 +607,7 @@ mod tests {
             Test::States(States::NEW),
             Test::CtDirection(CtDirection::Reply),
             Test::IpSet { name: "x".into(), directions: vec![SetDirection::Src] },
+            Test::Set { name: "x".parse().unwrap(), family: SetFamily::Mac, direction: SetDirection::Dst },
             Test::TcpFlags { mask, set },
             Test::TcpOption(1),
         ];

@@ -177,6 +177,7 @@ fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
     let is_about = |warning: &&Warning| ports.contains(warning.port());
     Applied {
         changed: applied.changed.intersection(ports).cloned().collect(),
+        changed_sets: BTreeSet::new(),
         commits: applied.commits,
         warnings: applied.warnings.iter().filter(is_about).cloned().collect(),
         differences: Vec::new(),

@@ -181,7 +181,7 @@ impl Units for Ports<'_> {
         let drop_all = Arc::new(Ruleset::drop_all());
         let close = self.open.iter().map(|port| (port.clone(), Desired::Filtered(drop_all.clone())));
         let ports = close.chain(units.iter().cloned()).collect();
-        let batch = Batch { ports, report_differences: true };
+        let batch = Batch { ports, report_differences: true, ..Batch::default() };
         match self.driver.apply(&batch) {
             Ok(applied) => {
                 self.open.clear();
@@ -216,6 +216,7 @@ impl Units for Ports<'_> {
 
 fn merge(applied: &mut Applied, more: Applied) {
     applied.changed.extend(more.changed);
+    applied.changed_sets.extend(more.changed_sets);
     applied.commits += more.commits;
     applied.warnings.extend(more.warnings);
     applied.warnings.sort();
