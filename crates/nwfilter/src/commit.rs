@@ -1,4 +1,4 @@
-//! Carrying out transactions: rules into the kernel, documents into the stores, and back where something fails.
+//! Carrying out changes: rules into the kernel, documents into the stores, and back where something fails.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use nwfilter_xml::PortDev;
 
 use crate::apart::{self, Refused, Suspicion, Units};
 use crate::files::carry_out;
-use crate::group::{Ticket, Turn, Waiting};
+use crate::group::{Answer, Request, Ticket, Turn};
+use crate::learn::service::{Learned, Settled};
 use crate::stores::Stores;
-use crate::transaction::{Change, Committed, Draft, Transaction};
+use crate::transaction::{Change, Committed, Draft, Outcome, Transaction};
 use crate::{Driver, Error, Event, Phase};
 
 impl Driver {
@@ -31,7 +32,7 @@ impl Driver {
     ///   names a filter the transaction brought or took away. Of the transaction's documents only the first may be
     ///   in the store; the next [`Driver::reload`] brings the kernel to those that are.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
-        self.outcome(&self.queue().join(transaction))
+        self.ask(|answer| Request::Commit(transaction, answer))
     }
 
     /// Makes the changes of several transactions, each of which is judged as [`Driver::commit`] does. They are carried out
@@ -41,23 +42,49 @@ impl Driver {
         &self,
         transactions: impl IntoIterator<Item = Transaction>,
     ) -> Vec<Result<Committed, Error>> {
-        let tickets: Vec<_> =
-            transactions.into_iter().map(|transaction| self.queue().join(transaction)).collect();
-        tickets.iter().map(|ticket| self.outcome(ticket)).collect()
+        let join = |transaction| self.queue().join(|answer| Request::Commit(transaction, answer));
+        let tickets: Vec<_> = transactions.into_iter().map(join).collect();
+        let done = tickets.iter().map(|ticket| self.outcome(ticket)).collect();
+        self.learner.listen_if_needed(self);
+        done
     }
 
-    /// Waits until a transaction was carried out, or carries out those that wait.
-    fn outcome(&self, ticket: &Ticket) -> Result<Committed, Error> {
+    /// Has something carried out, by this thread or by one that is already at work.
+    pub(crate) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
+        let done = self.outcome(&self.queue().join(request))?;
+        // Not before the queue is free again: the learner may wait in it.
+        self.learner.listen_if_needed(self);
+        Ok(done)
+    }
+
+    /// Waits until a request was carried out, or carries out those that wait.
+    fn outcome<T>(&self, ticket: &Ticket<T>) -> Result<T, Error> {
         let lead = match self.queue().turn(ticket) {
             Turn::Answered(answer) => return answer,
             Turn::Leads(lead) => lead,
         };
-        let carried_out = self.change(|stores| {
-            apart::carry_out(&mut Transactions { driver: self, stores }, lead.take());
-            Ok(())
-        });
+        let carried_out = self.change(|stores| self.carry_out(stores, lead.take()));
         // The change is made once there is an answer, whatever went wrong afterwards.
         ticket.answer().unwrap_or_else(|| Err(carried_out.err().unwrap_or(Error::Abandoned)))
+    }
+
+    /// Carries out requests: what is about single ports together, then what is about all of them.
+    fn carry_out(&self, stores: &mut Stores, requests: Vec<Request>) {
+        let (mut units, mut reloads) = (Vec::new(), Vec::new());
+        for request in requests {
+            match request {
+                Request::Commit(transaction, answer) => units.push(Unit::Transaction(transaction, answer)),
+                Request::Learn(changes, ports, answer) => match stores.learn(&changes, ports) {
+                    Ok(learned) => units.push(Unit::Learned(learned, answer)),
+                    Err(error) => answer.give(Err(error)),
+                },
+                Request::Reload(answer) => reloads.push(answer),
+            }
+        }
+        apart::carry_out(&mut Changes { driver: self, stores }, units);
+        for answer in reloads {
+            answer.give(self.bring_all(stores));
+        }
     }
 
     /// Makes a change in kernel and stores, or in neither.
@@ -103,23 +130,42 @@ impl Driver {
     }
 }
 
-/// Transactions that are carried out together.
-struct Transactions<'a> {
+/// Something that is carried out as a whole or not at all.
+enum Unit {
+    Transaction(Transaction, Answer<Committed>),
+    Learned(Learned, Answer<Settled>),
+}
+
+impl Unit {
+    fn refuse(self, error: Error) {
+        match self {
+            Self::Transaction(_, answer) => answer.give(Err(error)),
+            Self::Learned(_, answer) => answer.give(Err(error)),
+        }
+    }
+}
+
+/// Changes that are made together.
+struct Changes<'a> {
     driver: &'a Driver,
     stores: &'a mut Stores,
 }
 
-impl Units for Transactions<'_> {
-    type Unit = Waiting;
+impl Units for Changes<'_> {
+    type Unit = Unit;
 
-    fn attempt(&mut self, units: Vec<Waiting>) -> Result<(), Refused<Waiting>> {
+    fn attempt(&mut self, units: Vec<Unit>) -> Result<(), Refused<Unit>> {
         let driver = self.driver;
-        let (mut draft, mut accepted) =
-            (Draft::new(self.stores, driver.host(), &driver.reporter), Vec::new());
-        for waiting in units {
-            match draft.add(&waiting.transaction) {
-                Ok(outcome) => accepted.push((waiting, outcome)),
-                Err(error) => waiting.answer(Err(error)),
+        let mut draft = Draft::new(self.stores, driver.host(), &driver.reporter);
+        let mut accepted = Vec::new();
+        for unit in units {
+            let outcome = match &unit {
+                Unit::Transaction(transaction, _) => draft.add(transaction),
+                Unit::Learned(learned, _) => Ok(draft.follow(&learned.ports)),
+            };
+            match outcome {
+                Ok(outcome) => accepted.push((unit, outcome)),
+                Err(error) => unit.refuse(error),
             }
         }
         if accepted.is_empty() {
@@ -132,42 +178,49 @@ impl Units for Transactions<'_> {
                 let suspicion = |ports: &BTreeSet<PortDev>| {
                     let most = ports.iter().map(|port| apart::suspicion(port, &change.batch, &error)).max();
                     match most.unwrap_or(Suspicion::Innocent) {
-                        // The transactions before it may be to blame.
+                        // The units before it may be to blame.
                         Suspicion::Guilty if !alone => Suspicion::Suspect,
                         other => other,
                     }
                 };
-                let units =
-                    accepted.into_iter().map(|(waiting, outcome)| (waiting, suspicion(&outcome.ports)));
-                let units = units.collect();
+                let with_suspicion = |(unit, outcome): (_, Outcome)| (unit, suspicion(&outcome.ports));
+                let units = accepted.into_iter().map(with_suspicion).collect();
                 return Err(Refused { error, units });
             }
         };
-        driver.meter().group(accepted.len());
-        for (waiting, outcome) in accepted {
+        let transactions = accepted.iter().filter(|(unit, _)| matches!(unit, Unit::Transaction(..)));
+        driver.meter().group(transactions.count());
+        for (unit, outcome) in accepted {
             let repaired: Vec<_> = outcome.confirmed.intersection(&applied.changed).cloned().collect();
             driver.meter().repaired(repaired.len());
             driver.feed().publish(outcome.events);
             driver.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
-            let applied = if alone { applied.clone() } else { share(&applied, &outcome.ports) };
-            waiting.answer(Ok(Committed { filters: outcome.filters, applied }));
+            match unit {
+                Unit::Transaction(_, answer) => {
+                    let applied = if alone { applied.clone() } else { share(&applied, &outcome.ports) };
+                    answer.give(Ok(Committed { filters: outcome.filters, applied }));
+                }
+                Unit::Learned(Learned { refused, .. }, answer) => {
+                    answer.give(Ok(Settled { complete: outcome.complete, refused }));
+                }
+            }
         }
         Ok(())
     }
 
-    fn refuse(&mut self, units: Vec<Waiting>, error: Error) {
-        // Only a transaction alone is guilty.
-        if let Some(waiting) = units.into_iter().next() {
-            waiting.answer(Err(error));
+    fn refuse(&mut self, units: Vec<Unit>, error: Error) {
+        // Only a unit alone is guilty.
+        if let Some(unit) = units.into_iter().next() {
+            unit.refuse(error);
         }
     }
 
-    fn give_up(&mut self, units: Vec<Waiting>, error: Error) -> Vec<Waiting> {
+    fn give_up(&mut self, units: Vec<Unit>, error: Error) -> Vec<Unit> {
         if units.len() == 1 {
             self.refuse(units, error);
             return Vec::new();
         }
-        log::debug!("{} transactions are carried out one by one: {error}", units.len());
+        log::debug!("{} changes are carried out one by one: {error}", units.len());
         units
     }
 }
@@ -181,5 +234,61 @@ fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
         commits: applied.commits,
         warnings: applied.warnings.iter().filter(is_about).cloned().collect(),
         differences: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use nwfilter_rules::Fake;
+    use nwfilter_xml::{Binding, BindingBuilder};
+
+    use super::*;
+    use crate::learn::known::{Change, GuestKey};
+    use crate::{BindingState, Host, Source};
+
+    const LEARNING: &str =
+        "<filter name='f'><rule action='accept' direction='out'><ip srcipaddr='$IP'/></rule></filter>";
+
+    fn binding(port: &str) -> BindingBuilder {
+        let builder = Binding::builder().owner("vm", nwfilter_xml::Uuid::from_u128(1)).port(port);
+        builder.mac("52:54:00:7b:35:93").filter("f")
+    }
+
+    #[test]
+    fn what_is_learned_shares_a_batch_with_transactions_and_neither_refuses_the_other() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let builder = Driver::builder().config_dir(dir.path().join("f")).state_dir(dir.path().join("s"));
+        let driver = builder.host(Host::fake()).without_learner().open(fake.clone()).unwrap();
+        driver.define_filter("f.xml", LEARNING).unwrap();
+        let p0 = binding("p0").build().unwrap();
+        let p1 = binding("p1").parameter("IP", "10.9.8.6").build().unwrap();
+        driver.create_binding(p0.clone()).unwrap();
+        let asked: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
+        let record = asked.clone();
+        fake.before_apply(move |batch| {
+            record.lock().unwrap().push(batch.ports.keys().map(ToString::to_string).collect());
+        });
+        fake.refuse(&p1.port, true);
+
+        let found = Change::Learned {
+            guest: GuestKey::of(&p0),
+            address: "10.9.8.7".parse().unwrap(),
+            source: Source::Arp,
+        };
+        let changes = vec![(p0.port.clone(), found)];
+        let learn = driver.queue().join(|answer| Request::Learn(changes, BTreeSet::new(), answer));
+        let mut bind = Transaction::new();
+        bind.create_binding(p1);
+        let bind = driver.queue().join(|answer| Request::Commit(bind, answer));
+        let reload = driver.queue().join(Request::Reload);
+
+        assert_eq!(driver.outcome(&learn).unwrap().complete, std::slice::from_ref(&p0.port));
+        assert!(matches!(bind.answer(), Some(Err(Error::Apply(_)))), "it was carried out with the other");
+        assert!(reload.answer().unwrap().unwrap().failed.is_empty());
+        assert_eq!(*asked.lock().unwrap(), [vec!["p0", "p1"], vec!["p1"], vec!["p0"], vec!["p0"]]);
+        assert!(matches!(driver.binding_state(&p0.port), Ok(BindingState::Learned { .. })));
+        assert_eq!(driver.bindings().unwrap().len(), 1);
     }
 }

@@ -55,9 +55,10 @@ pub struct Driver {
 struct Shared {
     config: Config,
     backend: Box<dyn Backend>,
-    /// The stores as they were seen last. Held only to read or replace them, never while the kernel is changed.
+    /// The stores as they were seen last. Held only to read or replace them, never while the kernel is changed. Only the
+    /// thread that leads the queue changes them.
     view: Mutex<Arc<Stores>>,
-    /// The transactions that wait for another one.
+    /// What threads ask for, also those of the driver.
     queue: Queue,
     feed: Feed,
     meter: Meter,
@@ -96,9 +97,9 @@ impl Driver {
         Ok(Self { shared: Arc::new(shared), learner, reporter })
     }
 
-    /// The same driver for a thread of its own.
+    /// The same driver for a thread of its own, which may carry out what others ask for.
     pub(crate) fn for_thread(&self) -> Self {
-        let (learner, reporter) = (Background::elsewhere(), Reporter::default());
+        let (learner, reporter) = (Background::elsewhere(), self.reporter.clone());
         Self { shared: self.shared.clone(), learner, reporter }
     }
 
@@ -260,24 +261,26 @@ impl Driver {
         Ok(view.clone())
     }
 
+    /// The stores as they were seen last.
+    pub(crate) fn last_seen(&self) -> Arc<Stores> {
+        self.view().clone()
+    }
+
     fn view(&self) -> MutexGuard<'_, Arc<Stores>> {
         // A panic while the stores were held left them at most out of date, and they are read again before each use.
         self.shared.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a change while no other thread or process makes one, on a copy of the stores. Lookups see the copy when the
-    /// change is done.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Stores) -> Result<T, Error>) -> Result<T, Error> {
-        let lock = lock(&self.shared.config.state_dir, self.shared.config.patience)?;
+    /// Runs a change of the thread that leads the queue while no other process makes one, on a copy of the stores. Lookups
+    /// see the copy when the change is done.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Stores)) -> Result<(), Error> {
+        let _lock = lock(&self.shared.config.state_dir, self.shared.config.patience)?;
         let mut stores = Arc::unwrap_or_clone(self.look()?);
         stores.tidy();
-        let done = change(&mut stores)?;
+        change(&mut stores);
         self.meter().stores(&stores);
-        let stores = Arc::new(stores);
-        *self.view() = stores.clone();
-        drop(lock);
-        self.learner.listen_if_needed(self, &stores);
-        Ok(done)
+        *self.view() = Arc::new(stores);
+        Ok(())
     }
 
     /// Changes several files of the stores, of which lookups see all or none.

@@ -1,13 +1,29 @@
-//! Group commit: transactions of threads that come while another is carried out are carried out together.
+//! Group commit: what threads ask for while one is at work is carried out together.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::Error;
-use crate::transaction::{Committed, Transaction};
+use nwfilter_xml::PortDev;
 
-/// The transactions that wait to be carried out, in the order of their arrival.
+use crate::learn::known::Change;
+use crate::learn::service::Settled;
+use crate::transaction::{Committed, Transaction};
+use crate::{Error, Reloaded};
+
+/// A change of stores or kernel that a thread waits for. There is no other way to change either.
+pub(crate) enum Request {
+    /// Of a caller.
+    Commit(Transaction, Answer<Committed>),
+    /// Of the learner: what it found out about the guests at ports, and the ports whose rules it could not have applied
+    /// before.
+    Learn(Vec<(PortDev, Change)>, BTreeSet<PortDev>, Answer<Settled>),
+    /// Of a caller or the reconciler: the whole kernel.
+    Reload(Answer<Reloaded>),
+}
+
+/// The requests that wait to be carried out, in the order of their arrival.
 #[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
@@ -19,44 +35,45 @@ pub(crate) struct Queue {
 struct State {
     waiting: Vec<Waiting>,
     next: u64,
-    /// Whether a thread carries out transactions, or is about to.
+    /// Whether a thread carries out requests, or is about to.
     is_led: bool,
 }
 
-/// A transaction that somebody waits for.
-pub(crate) struct Waiting {
+struct Waiting {
     number: u64,
     namespace: Option<Namespace>,
-    pub(crate) transaction: Transaction,
-    answer: Sender<Result<Committed, Error>>,
+    request: Request,
 }
 
-/// The right to the answer.
-pub(crate) struct Ticket {
+/// Where a result goes.
+pub(crate) struct Answer<T>(Sender<Result<T, Error>>);
+
+/// The right to a result.
+pub(crate) struct Ticket<T> {
     number: u64,
     namespace: Option<Namespace>,
-    answer: Receiver<Result<Committed, Error>>,
+    answer: Receiver<Result<T, Error>>,
 }
 
-/// A network namespace. Interfaces and tables are those of the thread that asks, so that only transactions of one
+/// A network namespace. Interfaces and tables are those of the thread that asks, so that only requests of one
 /// namespace can be carried out together.
 type Namespace = (u64, u64);
 
 impl Queue {
-    /// Lets a transaction wait.
-    pub(crate) fn join(&self, transaction: Transaction) -> Ticket {
+    /// Lets a request wait.
+    pub(crate) fn join<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Ticket<T> {
         let file = std::fs::metadata("/proc/thread-self/ns/net");
         let namespace = file.ok().map(|file| (file.dev(), file.ino()));
         let (sender, answer) = channel();
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
-        state.waiting.push(Waiting { number, namespace, transaction, answer: sender });
+        state.waiting.push(Waiting { number, namespace, request: request(Answer(sender)) });
         Ticket { number, namespace, answer }
     }
 
-    /// Waits until the transaction was carried out by another thread, or this one is to do it.
-    pub(crate) fn turn<'a>(&'a self, ticket: &'a Ticket) -> Turn<'a> {
+    /// Waits until the request was carried out by another thread, or this one is to do it.
+    pub(crate) fn turn<T>(&self, ticket: &Ticket<T>) -> Turn<'_, T> {
         let mut state = self.state();
         loop {
             if let Some(answer) = ticket.answer() {
@@ -64,7 +81,8 @@ impl Queue {
             }
             if !state.is_led {
                 state.is_led = true;
-                return Turn::Leads(Lead { queue: self, ticket });
+                let Ticket { number, namespace, .. } = *ticket;
+                return Turn::Leads(Lead { queue: self, number, namespace });
             }
             state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -77,9 +95,9 @@ impl Queue {
 }
 
 /// What a thread that waits has to do.
-pub(crate) enum Turn<'a> {
+pub(crate) enum Turn<'a, T> {
     /// Nothing: this is the answer.
-    Answered(Result<Committed, Error>),
+    Answered(Result<T, Error>),
     /// To carry out what waits.
     Leads(Lead<'a>),
 }
@@ -87,17 +105,19 @@ pub(crate) enum Turn<'a> {
 /// The right of one thread to carry out what waits. The others go on when it is dropped.
 pub(crate) struct Lead<'a> {
     queue: &'a Queue,
-    ticket: &'a Ticket,
+    /// Those of its own request.
+    number: u64,
+    namespace: Option<Namespace>,
 }
 
 impl Lead<'_> {
-    /// The transactions that wait and can be carried out by this thread, its own among them.
-    pub(crate) fn take(&self) -> Vec<Waiting> {
+    /// The requests that wait and can be carried out by this thread, its own among them.
+    pub(crate) fn take(&self) -> Vec<Request> {
         let joins = |other: &mut Waiting| {
-            let near = other.namespace.is_some() && other.namespace == self.ticket.namespace;
-            near || other.number == self.ticket.number
+            let near = other.namespace.is_some() && other.namespace == self.namespace;
+            near || other.number == self.number
         };
-        self.queue.state().waiting.extract_if(.., joins).collect()
+        self.queue.state().waiting.extract_if(.., joins).map(|waiting| waiting.request).collect()
     }
 }
 
@@ -105,22 +125,22 @@ impl Drop for Lead<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         // If it was not taken, nobody waits for its answer any more.
-        state.waiting.retain(|waiting| waiting.number != self.ticket.number);
+        state.waiting.retain(|waiting| waiting.number != self.number);
         state.is_led = false;
         self.queue.ended.notify_all();
     }
 }
 
-impl Waiting {
-    pub(crate) fn answer(self, result: Result<Committed, Error>) {
+impl<T> Answer<T> {
+    pub(crate) fn give(self, result: Result<T, Error>) {
         // Who asked waits, unless its thread was ended from outside.
-        let _ = self.answer.send(result);
+        let _ = self.0.send(result);
     }
 }
 
-impl Ticket {
-    /// The answer, once somebody has carried out the transaction.
-    pub(crate) fn answer(&self) -> Option<Result<Committed, Error>> {
+impl<T> Ticket<T> {
+    /// The answer, once somebody has carried out the request.
+    pub(crate) fn answer(&self) -> Option<Result<T, Error>> {
         match self.answer.try_recv() {
             Ok(answer) => Some(answer),
             Err(TryRecvError::Empty) => None,

@@ -114,7 +114,11 @@ impl Meter {
         self.counters().metrics.host_repairs += 1;
     }
 
+    /// Counts transactions that were carried out together, if there are any.
     pub(crate) fn group(&self, transactions: usize) {
+        if transactions == 0 {
+            return;
+        }
         let metrics = &mut self.counters().metrics;
         metrics.transactions += transactions as u64;
         metrics.groups += 1;

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nwfilter_rules::{Difference, Process, Watch};
+use nwfilter_rules::{Applied, Difference, Process, Watch};
 use nwfilter_xml::PortDev;
 
 use crate::error::with_causes;
 use crate::learn::engine::Waker;
 use crate::link_watch::{LinkChange, LinkWatch};
-use crate::{Driver, Error};
+use crate::{Driver, Error, Reloaded};
 
 /// How long it must be quiet before a change is looked at: tools write table by table.
 const QUIET: Duration = Duration::from_millis(100);
@@ -283,8 +283,8 @@ impl Worker {
 
     /// Brings back what differs. What cannot be is tried again.
     fn repair(&mut self, mut pending: Pending) {
-        match self.driver.repair() {
-            Ok(differences) => {
+        match self.driver.reload() {
+            Ok(Reloaded { applied: Applied { differences, .. }, .. }) => {
                 self.retry = Duration::ZERO;
                 self.rests_until = None;
                 if !differences.is_empty() {

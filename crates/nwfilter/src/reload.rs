@@ -9,6 +9,7 @@ use nwfilter_rules::{Applied, Batch, Desired, Difference, Planned, Ruleset, Subj
 use nwfilter_xml::{Binding, FilterName, PortDev};
 
 use crate::apart::{self, Refused, Suspicion, Units};
+use crate::group::Request;
 use crate::stores::Stores;
 use crate::{Driver, Error, Event, Phase};
 
@@ -111,22 +112,13 @@ impl Driver {
     /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible:
     /// stores or tables that cannot be read, or tools that do not work.
     pub fn reload(&self) -> Result<Reloaded, Error> {
-        self.change(|stores| {
-            let desired = DesiredState::of(self, stores)?;
-            self.bring(stores, desired)
-        })
+        self.ask(Request::Reload)
     }
 
-    /// The same, and how the kernel differed.
-    pub(crate) fn repair(&self) -> Result<Vec<Difference>, Error> {
-        self.change(|stores| {
-            let desired = DesiredState::of(self, stores)?;
-            Ok(self.bring(stores, desired)?.applied.differences)
-        })
-    }
-
-    fn bring(&self, stores: &Stores, desired: DesiredState) -> Result<Reloaded, Error> {
-        let DesiredState { batch, mut failed, removed, unmanaged, filtered } = desired;
+    /// Carries out a reload, in its turn.
+    pub(crate) fn bring_all(&self, stores: &Stores) -> Result<Reloaded, Error> {
+        let DesiredState { batch, mut failed, removed, unmanaged, filtered } =
+            DesiredState::of(self, stores)?;
         let open = batch.filtered().map(|(port, _)| port).filter(|port| !filtered.contains(*port));
         let mut work = Ports {
             driver: self,

@@ -8,7 +8,7 @@ use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, write_binding_status, write_filter};
 
 use crate::files::Step;
-use crate::learn::wanted::{Past, wanted};
+use crate::learn::wanted::{Past, Wanted, wanted};
 use crate::progress::Reporter;
 use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores};
@@ -131,7 +131,7 @@ pub(crate) struct Draft<'a> {
     change: Change,
 }
 
-/// What one transaction of a draft is about.
+/// What one unit of a draft is about.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) filters: Vec<Arc<Filter>>,
@@ -141,6 +141,8 @@ pub(crate) struct Outcome {
     pub(crate) events: Vec<Event>,
     /// The ports that were bound just so before.
     pub(crate) confirmed: BTreeSet<PortDev>,
+    /// The ports whose guests have no address left to learn, of those that were followed.
+    pub(crate) complete: Vec<PortDev>,
 }
 
 impl<'a> Draft<'a> {
@@ -190,6 +192,27 @@ impl<'a> Draft<'a> {
         next.make_rules(&outcome.ports)?;
         *self = next;
         Ok(outcome)
+    }
+
+    /// Makes the rules of bound ports anew, of whose guests more is known now. A port whose rules cannot be made keeps those
+    /// that it has.
+    pub(crate) fn follow(&mut self, ports: &BTreeSet<PortDev>) -> Outcome {
+        let mut outcome = Outcome::default();
+        for port in ports.difference(&self.change.forgotten) {
+            let Some(binding) = self.binding(port) else { continue };
+            match wanted(&self.filters, binding, &self.stores.known, Past::Counts) {
+                Ok(Wanted { ruleset, state }) => {
+                    if state.is_complete() {
+                        outcome.complete.push(port.clone());
+                    }
+                    self.change.batch.filter(port.clone(), Arc::new(ruleset));
+                    outcome.ports.insert(port.clone());
+                    outcome.events.push(Event::AddressChanged { port: port.clone(), state });
+                }
+                Err(error) => log::error!("{error}; it keeps the rules it has"),
+            }
+        }
+        outcome
     }
 
     fn define(&mut self, mut filter: Filter, source: Option<&PathBuf>) -> Result<Arc<Filter>, Error> {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nwfilter_rules::Batch;
 use nwfilter_xml::{Binding, PortDev};
 
 use super::BindingState;
@@ -16,8 +15,9 @@ use super::serving::serves_dhcp;
 use super::taken::Taken;
 use super::wanted::{Need, Past, needed, wanted};
 use super::{Family, Method, PortStatus};
+use crate::group::Request;
 use crate::stores::{FilterMap, Stores};
-use crate::{Driver, Error, Event};
+use crate::{Driver, Error};
 
 /// The thread that learns, once a port needs it.
 #[derive(Debug, Default)]
@@ -34,8 +34,8 @@ impl Background {
     }
 
     /// If a port needs it, starts the thread or has it look at the stores; then the port is listened to.
-    pub(crate) fn listen_if_needed(&self, driver: &Driver, stores: &Stores) {
-        if self.elsewhere || stores.needs().is_empty() {
+    pub(crate) fn listen_if_needed(&self, driver: &Driver) {
+        if self.elsewhere || driver.last_seen().needs().is_empty() {
             return;
         }
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,29 +216,7 @@ impl Driver {
         changes: &[(PortDev, Change)],
         ports: &BTreeSet<PortDev>,
     ) -> Result<Settled, Error> {
-        self.change(|stores| {
-            let Judged { changes, refused } = stores.judge(changes)?;
-            let mut affected = stores.known.record(&changes)?;
-            affected.extend(ports.iter().cloned());
-            let filters = stores.filter_map();
-            let (mut batch, mut complete, mut events) = (Batch::default(), Vec::new(), Vec::new());
-            for binding in affected.iter().filter_map(|port| stores.bindings.get(port.as_str())) {
-                match wanted(&filters, binding, &stores.known, Past::Counts) {
-                    Ok(wanted) => {
-                        if wanted.state.is_complete() {
-                            complete.push(binding.port.clone());
-                        }
-                        batch.filter(binding.port.clone(), Arc::new(wanted.ruleset));
-                        events
-                            .push(Event::AddressChanged { port: binding.port.clone(), state: wanted.state });
-                    }
-                    Err(error) => log::error!("{error}; it keeps the rules it has"),
-                }
-            }
-            self.apply(&batch)?;
-            self.feed().publish(events);
-            Ok(Settled { complete, refused })
-        })
+        self.ask(|answer| Request::Learn(changes.to_vec(), ports.clone(), answer))
     }
 }
 
@@ -250,6 +228,14 @@ pub(crate) struct Settled {
     pub(crate) refused: Vec<(PortDev, IpAddr)>,
 }
 
+/// What is known now and was not before.
+pub(crate) struct Learned {
+    /// The ports that need other rules.
+    pub(crate) ports: BTreeSet<PortDev>,
+    /// The addresses that guests do not have, because others do.
+    pub(crate) refused: Vec<(PortDev, IpAddr)>,
+}
+
 /// Changes, of which those are left out that no longer concern a guest, or that would give it an address of another.
 struct Judged {
     changes: Vec<(PortDev, Change)>,
@@ -257,6 +243,17 @@ struct Judged {
 }
 
 impl Stores {
+    /// Keeps what was found out, whether or not rules can be made of it. `ports` need new rules in any case.
+    pub(crate) fn learn(
+        &mut self,
+        changes: &[(PortDev, Change)],
+        mut ports: BTreeSet<PortDev>,
+    ) -> Result<Learned, Error> {
+        let Judged { changes, refused } = self.judge(changes)?;
+        ports.extend(self.known.record(&changes)?);
+        Ok(Learned { ports, refused })
+    }
+
     fn judge(&self, changes: &[(PortDev, Change)]) -> Result<Judged, Error> {
         let mut judged = Judged { changes: Vec::new(), refused: Vec::new() };
         let failed = |source| Error::Links { source };
