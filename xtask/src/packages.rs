@@ -28,6 +28,7 @@ pub(crate) const TEST: &[Package] = &[
     ("dnsmasq-base", "/usr/sbin/dnsmasq"),
     ("g++", "/usr/bin/g++"),
     ("gcc", "/usr/bin/gcc"),
+    ("golang-go", "/usr/bin/go"),
     ("ipset", "/usr/sbin/ipset"),
     ("libc6-dev", "/usr/include/stdio.h"),
     ("libvirt-clients", "/usr/bin/virsh"),
@@ -40,6 +41,9 @@ pub(crate) const TEST: &[Package] = &[
     ("libvirt-daemon-system", "/etc/libvirt/libvirtd.conf"),
     ("libvirt-dev", "/usr/include/libvirt/libvirt.h"),
     ("pkg-config", "/usr/bin/pkg-config"),
+    ("python3-cffi", "/usr/lib/python3/dist-packages/cffi/__init__.py"),
+    ("python3-setuptools", "/usr/lib/python3/dist-packages/setuptools/build_meta.py"),
+    ("python3-wheel", "/usr/lib/python3/dist-packages/wheel/__init__.py"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("valgrind", "/usr/bin/valgrind"),
 ];

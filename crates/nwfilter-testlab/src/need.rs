@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::netns::Netns;
@@ -14,6 +15,8 @@ pub enum Need {
     Root,
     /// A program on the `PATH`.
     Tool(&'static str),
+    /// A file that a package brings.
+    File(&'static str),
     /// `libvirtd`, `virsh` and libvirt's stock filters.
     Libvirtd,
     /// `libvirtd` and `qemu-system-x86_64`, to run a real (emulated) guest.
@@ -81,6 +84,7 @@ pub fn requirements(needs: &[Need]) -> Result<(), Skip> {
     needs.iter().try_for_each(|need| match need {
         Need::Root => root(),
         Need::Tool(name) => tool(name),
+        Need::File(path) => file(path),
         Need::Libvirtd => libvirtd(),
         Need::Qemu => libvirtd().and_then(|()| tool("qemu-system-x86_64")),
         Need::BridgeConntrack => bridge_conntrack(),
@@ -113,6 +117,10 @@ fn root() -> Result<(), Skip> {
         }
     })
     .clone()
+}
+
+fn file(path: &str) -> Result<(), Skip> {
+    if Path::new(path).exists() { Ok(()) } else { Err(Skip::new(format_args!("there is no {path}"))) }
 }
 
 fn tool(name: &str) -> Result<(), Skip> {

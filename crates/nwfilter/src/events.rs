@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -76,7 +76,7 @@ impl Driver {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let failed = |errno: Errno| Error::Events { source: errno.into() };
         let wake = Arc::new(EventFd::from_flags(flags).map_err(failed)?);
-        Ok(EventQueue { events: self.feed().subscribe(Some(wake.clone())), wake })
+        Ok(EventQueue { events: self.feed().subscribe(Some(&wake)), wake })
     }
 }
 
@@ -150,21 +150,35 @@ struct Subscriber {
     wake: Option<Waker>,
 }
 
-/// Wakes a reader, the last time when there is nothing to come any more.
+/// Wakes a reader, the last time when there is nothing to come any more. The descriptor is closed with its queue.
 #[derive(Debug)]
-struct Waker(Arc<EventFd>);
+struct Waker(Weak<EventFd>);
+
+impl Waker {
+    fn wake(&self) {
+        if let Some(descriptor) = self.0.upgrade() {
+            wake(&descriptor);
+        }
+    }
+}
 
 impl Drop for Waker {
     fn drop(&mut self) {
-        wake(&self.0);
+        self.wake();
     }
 }
 
 impl Feed {
-    fn subscribe(&self, descriptor: Option<Arc<EventFd>>) -> Receiver<Event> {
+    fn subscribe(&self, descriptor: Option<&Arc<EventFd>>) -> Receiver<Event> {
         let (sender, events) = sync_channel(CAPACITY);
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
-        subscribers.push(Subscriber { sender, lost: 0, wake: descriptor.map(Waker) });
+        // Queues that are gone, also where nothing happens.
+        subscribers.retain(|other| other.wake.as_ref().is_none_or(|waker| waker.0.strong_count() > 0));
+        subscribers.push(Subscriber {
+            sender,
+            lost: 0,
+            wake: descriptor.map(|fd| Waker(Arc::downgrade(fd))),
+        });
         events
     }
 
@@ -175,7 +189,7 @@ impl Feed {
             subscribers.retain_mut(|subscriber| subscriber.take(&event));
         }
         for subscriber in subscribers.iter() {
-            subscriber.wake.iter().for_each(|waker| wake(&waker.0));
+            subscriber.wake.iter().for_each(Waker::wake);
         }
     }
 }
@@ -231,7 +245,7 @@ mod tests {
 
     fn queue(feed: &Feed) -> EventQueue {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
-        EventQueue { events: feed.subscribe(Some(wake.clone())), wake }
+        EventQueue { events: feed.subscribe(Some(&wake)), wake }
     }
 
     fn is_readable(queue: &EventQueue) -> bool {
@@ -258,6 +272,17 @@ mod tests {
         assert_eq!(queue.take(), Next::Event(event(3)));
         assert_eq!((queue.take(), queue.take()), (Next::Closed, Next::Closed));
         assert!(is_readable(&queue));
+    }
+
+    #[test]
+    fn queues_that_are_gone_leave_neither_descriptor_nor_subscriber() {
+        let feed = Feed::default();
+        let gone = queue(&feed);
+        let descriptor = Arc::downgrade(&gone.wake);
+        drop(gone);
+        assert_eq!(descriptor.strong_count(), 0);
+        let _kept = queue(&feed);
+        assert_eq!(feed.subscribers.lock().unwrap().len(), 1);
     }
 
     #[test]

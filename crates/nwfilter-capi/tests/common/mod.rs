@@ -3,32 +3,39 @@
 #![allow(dead_code, clippy::unwrap_used)] // Each test uses a part.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Once;
 
 use tempfile::TempDir;
 
 #[path = "../../../../xtask/src/install_capi.rs"]
 mod install_capi;
 
-/// libnwfilter below a DESTDIR.
+/// libnwfilter below a DESTDIR, which the tests of a target share, since the static library is large.
 pub(crate) struct Installed {
+    dest: PathBuf,
     dir: TempDir,
 }
 
 impl Installed {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // A test is in target/PROFILE/deps, and so are the libraries of its crate.
-        let built = env::current_exe().unwrap().parent().unwrap().to_owned();
-        let place = install_capi::Place {
-            destdir: dir.path().join("dest"),
-            prefix: "/opt/nwfilter".into(),
-            libdir: "lib".into(),
-        };
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
-        install_capi::install(&built, sources, env!("CARGO_PKG_VERSION"), &place).unwrap();
-        Self { dir }
+        static ONCE: Once = Once::new();
+        let dest = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
+        ONCE.call_once(|| {
+            // A test is in target/PROFILE/deps, and so are the libraries of its crate.
+            let built = env::current_exe().unwrap().parent().unwrap().to_owned();
+            let place = install_capi::Place {
+                destdir: dest.clone(),
+                prefix: "/opt/nwfilter".into(),
+                libdir: "lib".into(),
+            };
+            let _ = fs::remove_dir_all(&dest);
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+            install_capi::install(&built, sources, env!("CARGO_PKG_VERSION"), &place).unwrap();
+        });
+        Self { dest, dir: tempfile::tempdir().unwrap() }
     }
 
     /// A directory that is removed in the end.
@@ -37,7 +44,7 @@ impl Installed {
     }
 
     pub(crate) fn lib(&self) -> PathBuf {
-        self.dir().join("dest/opt/nwfilter/lib")
+        self.dest.join("opt/nwfilter/lib")
     }
 
     /// What pkg-config says of it.
@@ -50,7 +57,7 @@ impl Installed {
 
     /// Lets a program find the installation by pkg-config, and load its library.
     pub(crate) fn describe(&self, command: &mut Command) {
-        command.env("PKG_CONFIG_SYSROOT_DIR", self.dir().join("dest"));
+        command.env("PKG_CONFIG_SYSROOT_DIR", &self.dest);
         command.env("PKG_CONFIG_LIBDIR", self.lib().join("pkgconfig"));
         command.env("LD_LIBRARY_PATH", self.lib());
     }

@@ -1,0 +1,1 @@
+../../../crates/nwfilter-capi/include/nwfilter.h
