@@ -7,6 +7,7 @@
 //! libvirt that has them, and where one is missing libvirt's log says which.
 
 mod abi;
+mod choice;
 mod definitions;
 mod entry;
 mod inhibitor;

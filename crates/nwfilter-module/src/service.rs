@@ -7,8 +7,9 @@ use nwfilter_xml::{
     Binding, Filter, FilterName, PortDev, Strictness, Uuid, read_binding, read_filter_with, write_binding,
     write_filter,
 };
-use nwfilter_xtables::{Dispatch, Settings, Xtables};
+use nwfilter_xtables::Dispatch;
 
+use crate::choice::Choice;
 use crate::inhibitor;
 use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};
@@ -20,6 +21,8 @@ use crate::validation::{Validation, valid};
 pub(crate) struct Service {
     /// `None` in the daemon of a user other than root.
     driver: Option<Arc<Driver>>,
+    /// The backend of it.
+    choice: Choice,
     leaving: Leaving,
     /// `None` while changes of others cannot be followed.
     reconciler: Mutex<Option<Reconciler>>,
@@ -44,8 +47,8 @@ fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
 }
 
 /// A driver over libvirt's own directories, so that the module can be put in its driver's place and taken out again.
-fn driver(dispatch: Dispatch, builder: Builder) -> Result<Driver, Error> {
-    builder.config(Config::libvirt()).open(Xtables::new(Settings { dispatch, ..Settings::default() }))
+fn driver(choice: Choice, dispatch: Dispatch, builder: Builder) -> Result<Driver, Error> {
+    builder.config(Config::libvirt()).open(choice.backend(dispatch))
 }
 
 impl Service {
@@ -84,25 +87,42 @@ impl Service {
             service.leaving.take_all().iter().for_each(|port| remove(driver, port));
         }
         service.reconciler.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let choice = service.choice;
         // Ends what it learns too, unless a call is still running.
         drop(service);
-        let left =
-            driver(Dispatch::List, Driver::builder().without_learner()).and_then(|driver| driver.reload());
+        let left = match choice {
+            Choice::Xtables => driver(choice, Dispatch::List, Driver::builder().without_learner())
+                .and_then(|driver| driver.reload().map(drop)),
+            // libvirt's driver has no part in this table, which stays in force.
+            Choice::Nftables => Ok(()),
+        };
         lock::release();
-        left?;
-        Ok(())
+        Ok(left?)
     }
 
     fn open(role: Role) -> Result<Self, Refusal> {
+        let choice = match role {
+            Role::System => Choice::of_host().map_err(|why| Refusal::new(Code::Internal, why))?,
+            Role::Session => Choice::Xtables,
+        };
         let driver = match role {
-            Role::System => Some(Arc::new(driver(Dispatch::Tree, Driver::builder())?)),
+            Role::System => Some(Arc::new(driver(choice, Dispatch::Tree, Driver::builder())?)),
             Role::Session => None,
         };
         // What can be served must be: a host whose tables cannot be read now may have them read later.
-        if let Some(Err(error)) = driver.as_ref().map(|driver| driver.reload().map(tell)) {
+        let begun = driver.as_ref().map(|driver| {
+            let reloaded = driver.reload()?;
+            let all_filtered = reloaded.failed.is_empty();
+            tell(reloaded);
+            if all_filtered {
+                choice.take_over(&driver.bindings()?.iter().map(|binding| binding.port.clone()).collect());
+            }
+            Ok::<(), Error>(())
+        });
+        if let Some(Err(error)) = begun {
             log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
-        let service = Self { driver, leaving: Leaving::default(), reconciler: Mutex::default() };
+        let service = Self { driver, choice, leaving: Leaving::default(), reconciler: Mutex::default() };
         service.keep();
         service.stay_while_bound();
         Ok(service)

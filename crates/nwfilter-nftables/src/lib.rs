@@ -29,6 +29,7 @@ mod condition;
 mod held;
 pub mod kernel;
 mod layout;
+mod libvirts;
 mod model;
 mod owner;
 mod plan;
@@ -37,4 +38,5 @@ mod relay;
 mod sets;
 
 pub use backend::Nftables;
+pub use libvirts::{LibvirtsTables, remove_libvirts_tables};
 pub use probe::check as check_kernel;

@@ -113,8 +113,11 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     if let Some(former) = former {
         if !answer.is_good() {
             warn("the rules of another backend, if there are any, stay until every port has its rules here");
-        } else if let Some((name, ports)) = former.clear()? {
-            log::info!("the rules that {name} had for {ports} ports are removed");
+        } else {
+            if let Some((name, ports)) = former.clear()? {
+                log::info!("the rules that {name} had for {ports} ports are removed");
+            }
+            verbs::take_over_from_libvirt(&driver)?;
         }
     }
     if may_need_learner {

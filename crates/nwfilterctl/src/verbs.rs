@@ -1,6 +1,6 @@
 //! The verbs: each does one thing with a driver, and says what it did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use nwfilter::{
     Applied, Committed, Driver, Error, FailedPort, ProblemKind, Reloaded, Transaction, UnmanagedPorts,
     Warning,
 };
+use nwfilter_nftables::{LibvirtsTables, remove_libvirts_tables};
 use nwfilter_xtables::restore_text;
 use nwfilterctl_shared::{say, warn, with_causes};
 use serde_json::json;
@@ -254,6 +255,29 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
         Answer::lines(lines)
     };
     Ok(answer.good_if(failed.is_empty()))
+}
+
+/// Removes what libvirt's own nftables driver has in the kernel, once every port has its rules here.
+pub(crate) fn take_over_from_libvirt(driver: &Driver) -> Result<()> {
+    let bound: BTreeSet<_> = driver.bindings()?.iter().map(|binding| binding.port.clone()).collect();
+    let is_gone = |port: &PortDev| nix::net::if_::if_nametoindex(port.as_str()).is_err();
+    match remove_libvirts_tables(|port| bound.contains(port) || is_gone(port))? {
+        LibvirtsTables::None => {}
+        LibvirtsTables::Removed(ports) => {
+            log::info!(
+                "the tables of libvirt's nftables driver are removed, with the rules of {} ports",
+                ports.len()
+            );
+        }
+        LibvirtsTables::Left(ports) => {
+            let ports: Vec<_> = ports.into_iter().collect();
+            tell_of_many(
+                &ports,
+                "is filtered by libvirt's nftables driver, and has no binding here: libvirt's tables stay",
+            );
+        }
+    }
+    Ok(())
 }
 
 // ---- what is told beside the answer ----

@@ -5,6 +5,7 @@
 use std::fs;
 use std::process::Output;
 
+use nwfilter_testlab::stream::{Stream, while_streaming};
 use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, frames, skip_unless};
 
 const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
@@ -100,4 +101,82 @@ fn reload_moves_ports_to_the_other_backend_and_back() {
     assert!(refused.contains("filtered by xtables"), "{refused}");
     lab.done(&["--backend", "auto", "binding-delete", "tap0"]);
     assert_eq!(lab.held_by(), (false, false));
+}
+
+/// The tables of libvirt 12.8.0's nftables driver, as far as they matter, for a port of the filter no-mac-spoofing.
+fn libvirts_tables(lab: &Lab, port: &str) {
+    let chains = |own: &str, priority: u8| {
+        format!(
+            "map vmap-oif {{ type iface_index : verdict; }}
+             map vmap-iif {{ type iface_index : verdict; }}
+             chain postrouting {{ type filter hook postrouting priority {priority}; policy accept; oif vmap @vmap-oif; }}
+             chain prerouting {{ type filter hook prerouting priority {priority}; policy accept; iif vmap @vmap-iif; }}
+             chain {port}-in {{ }}
+             {own}"
+        )
+    };
+    let ethernet = chains(
+        &format!(
+            "chain {port}-out {{ jump {port}-mac-out; accept; }}
+             chain {port}-mac-out {{ ether saddr {GUEST} return; drop; }}"
+        ),
+        0,
+    );
+    let inet = chains(&format!("chain {port}-out {{ }}"), 1);
+    let mut script = String::new();
+    for (table, chains) in [("libvirt_nwfilter_ethernet", ethernet), ("libvirt_nwfilter_inet", inet)] {
+        script += &format!(
+            "table bridge {table} {{ {chains}\n }}
+             add element bridge {table} vmap-oif {{ \"{port}\" : jump {port}-in }}
+             add element bridge {table} vmap-iif {{ \"{port}\" : jump {port}-out }}\n"
+        );
+    }
+    fs::write(lab.dir.path().join("libvirt.nft"), script).unwrap();
+    lab.host.run(&["nft", "-f", lab.dir.path().join("libvirt.nft").to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn reload_takes_over_from_libvirts_nftables_driver_without_a_gap() {
+    skip_unless!(
+        Need::Root,
+        Need::Tool("ip"),
+        Need::Tool("ebtables"),
+        Need::Tool("iptables"),
+        Need::Tool("nft")
+    );
+    let tables = |lab: &Lab| lab.host.run(&["nft", "list", "tables", "bridge"]).unwrap();
+    for backend in ["nftables", "xtables"] {
+        let lab = Lab::new();
+        libvirts_tables(&lab, "tap0");
+        assert!(lab.passes(GUEST) && !lab.passes(STRANGER));
+        let frame = |source, text: &[u8]| {
+            let ends = Ends::v4(source, "10.0.0.2".parse().unwrap(), STRANGER, "10.0.0.9".parse().unwrap());
+            frames::udp(&ends, 1000, 2000, text)
+        };
+        let stream = Stream {
+            from: &lab.guest,
+            to: &lab.peer,
+            allowed: Box::new(move |number| frame(GUEST, &number.to_be_bytes())),
+            forbidden: vec![frame(STRANGER, b"spoofed")],
+            rest: std::time::Duration::ZERO,
+        };
+        let tally = while_streaming(&[stream], |streaming| {
+            lab.done(&["--backend", backend, "binding-create", "tap0.xml"]);
+            assert!(tables(&lab).contains("libvirt_nwfilter_inet"));
+            lab.done(&["--backend", backend, "reload"]);
+            streaming.take()
+        })
+        .unwrap();
+        assert!(!tables(&lab).contains("libvirt_nwfilter"), "{}", tables(&lab));
+        assert!(tally.allowed > 0 && tally.forbidden > 0, "{tally:?}");
+        assert_eq!((tally.lost, tally.leaked), (0, 0), "{tally:?}");
+        lab.is_filtered();
+
+        // A port that only libvirt's driver filters keeps its rules.
+        libvirts_tables(&lab, "tap1");
+        let kept = lab.run(&["--backend", backend, "reload"]);
+        let told = String::from_utf8(kept.stderr).unwrap();
+        assert!(kept.status.success() && told.contains("port 'tap1' is filtered by libvirt"), "{told}");
+        assert!(tables(&lab).contains("libvirt_nwfilter_ethernet"));
+    }
 }

@@ -216,6 +216,11 @@ impl Connection {
         Err(Error::Interrupted { table: table.clone(), times: READS })
     }
 
+    /// The names of the chains of a table; none where there is none.
+    pub fn chain_names(&mut self, table: &TableId) -> Result<Vec<String>, Error> {
+        read::chain_names(self, table)
+    }
+
     // ---- transactions ----
 
     fn send_batch<T: Clone + std::fmt::Debug>(

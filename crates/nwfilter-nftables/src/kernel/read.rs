@@ -120,6 +120,16 @@ fn chains(
     Ok(chains)
 }
 
+/// The names of the chains of a table, whoever's it is.
+pub(super) fn chain_names(connection: &mut Connection, table: &TableId) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    dump(connection, table, libc::NFT_MSG_GETCHAIN, CHAIN_TABLE, None, |attributes| {
+        names.extend(attributes.str(CHAIN_NAME).map(String::from));
+        Ok(())
+    })?;
+    Ok(names)
+}
+
 fn read_base(chain: Attributes<'_>, hook: Attributes<'_>) -> Result<BaseChain, Error> {
     if chain.str(CHAIN_TYPE) != Some("filter") {
         return Err(malformed("a base chain of another type than filter"));
