@@ -2,6 +2,7 @@
 
 mod compare;
 mod demo;
+mod docs;
 mod install_capi;
 mod install_module;
 mod interrupt;
@@ -63,6 +64,8 @@ enum Task {
         #[arg(long, default_value = "/")]
         destdir: PathBuf,
     },
+    /// Check the book and every link of the documentation, and make HTML of the book where mdBook is installed
+    Docs,
     /// Put the driver module in the place of libvirt's, which is kept
     InstallModule {
         /// The driver directory, where it is not the distribution's
@@ -112,6 +115,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome: Result<ExitCode> = match Cli::parse().task {
         Task::Compare { ports } => compare::run(ports),
+        Task::Docs => docs::run(),
         Task::Conformance { seed, count } => conformance(seed, count),
         Task::Demo { vm: false } => demo::run(),
         Task::Demo { vm: true } => vm::demo(),
