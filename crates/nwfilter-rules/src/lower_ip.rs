@@ -170,6 +170,10 @@ impl LineBuilder<'_, '_> {
             ((Field::DstIp, Field::DstIpMask, Field::DstIpFrom, Field::DstIpTo), dst),
         ] {
             if let Some((network, negated)) = address(self.fields, addr, mask)? {
+                if negated && network.prefix == Some(0) {
+                    let why = "match='no' with a mask of 0 leaves no address: this rule could match nothing";
+                    return Err(self.fields.inexpressible(why));
+                }
                 self.push(address_test(network), negated, &[addr, mask]);
             } else if let Some((first, negated)) = ip(self.fields, from)? {
                 let last = ip(self.fields, to)?.map_or(first, |(last, _)| last);
@@ -267,10 +271,6 @@ pub(crate) fn address(
         Some((Literal::Prefix(bits), _)) => Some(bits),
         _ => None,
     };
-    if negated && prefix == Some(0) {
-        return Err(fields
-            .inexpressible("match='no' with a mask of 0 leaves no address: this rule could match nothing"));
-    }
     Ok(Some((Network { addr, prefix }, negated)))
 }
 

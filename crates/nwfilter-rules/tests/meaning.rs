@@ -414,6 +414,24 @@ fn control_ports_that_new_connections_may_use_get_helpers_where_related_matters(
     assert_snapshot!(out);
 }
 
+#[test]
+fn a_negated_mask_of_zero_matches_nothing_on_frames_and_is_refused_on_packets() {
+    let negated = |element: &str, address: &str| {
+        format!(
+            "<filter name='f'><rule action='drop' direction='out'>
+               <{element} match='no' srcipaddr='{address}' srcipmask='0'/></rule></filter>"
+        )
+    };
+    for (element, address) in [("ip", "10.0.0.2"), ("ipv6", "2001:db8::2")] {
+        let ruleset = ruleset(&negated(element, address), &[]);
+        assert!(shown(&ruleset).contains("prefix:0},negated:true"), "{}", shown(&ruleset));
+    }
+    for (element, address) in [("tcp", "10.0.0.2"), ("tcp-ipv6", "2001:db8::2")] {
+        let error = refusal(&negated(element, address), &[]);
+        assert!(error.starts_with("f:1: match='no' with a mask of 0 leaves no address"), "{error}");
+    }
+}
+
 // ---- before a filter can apply ----
 
 #[test]
