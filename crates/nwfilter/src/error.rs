@@ -103,6 +103,12 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// Packets of a port cannot be followed through the kernel.
+    #[error("packets cannot be traced")]
+    Trace {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),

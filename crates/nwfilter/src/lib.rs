@@ -31,6 +31,7 @@ mod reconciler;
 mod reload;
 mod stock;
 mod stores;
+mod trace;
 mod transaction;
 mod written;
 
@@ -60,5 +61,6 @@ pub use progress::{Phase, Progress};
 pub use reconciler::Reconciler;
 pub use reload::{Drift, FailedPort, Fallback, Reloaded, UnmanagedPorts};
 pub use stock::{STOCK, stock_filters};
+pub use trace::{BadTraceMatch, Trace, TraceEvent, TraceMatch, TracedPacket, TracedStep};
 pub use transaction::{Committed, Transaction};
 pub use written::{Location, Written};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::counters::{Counters, Top};
 use crate::explain::Explain;
+use crate::trace::TracePort;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nwfilterctl_shared::{Arguments, DaemonOptions, ListenOptions};
 
@@ -91,6 +92,7 @@ pub(crate) enum Verb {
         format: RenderFormat,
     },
     Explain(Explain),
+    Trace(TracePort),
     Counters(Counters),
     Top(Top),
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ

@@ -21,6 +21,7 @@ mod places;
 mod plan;
 mod progress;
 mod status;
+mod trace;
 mod users;
 mod verbs;
 mod watch;
@@ -154,6 +155,10 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             verbs::render(driver, &binding, options.gives_helpers(), as_json)?
         }
         Verb::Explain(asked) => explain::explain(driver, &asked, options.gives_helpers(), json)?,
+        Verb::Trace(asked) => {
+            trace::trace(driver, &asked, json)?;
+            Answer::default()
+        }
         Verb::Counters(asked) => counters::counters(driver, &asked, json)?,
         Verb::Top(asked) => counters::top(driver, &asked, json)?,
         Verb::Diff => verbs::diff(driver, json)?,

@@ -75,6 +75,11 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
     ),
     ("status", "nwfilterctl status", "Show filters, ports and the kernel on one screen."),
     ("top", "nwfilterctl top -n 5", "Show the five rules, and the five ports, that stop most packets."),
+    (
+        "trace",
+        "nwfilterctl trace vnet0 --for 10s",
+        "Follow the packets of vnet0 for ten seconds, and show the rules that each matches.",
+    ),
     ("undefine", "nwfilterctl undefine web", "Remove a filter that nobody uses."),
     ("users", "nwfilterctl users clean-traffic", "List the filters and ports that use a filter."),
     (
