@@ -22,5 +22,5 @@ mod sync;
 pub use guard::{Guard, GuardError};
 pub use hook::{HookCall, HookError, Operation};
 #[cfg(feature = "events")]
-pub use listen::{ListenError, Listener, Status, Stopper};
+pub use listen::{ListenError, Listener, Pulse, Status, Stopper};
 pub use sync::{Guest, Plan, Refused, Synced};

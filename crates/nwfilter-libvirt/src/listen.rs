@@ -1,6 +1,8 @@
 //! The listener: connects, reconciles, follows events, and connects again.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -40,7 +42,12 @@ pub struct Listener {
     events: Receiver<Event>,
     /// Guests with a port that was refused.
     pending: BTreeSet<Uuid>,
+    pulse: Pulse,
 }
+
+/// Tells whether a [`Listener`] works, from any thread: while it does, it beats about once a second.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicU64>);
 
 /// Ends a [`Listener`], from any thread.
 #[derive(Clone)]
@@ -94,12 +101,24 @@ impl Listener {
     /// the start of their guest and its event.
     pub fn new(uri: Option<&str>, guard: Option<Guard>) -> Self {
         let (sender, events) = channel();
-        Self { uri: uri.map(str::to_owned), guard, sender, events, pending: BTreeSet::new() }
+        Self {
+            uri: uri.map(str::to_owned),
+            guard,
+            sender,
+            events,
+            pending: BTreeSet::new(),
+            pulse: Pulse::default(),
+        }
     }
 
     /// What ends this listener.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.sender.clone())
+    }
+
+    /// What tells whether this listener works.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Listens until it is stopped. Filters, bindings and guard stay when it ends.
@@ -190,6 +209,7 @@ impl Listener {
 
     /// The domains of all events that wait, after waiting a tick for the first.
     fn next_events(&self, connection: &Connection) -> Result<BTreeSet<Uuid>, End> {
+        self.pulse.beat();
         let mut changed = BTreeSet::new();
         let mut wait = TICK;
         loop {
@@ -233,6 +253,7 @@ impl Listener {
     fn stopped_within(&mut self, pause: Duration, driver: &Driver) -> Result<bool, ListenError> {
         let until = Instant::now() + pause;
         loop {
+            self.pulse.beat();
             let left = until.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left.min(TICK)) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(true),
@@ -241,6 +262,17 @@ impl Listener {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => self.open_bound(driver)?,
             }
         }
+    }
+}
+
+impl Pulse {
+    /// How often it has beaten.
+    pub fn beats(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 

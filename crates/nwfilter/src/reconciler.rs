@@ -51,6 +51,11 @@ impl Reconciler {
     pub fn repairs(&self) -> u64 {
         self.repairs.load(Ordering::Relaxed)
     }
+
+    /// Whether its thread runs: it ends only by a panic.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl Drop for Reconciler {

@@ -4,11 +4,15 @@
 //! On SIGHUP the settings are read. If they cannot be, the old ones stay. If they differ, the daemon ends as on SIGTERM, but the
 //! process becomes a new one in its place: there is one way in which settings take effect, and rules stay meanwhile.
 
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Error, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 
 use crate::{Options, with_causes};
@@ -33,10 +37,29 @@ impl Signals {
         Ok(Self(signals))
     }
 
-    /// Waits until a daemon with these options has to end. `read` makes its options anew.
-    pub fn wait(&self, options: &Options, read: impl Fn() -> Result<Options>) -> Result<End> {
+    /// Waits until a daemon with these options has to end. `read` makes its options anew. Where the service manager watches the
+    /// daemon, it is told in time that the daemon works, as long as `is_alive` says so.
+    pub fn wait(
+        &self,
+        options: &Options,
+        read: impl Fn() -> Result<Options>,
+        mut is_alive: impl FnMut() -> bool,
+    ) -> Result<End> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&self.0, flags).context("cannot wait for signals")?;
+        let pause = sd_notify::watchdog_enabled().map(|limit| limit / 3);
+        let timeout =
+            pause.map_or(PollTimeout::NONE, |pause| PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX));
         loop {
-            if self.0.wait().context("cannot wait for signals")? != Signal::SIGHUP {
+            if pause.is_some() && is_alive() {
+                notify(&[NotifyState::Watchdog]);
+            }
+            match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(_) | Err(Errno::EINTR) => (),
+                Err(errno) => return Err(errno).context("cannot wait for signals"),
+            }
+            let Some(signal) = signals.read_signal().context("cannot read a signal")? else { continue };
+            if signal.ssi_signo != Signal::SIGHUP as u32 {
                 return Ok(End::Stop);
             }
             let read = read().and_then(|new| new.check_backend().map(|()| new));

@@ -30,7 +30,12 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     }
     let reconciler = driver.keep()?;
     notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
-    let end = signals.wait(&options, read)?;
+    let is_alive = || {
+        // A driver that is stuck does not return; one that answers with an error works.
+        let _ = driver.bindings();
+        reconciler.is_running()
+    };
+    let end = signals.wait(&options, read, is_alive)?;
     end.notify();
     drop(reconciler);
     drop(driver);

@@ -58,11 +58,16 @@ impl Lab {
     }
 
     fn keep_with(&self, args: &[&str]) -> (Child, UnixDatagram) {
+        self.keep_under(args, &[])
+    }
+
+    fn keep_under(&self, args: &[&str], variables: &[(&str, &str)]) -> (Child, UnixDatagram) {
         let socket = self.dir.path().join("notify");
         let notified = UnixDatagram::bind(&socket).unwrap();
         notified.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut command = self.ctl(args);
         let child = command
+            .envs(variables.iter().copied())
             .env("NOTIFY_SOCKET", &socket)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -114,6 +119,20 @@ fn sighup_reads_the_settings_and_a_file_that_cannot_be_changes_nothing() {
     assert!(log.any(|line| line.contains("no setting has changed")));
     kill(pid, Signal::SIGTERM).unwrap();
     assert_eq!(told(&manager), "STOPPING=1\n");
+    assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn the_watchdog_is_told_again_and_again_that_the_daemon_works() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
+    let (mut daemon, manager) = lab.keep_under(&["keep"], &[("WATCHDOG_USEC", "300000")]);
+    for _ in 0..3 {
+        assert_eq!(told(&manager), "WATCHDOG=1\n");
+    }
+    kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
+    // One more may have been on its way.
+    assert!(std::iter::repeat_with(|| told(&manager)).take(2).any(|state| state == "STOPPING=1\n"));
     assert!(daemon.wait().unwrap().success());
 }
 

@@ -78,6 +78,6 @@ fn no_verb_works_under_settings_that_cannot_be() {
     }
     let output = place.run(&[], &["--config", "missing.toml", "list"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    let expected = "error: cannot read missing.toml\n  because: No such file or directory (os error 2)\n";
+    let expected = "error: cannot read missing.toml\n  because: No such file or directory\n";
     assert_eq!(stderr, expected);
 }

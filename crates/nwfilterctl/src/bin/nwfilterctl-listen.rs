@@ -4,14 +4,14 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use log::LevelFilter;
-use nwfilter::Driver;
-use nwfilter_libvirt::{Guard, Listener, Status, Stopper};
+use nwfilter::{Driver, Reconciler};
+use nwfilter_libvirt::{Guard, Listener, Pulse, Status, Stopper};
 use nwfilter_settings::Key;
 use nwfilterctl_shared::daemon::{End, Signals, notify, restart};
 use nwfilterctl_shared::{Arguments, ListenOptions, Options, exit_code};
@@ -50,13 +50,15 @@ impl Cli {
 /// Listens until SIGTERM or SIGINT. Ports stay filtered, and guarded, after that.
 fn listen(driver: &Arc<Driver>, options: &Options, cli: Cli) -> Result<End> {
     let listener = Listener::new(options.settings.get(Key::Connect), guard(options)?);
-    let ending = stop_at_signals(listener.stopper(), options.clone(), cli)?;
+    let reconciler = Arc::new(Mutex::new(None));
+    let is_alive = alive(listener.pulse(), reconciler.clone());
+    let ending = stop_at_signals(listener.stopper(), options.clone(), cli, is_alive)?;
     options.serve_metrics(driver)?;
-    let mut reconciler = None;
     listener.run(driver, |status| {
+        let mut reconciler = reconciler.lock().unwrap_or_else(PoisonError::into_inner);
         if reconciler.is_none() {
             // Without it the listener does all its other work.
-            reconciler = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
+            *reconciler = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
         }
         match &status {
             Status::Disconnected { .. } => log::warn!("{status}"),
@@ -79,12 +81,28 @@ fn guard(options: &Options) -> Result<Option<Guard>> {
     Ok(options.settings.get(Key::Guard).map(Guard::new).transpose()?)
 }
 
+/// Whether the listener's loop has gone round since it was asked the last time, and repairs go on if they ever did.
+fn alive(pulse: Pulse, reconciler: Arc<Mutex<Option<Reconciler>>>) -> impl FnMut() -> bool + Send + 'static {
+    let mut last = None;
+    move || {
+        let beats = pulse.beats();
+        let is_beating = last.replace(beats) != Some(beats);
+        let reconciler = reconciler.lock().unwrap_or_else(PoisonError::into_inner);
+        is_beating && reconciler.as_ref().is_none_or(Reconciler::is_running)
+    }
+}
+
 /// Has a thread wait for the signals, which no other thread then gets.
-fn stop_at_signals(stopper: Stopper, options: Options, cli: Cli) -> Result<JoinHandle<End>> {
+fn stop_at_signals(
+    stopper: Stopper,
+    options: Options,
+    cli: Cli,
+    is_alive: impl FnMut() -> bool + Send + 'static,
+) -> Result<JoinHandle<End>> {
     let signals = Signals::block()?;
     let wait = move || {
         let read = || cli.read().and_then(|options| guard(&options).map(|_| options));
-        let end = signals.wait(&options, read).unwrap_or_else(|error| {
+        let end = signals.wait(&options, read, is_alive).unwrap_or_else(|error| {
             log::error!("signals are not handled: {error:#}");
             End::Stop
         });
