@@ -658,11 +658,9 @@ fn flatten(
                     begun.iter().cloned().chain(conditions).collect::<Vec<_>>()
                 })
             })
-            .map(without_repeated)
+            .map(distinct)
             .filter(|conditions| !is_contradictory(conditions))
             .collect();
-        // Tests on several fields of a spanning-tree frame have alternatives in common.
-        combinations = distinct(combinations);
     }
     let said = match (origin == &Origin::BUILT_IN, comment) {
         (true, None) => None,
@@ -679,6 +677,7 @@ fn flatten(
     Ok(())
 }
 
+/// Leaves out what was there already.
 fn distinct<T: PartialEq>(items: Vec<T>) -> Vec<T> {
     let mut kept = Vec::with_capacity(items.len());
     for item in items {
@@ -709,11 +708,6 @@ fn is_contradictory(conditions: &[(Condition, Option<String>)]) -> bool {
                 }
         })
     })
-}
-
-/// Leaves out what must hold already.
-fn without_repeated(conditions: Vec<(Condition, Option<String>)>) -> Vec<(Condition, Option<String>)> {
-    distinct(conditions)
 }
 
 #[cfg(test)]
@@ -783,12 +777,20 @@ mod tests {
     }
 
     #[test]
-    fn many_fields_of_a_spanning_tree_frame_are_two_rules() {
-        let rule = "<rule action='drop' direction='out'><stp root-priority='1' root-cost='2' sender-priority='3' port='4'
-            hello-time='5' forward-delay='6'/></rule>";
-        let (class, _) = class(rule, &[]);
-        let dropping = class.chains[0].rules.iter().filter(|rule| rule.action == Action::Drop);
-        assert_eq!(dropping.count(), 2);
+    fn fields_of_a_spanning_tree_frame_are_those_of_a_configuration() {
+        let dropping = |attributes: &str| {
+            let rule = format!("<rule action='drop' direction='out'><stp {attributes}/></rule>");
+            let (class, _) = class(&rule, &[]);
+            class.chains[0].rules.iter().filter(|rule| rule.action == Action::Drop).count()
+        };
+        assert_eq!(
+            dropping("root-priority='1' root-cost='2' sender-priority='3' port='4' hello-time='5'"),
+            1
+        );
+        assert_eq!(dropping("match='no' type='1' root-priority='1'"), 1);
+        // A frame of another type has none of the fields.
+        assert_eq!(dropping("match='no' type='0' root-priority='1'"), 0);
+        assert_eq!(dropping("type='128' root-priority='1'"), 0);
     }
 
     #[test]

@@ -245,8 +245,7 @@ fn traffic_class(mask: u8, bits: u8, negated: bool) -> Condition {
     masked(field::IP6_TRAFFIC_CLASS, &shifted(mask), &shifted(bits), negated)
 }
 
-/// Fields of spanning-tree frames. Those behind the type hold in frames of any other type than configuration, as in
-/// ebtables, also where they are negated.
+/// Fields of spanning-tree frames. Those behind the type are only in frames of the type configuration.
 fn stp(test: &EthernetTest, negated: bool) -> Vec<All> {
     let field = match test {
         EthernetTest::StpType(number) => {
@@ -263,11 +262,7 @@ fn stp(test: &EthernetTest, negated: bool) -> Vec<All> {
         }
         _ => return Vec::new(),
     };
-    let header = || is(STP_HEADER, STP_HEADER_BYTES);
-    vec![
-        vec![header(), value(STP_TYPE, [STP_CONFIGURATION], true)],
-        vec![header(), is(STP_TYPE, [STP_CONFIGURATION]), field],
-    ]
+    vec![vec![is(STP_HEADER, STP_HEADER_BYTES), is(STP_TYPE, [STP_CONFIGURATION]), field]]
 }
 
 /// ebtables compares MAC addresses in ARP only where there are such.

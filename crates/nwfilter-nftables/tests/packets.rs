@@ -13,9 +13,9 @@ use nwfilter_nftables::Nftables;
 use nwfilter_rules::{
     Applied, Backend, Batch, EthernetSide, EthernetTest, KernelObject, Match, Rule, Ruleset, Verdict,
 };
-use nwfilter_testlab::conformance::random_case;
+use nwfilter_testlab::conformance::{Case, random_case};
 use nwfilter_testlab::{Host, Mac, Need, skip_unless};
-use nwfilter_xml::{MacAddr, Params};
+use nwfilter_xml::{MacAddr, Params, read_filter};
 use nwfilter_xtables::{Settings, Xtables};
 use support::{GUEST, PEER, Side, fixtures, ruleset, stateless};
 
@@ -165,5 +165,35 @@ fn what_others_add_to_the_table_does_not_keep_it_from_being_read() -> Result<()>
     host.run(&["nft", "delete element bridge nwfilter from-guest { \"tap0\" }"])?;
     assert_eq!(host.enter(|| nftables.apply(&batch))?.changed.len(), 1);
     assert_eq!(host.enter(|| nftables.plan(&batch))?.differences, []);
+    Ok(())
+}
+
+/// ebtables takes the version for the type; it finds the fields that follow in every frame.
+#[test]
+fn fields_of_a_configuration_are_not_in_other_frames_of_spanning_tree() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (theirs, ours) = (Side::new()?, Side::new()?);
+    let (xtables, nftables) = (Xtables::new(Settings::default()), Nftables::new());
+    let mut change = nwfilter_testlab::frames::stp(GUEST);
+    // The type of a topology change notification.
+    change[20] = 0x80;
+    let passes = |side: &Side, backend: &dyn Backend, ruleset: &Arc<Ruleset>| -> Result<bool> {
+        side.apply(backend, ruleset.clone())?;
+        side.port.delivers(&side.peer, &change)
+    };
+    for (attributes, is_dropped) in [
+        ("match='no' type='0' flags='0x44' root-priority='1' root-priority-hi='2'", false),
+        ("type='0' root-priority='7'", false),
+        ("match='no' type='5'", true),
+    ] {
+        let text = format!(
+            "<filter name='f' chain='root'><rule action='drop' direction='out'><stp {attributes}/></rule></filter>"
+        );
+        let filter = read_filter("f.xml", &text).into_result()?;
+        let case = Case { name: attributes.into(), filters: vec![filter], params: Params::new() };
+        let ruleset = Arc::new(ruleset(&case).unwrap());
+        assert_eq!(passes(&ours, &nftables, &ruleset)?, !is_dropped, "{attributes}");
+        assert_eq!(passes(&theirs, &xtables, &ruleset)?, !is_dropped, "{attributes}, ebtables");
+    }
     Ok(())
 }
