@@ -17,6 +17,9 @@ use crate::interrupt::interruptible;
 pub(crate) use image::Image;
 pub(crate) use machine::Job;
 
+/// Seconds that the tests in the machine may take.
+const TEST_TIMEOUT: u64 = 15 * 60;
+
 #[derive(Subcommand)]
 pub(crate) enum Verb {
     /// Build kernel, initramfs and root image, where they are not in the cache
@@ -41,6 +44,9 @@ pub(crate) enum Verb {
     Test {
         /// Only these targets, whatever they are made for
         targets: Vec<String>,
+        /// After how many seconds the machine is stopped
+        #[arg(long, default_value_t = TEST_TIMEOUT)]
+        timeout: u64,
         /// Arguments for the test programs
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -58,7 +64,9 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Clean => image::clean().map(|()| ExitCode::SUCCESS),
-        Verb::Test { targets, arguments } => interruptible(move || suites::run(&targets, &arguments)),
+        Verb::Test { targets, timeout, arguments } => {
+            interruptible(move || suites::run(&targets, &arguments, Duration::from_secs(timeout)))
+        }
         Verb::Run { files, timeout, command } => interruptible(move || {
             let mut job = Job::new(Duration::from_secs(timeout));
             for file in files {
@@ -87,7 +95,7 @@ pub(crate) fn test_or_skip() -> Result<ExitCode> {
         println!("skipped: the tests in the virtual machine: {reason:#}");
         return Ok(ExitCode::SUCCESS);
     }
-    interruptible(|| suites::run(&[], &[]))
+    interruptible(|| suites::run(&[], &[], Duration::from_secs(TEST_TIMEOUT)))
 }
 
 /// Passes on what the machine prints.

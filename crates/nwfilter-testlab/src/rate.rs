@@ -1,5 +1,6 @@
 //! How many frames a second a host with many filtered ports forwards.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -41,6 +42,8 @@ pub struct RateLab {
     between: Between,
     /// The numbers of the ports that get a filter.
     filtered: Vec<usize>,
+    /// Whether the filter asks about connections.
+    has_states: Cell<bool>,
     pairs: Vec<Pair>,
 }
 
@@ -82,7 +85,7 @@ impl RateLab {
         if between == Between::Unfiltered {
             filtered.retain(|&number| pairs.iter().all(|pair| !pair.has(&port(number))));
         }
-        Ok(Self { host, between, filtered, pairs })
+        Ok(Self { host, between, filtered, has_states: Cell::new(false), pairs })
     }
 
     /// The host.
@@ -97,10 +100,22 @@ impl RateLab {
 
     /// Filters the ports that get one by `filter`, one of `filters`, in one batch.
     pub fn filter(&self, backend: &dyn Backend, filters: &impl Filters, filter: &str) -> Result<()> {
+        self.filter_each(backend, filters, |_| filter.to_owned())
+    }
+
+    /// Filters the ports that get one in one batch, each by one of `filters`, by its number.
+    pub fn filter_each(
+        &self,
+        backend: &dyn Backend,
+        filters: &impl Filters,
+        filter: impl Fn(usize) -> String,
+    ) -> Result<()> {
         let mut batch = Batch::default();
         for &number in &self.filtered {
-            let binding = binding(number, filter)?;
-            batch.filter(binding.port.clone(), Arc::new(instantiate(filters, &binding)?));
+            let binding = binding(number, &filter(number))?;
+            let ruleset = instantiate(filters, &binding)?;
+            self.has_states.set(ruleset.has_ip_rules());
+            batch.filter(binding.port.clone(), Arc::new(ruleset));
         }
         self.host.enter(|| backend.apply(&batch))?;
         Ok(())
@@ -109,8 +124,8 @@ impl RateLab {
     /// Frames that one processor forwards in a second if each takes the mean time of the pairs. `run` is the length of
     /// one run of several.
     ///
-    /// Fails when a frame of the known connection does not get through, or, between ports with a filter, one of another
-    /// connection does.
+    /// Fails when a frame of the known connection does not get through, or, between ports with a filter that asks about
+    /// connections, one of another connection does.
     pub fn frames_a_second(&self, run: Duration) -> Result<f64> {
         let rate = |pair: &Pair| {
             ensure!(
@@ -118,7 +133,9 @@ impl RateLab {
                 "frames of a known connection do not get through"
             );
             ensure!(
-                self.between != Between::Filtered || !pair.from.delivers(&pair.to, &pair.unknown)?,
+                self.between != Between::Filtered
+                    || !self.has_states.get()
+                    || !pair.from.delivers(&pair.to, &pair.unknown)?,
                 "frames of an unknown connection get through"
             );
             for _ in 0..MORE_THAN_A_QUEUE {

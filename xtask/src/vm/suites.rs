@@ -21,7 +21,8 @@ const PREFIX: &str = "vm_";
 const ALSO: [(&str, &str); 3] =
     [("nwfilter", "seed"), ("nwfilter-explain", "kernel"), ("nwfilter-testlab", "probes")];
 
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Variables of the environment that the tests are told.
+const PASSED_ON: [&str; 1] = ["NWFILTER_TREES"];
 
 /// A program that cargo built.
 struct Program {
@@ -32,12 +33,17 @@ struct Program {
 }
 
 /// Runs the test targets in the machine, or only those that are named; `arguments` are for the test programs.
-pub(crate) fn run(named: &[String], arguments: &[String]) -> Result<ExitCode> {
+pub(crate) fn run(named: &[String], arguments: &[String], timeout: Duration) -> Result<ExitCode> {
     let programs = build(named)?;
     let image = Image::ensure()?;
     let stripped = tempfile::tempdir()?;
     let mut script = "export NWFILTER_VM=1 NWFILTER_NO_SKIP=1\nfailed=\n".to_owned();
-    let mut job = Job::new(TIMEOUT);
+    for name in PASSED_ON {
+        if let Ok(value) = env::var(name) {
+            writeln!(script, "export {name}={}", quoted(&[value]))?;
+        }
+    }
+    let mut job = Job::new(timeout);
     for (number, program) in programs.iter().enumerate() {
         let file = stripped.path().join(number.to_string());
         checked(Command::new("strip").arg("--strip-debug").arg("-o").arg(&file).arg(&program.file))?;
