@@ -1,8 +1,11 @@
-//! A host with a thousand ports, each filtered by the seed filter. Needs root; takes half a minute.
+//! A host with a thousand ports, each filtered by the seed filter. Needs root; takes some minutes.
 //!
-//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach`, `repair` and `rate`, else all.
+//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach`, `repair`, `rate` and `backends`, else
+//! all. `backends` sets both backends side by side.
 //!
 //! What is printed are ratios of two times of the same run, and whether they are as expected; nothing fails by a time.
+
+mod backends;
 
 use std::fs;
 use std::path::Path;
@@ -63,6 +66,12 @@ fn main() -> Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let chosen = all.into_iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name));
     let rows = chosen.map(|(_, measure)| measure()).collect::<Result<Vec<_>>>()?;
+    if wanted.is_empty() || wanted.iter().any(|name| name == "backends") {
+        backends::measure()?;
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
     println!("| what | found | expected | met | from |\n| --- | ---: | ---: | --- | --- |");
     for Row { what, found, expected, at_least, unit, from } in rows {
         let (limit, met) = if at_least { ("≥", found >= expected) } else { ("≤", found <= expected) };
