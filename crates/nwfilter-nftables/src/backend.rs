@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, ForeignChange, Held, Installed, KernelObject, NoHelper,
-    Origin, Planned, Process, Refused, Ruleset, Scope, Unsupported, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, ForeignChange, Held, Installed, KernelObject, NoAnswer,
+    NoHelper, Origin, Planned, Process, Refused, Ruleset, Scope, Unsupported, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
@@ -151,7 +151,11 @@ impl Nftables {
             };
             let (class, values) = class::of(&ruleset)
                 .map_err(|source| ApplyError::Unsupported { port: port.clone(), source: Box::new(source) })?;
-            wanted.insert(port.clone(), Wanted::Class(classes.rendered(&class), values));
+            let class = classes.rendered(&class);
+            if class.lacks_answers {
+                warnings.push(Warning::NoAnswer { port: port.clone(), why: NoAnswer::Connlimit });
+            }
+            wanted.insert(port.clone(), Wanted::Class(class, values, ruleset.guest_mac));
         }
         warnings.sort();
         warnings.dedup();
@@ -573,6 +577,13 @@ fn read(connection: &mut Connection) -> Result<(Model, u32), Error> {
     Ok((Model::of(table), generation))
 }
 
+/// Warnings, sorted.
+fn merged(mut warnings: Vec<Warning>, more: Vec<Warning>) -> Vec<Warning> {
+    warnings.extend(more);
+    warnings.sort();
+    warnings
+}
+
 /// Whether one generation comes after another. The kernel's count goes round.
 fn is_later(generation: u32, than: u32) -> bool {
     generation.wrapping_sub(than).cast_signed() > 0
@@ -595,10 +606,9 @@ impl Backend for Nftables {
 
     fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
         let Possible { wanted, warnings } = Self::possible(batch, &BTreeSet::new())?;
-        let differences = self.with_model(|model| {
-            plan::plan(model, &wanted, &batch.sets, TableFlags::default(), true).differences
-        })?;
-        Ok(Planned { differences, warnings })
+        let plan =
+            self.with_model(|model| plan::plan(model, &wanted, &batch.sets, TableFlags::default(), true))?;
+        Ok(Planned { differences: plan.differences, warnings: merged(warnings, plan.warnings) })
     }
 
     fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
@@ -610,7 +620,8 @@ impl Backend for Nftables {
             };
             match self.commit(plan) {
                 Ok((plan, commits)) => {
-                    let Plan { changed, changed_sets, differences, .. } = plan;
+                    let Plan { changed, changed_sets, differences, warnings: more, .. } = plan;
+                    let warnings = merged(warnings, more);
                     return Ok(Applied { changed, changed_sets, commits, warnings, differences });
                 }
                 Err(CommitFailure::NoHelper(helper)) if lacking.insert(helper.clone()) => {}
@@ -625,7 +636,7 @@ impl Backend for Nftables {
                 |keys: &mut dyn Iterator<Item = &[u8]>| keys.filter_map(port_name).collect::<BTreeSet<_>>();
             let ports = names(&mut model.ports());
             let dispatched = names(&mut model.dispatched_ports().into_iter());
-            let base_is_right = layout::base_chains()
+            let base_is_right = layout::base_chains(model.rejecting().next().is_some())
                 .into_iter()
                 .all(|(chain, rules)| model.chains.get(&chain.name) == Some(&(chain, rules)));
             let unreached =

@@ -36,6 +36,10 @@ pub(crate) struct Class {
     pub(crate) from_guest: Option<ChainIndex>,
     /// Where frames that the guest receives enter; `None` if all pass.
     pub(crate) to_guest: Option<ChainIndex>,
+    /// Where frames to the guest enter when they come to the bridge; `None` if none is answered.
+    pub(crate) toward_guest: Option<ChainIndex>,
+    /// Whether packets to the guest are dropped that should be answered.
+    pub(crate) lacks_answers: bool,
     /// The sets of its ports' values.
     pub(crate) sets: Vec<ClassSet>,
     /// The sets of addresses whose connections are counted.
@@ -77,7 +81,13 @@ pub(crate) enum Way {
     FromGuest,
     /// Those that the guest receives: the port is the one they leave by.
     ToGuest,
+    /// Those to the guest when they come to the bridge, which is the only place where the kernel answers. The rules are
+    /// those for frames that the guest receives, but what they drop or let pass goes on, to meet them again as such.
+    Ahead,
 }
+
+/// The ways of frames that are found by the names of ports.
+pub(crate) const BY_PORT: [Way; 2] = [Way::FromGuest, Way::ToGuest];
 
 /// A rule of a class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +173,7 @@ pub(crate) fn of(ruleset: &Ruleset) -> Result<(Class, Values), Unsupported> {
     let mut builder = Builder { class: Class::empty(title(ruleset)), values: Values::new() };
     builder.side(ruleset, Way::FromGuest)?;
     builder.side(ruleset, Way::ToGuest)?;
+    builder.answers(ruleset)?;
     Ok((builder.class, builder.values))
 }
 
@@ -179,6 +190,8 @@ impl Class {
             chains: Vec::new(),
             from_guest: None,
             to_guest: None,
+            toward_guest: None,
+            lacks_answers: false,
             sets: Vec::new(),
             counted: Vec::new(),
             helpers: BTreeSet::new(),
@@ -190,16 +203,6 @@ impl Class {
         let mut digest = Digest::default();
         self.hash(&mut digest);
         digest.finish()
-    }
-
-    /// Whether a rule of it has a condition or an action of a kind.
-    fn any_action(&self, is: impl Fn(&Action) -> bool) -> bool {
-        self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| is(&rule.action))
-    }
-
-    /// Whether it answers packets that it refuses.
-    pub(crate) fn rejects(&self) -> bool {
-        self.any_action(|action| matches!(action, Action::Reject(_)))
     }
 
     /// The conditions of its rules that are the same for all ports.
@@ -296,11 +299,12 @@ impl Builder {
             Way::FromGuest => {
                 (&ruleset.ethernet.from_guest, ip_rules(ruleset, |p| &p.from_guest), HelperSide::Elsewhere)
             }
-            Way::ToGuest => {
+            Way::ToGuest | Way::Ahead => {
                 (&ruleset.ethernet.to_guest, ip_rules(ruleset, |p| &p.to_guest), HelperSide::Guest)
             }
         };
-        let helpers: Vec<_> = ruleset.helpers.iter().filter(|helper| helper.side == helper_side).collect();
+        let assigns = |helper: &&HelperRule| helper.side == helper_side && way != Way::Ahead;
+        let helpers: Vec<_> = ruleset.helpers.iter().filter(assigns).collect();
         let has_ip = ruleset.has_ip_rules() || !helpers.is_empty();
         // What passes the Ethernet rules meets those of its IP family.
         let ip = if has_ip { Some(self.ip_chains(&parts, &helpers, way)?) } else { None };
@@ -311,8 +315,25 @@ impl Builder {
         match way {
             Way::FromGuest => self.class.from_guest = entry,
             Way::ToGuest => self.class.to_guest = entry,
+            Way::Ahead => self.class.toward_guest = entry,
         }
         Ok(())
+    }
+
+    /// The chains that answer packets to the guest, where a rule rejects some.
+    fn answers(&mut self, ruleset: &Ruleset) -> Result<(), Unsupported> {
+        let to_guest = ip_rules(ruleset, |part| &part.to_guest);
+        let mut rules = to_guest.iter().flat_map(|(_, rules)| *rules);
+        if !rules.clone().any(|rule| rule.verdict == Verdict::Reject) {
+            return Ok(());
+        }
+        let counts = |m: &Match<IpTest>| matches!(m.test, IpTest::ConnlimitAbove(_));
+        // Who is asked twice counts twice.
+        if rules.any(|rule| rule.matches.iter().any(counts)) {
+            self.class.lacks_answers = true;
+            return Ok(());
+        }
+        self.side(ruleset, Way::Ahead)
     }
 
     fn chain(&mut self, suffix: String, way: Way) -> ChainIndex {
@@ -392,12 +413,12 @@ impl Builder {
             chains.push((&chain.name, index));
             let mut flat = Vec::new();
             for rule in &chain.rules {
-                flatten_ethernet(rule, &accept, false, &mut flat)?;
+                flatten_ethernet(rule, way, &accept, false, &mut flat)?;
             }
             self.rules(index, flat);
             match chain.end {
                 Verdict::Return => {}
-                Verdict::Drop | Verdict::Reject => self.lead(index, Vec::new(), Action::Drop),
+                Verdict::Drop | Verdict::Reject => self.lead(index, Vec::new(), dropped(way)),
                 Verdict::Accept | Verdict::Pass | Verdict::Continue => {
                     self.lead(index, Vec::new(), accept.clone())
                 }
@@ -406,21 +427,21 @@ impl Builder {
         let mut flat = Vec::new();
         for entry in &side.root {
             match entry {
-                RootEntry::Rule(rule) => flatten_ethernet(rule, &accept, true, &mut flat)?,
+                RootEntry::Rule(rule) => flatten_ethernet(rule, way, &accept, true, &mut flat)?,
                 RootEntry::Jump(jump) => {
                     let Some((_, index)) = chains.iter().find(|(name, _)| **name == jump.chain) else {
                         continue;
                     };
                     let rule = EthernetRule::built_in(jump.matches.iter().cloned(), Verdict::Continue);
                     let begin = flat.len();
-                    flatten_ethernet(&rule, &accept, true, &mut flat)?;
+                    flatten_ethernet(&rule, way, &accept, true, &mut flat)?;
                     flat[begin..].iter_mut().for_each(|flat| flat.action = Action::Jump(*index));
                 }
             }
         }
         self.rules(root, flat);
         let end = match side.end {
-            Verdict::Drop | Verdict::Reject => Action::Drop,
+            Verdict::Drop | Verdict::Reject => dropped(way),
             Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Return => accept,
         };
         self.lead(root, Vec::new(), end);
@@ -431,6 +452,11 @@ impl Builder {
 
     /// Adds rules; those that differ only in values of variables become one.
     fn rules(&mut self, chain: ChainIndex, flat: Vec<Flat>) {
+        // What is counted on the way to a guest is counted where it gets there.
+        let flat: Vec<_> = match self.class.chains[chain].way {
+            Way::Ahead => flat.into_iter().filter(|rule| rule.action != Action::Continue).collect(),
+            _ => flat,
+        };
         for group in flat.chunk_by(Flat::is_like) {
             let [first, ..] = group else { continue };
             // That a field has none of several values is not what several rules say, and each rule counts the
@@ -445,6 +471,11 @@ impl Builder {
     }
 
     fn rule(&mut self, chain: ChainIndex, group: &[Flat], with_sets: bool) {
+        // Sets have the names of ports.
+        if with_sets && self.class.chains[chain].way == Way::Ahead {
+            group.iter().for_each(|rule| self.rule(chain, std::slice::from_ref(rule), false));
+            return;
+        }
         let Some(first) = group.first() else { return };
         let (mut matches, mut last) = (Vec::new(), Vec::new());
         let own: Vec<usize> = (0..first.conditions.len())
@@ -539,6 +570,16 @@ fn prefix(way: Way) -> &'static str {
     match way {
         Way::FromGuest => "from",
         Way::ToGuest => "to",
+        Way::Ahead => "toward",
+    }
+}
+
+/// What happens to a frame that a rule drops.
+fn dropped(way: Way) -> Action {
+    match way {
+        Way::FromGuest | Way::ToGuest => Action::Drop,
+        // It meets the rule again.
+        Way::Ahead => Action::Accept,
     }
 }
 
@@ -561,6 +602,7 @@ fn ip_rules<'a>(
 
 fn flatten_ethernet(
     rule: &EthernetRule,
+    way: Way,
     accept: &Action,
     in_root: bool,
     flat: &mut Vec<Flat>,
@@ -571,7 +613,7 @@ fn flatten_ethernet(
         Verdict::Return if in_root => accept.clone(),
         Verdict::Return => Action::Return,
         // As with ebtables, which cannot reject.
-        Verdict::Drop | Verdict::Reject => Action::Drop,
+        Verdict::Drop | Verdict::Reject => dropped(way),
         Verdict::Continue => Action::Continue,
     };
     let ether_type = rule.matches.iter().find_map(|m| match m.test {
@@ -591,9 +633,9 @@ fn flatten_ip(rule: &IpRule, family: Family, way: Way, flat: &mut Vec<Flat>) -> 
     let action = match (rule.verdict, way) {
         // What the sending port lets pass meets the rules of the receiving one behind this chain.
         (Verdict::Accept | Verdict::Pass | Verdict::Return, _) => Action::Accept,
-        (Verdict::Drop, _) => Action::Drop,
-        (Verdict::Reject, Way::FromGuest) => Action::Reject(PORT_UNREACHABLE),
-        // The kernel answers no packet that leaves already.
+        (Verdict::Drop, way) => dropped(way),
+        (Verdict::Reject, Way::FromGuest | Way::Ahead) => Action::Reject(PORT_UNREACHABLE),
+        // The kernel answers no packet that leaves already; what gets here was not answered before.
         (Verdict::Reject, Way::ToGuest) => Action::Drop,
         (Verdict::Continue, _) => Action::Continue,
     };

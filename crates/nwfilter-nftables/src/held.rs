@@ -26,7 +26,7 @@ pub(crate) fn rules(
     let mut held = Held::default();
     let mut known = BTreeSet::new();
     for (port, wanted) in wanted {
-        let Wanted::Class(class, _) = wanted else { continue };
+        let Wanted::Class(class, ..) = wanted else { continue };
         let ports = users.get(class.name.as_str());
         // A class that lets everything pass has no chains, and nothing leads to it.
         if !class.entries.is_empty() && ports.is_none_or(|ports| !ports.contains(port)) {
@@ -41,7 +41,11 @@ pub(crate) fn rules(
                 continue;
             }
             let (layer, chain) = place(name);
-            held.rules.extend(rules.iter().zip(found).map(|((rule, origin), found)| HeldRule {
+            // What is not answered on its way to the guest meets the same rules again where it gets there.
+            let is_ahead = layout::is_ahead(name.as_str());
+            let counts = |rule: &Rule| !is_ahead || layout::rejects(rule);
+            let rules = rules.iter().zip(found).filter(|((rule, _), _)| counts(rule));
+            held.rules.extend(rules.map(|((rule, origin), found)| HeldRule {
                 id: id(found),
                 ports: ports.clone(),
                 layer,

@@ -7,6 +7,8 @@
 //!   chain prerouting  { iifname vmap @from-guest }
 //!   chain input       { the same for frames to a bridge's own groups, which do not pass prerouting }
 //!   chain postrouting { oifname vmap @to-guest }
+//!   map toward-guest { type ifname . ether_addr : verdict; }   bridge and guest → the chain that answers what is rejected
+//!   chain toward      { ibrname . ether daddr vmap @toward-guest }    where a class rejects
 //!   chain zones       { gives connections of each bridge a zone of their own, where a class tracks connections }
 //!   set FILTER-DIGEST.0 { type ifname . ether_addr; }   the values of the class's ports
 //!   chain FILTER-DIGEST.from { … }                      the rules of the class
@@ -16,12 +18,12 @@
 use std::sync::Arc;
 
 use nwfilter_rules::Origin;
-use nwfilter_xml::PortDev;
+use nwfilter_xml::{MacAddr, PortDev};
 
 use crate::class::{Action, Class, ClassMatch, ClassRule, HelperKind, Way};
 use crate::condition::{self, Condition, SAME_BYTES};
 use crate::kernel::expr::{
-    CtKey, Dynset, DynsetOp, Expr, Load, MetaKey, ObjectKind, Register, Relation, Stateful, Verdict, state,
+    CtKey, Dynset, DynsetOp, Expr, IFNAMSIZ, Load, MetaKey, ObjectKind, Register, Relation, Stateful, Verdict,
 };
 use crate::kernel::{
     BaseChain, Chain, ChainName, ChainType, Comment, CtHelper, Datatype, Element, ElementKey, ElementValue,
@@ -40,6 +42,10 @@ pub(crate) const ZONE_0: &str = "zone-0";
 const ZONES_PRIORITY: i32 = -300;
 /// How many zones there are beside zone 0.
 const ZONES: u32 = u16::MAX as u32;
+/// Where packets to guests are answered: behind the rules of whoever sent them.
+const TOWARD_PRIORITY: i32 = PREROUTING_PRIORITY + 1;
+/// The name of the map of [`dispatch_map`] for frames on their way to a guest.
+pub(crate) const TOWARD_GUEST: &str = "toward-guest";
 /// Addresses that a set of counted connections has at most.
 const COUNTED: u32 = 65_536;
 /// The longest part of a filter's name in names of chains.
@@ -69,23 +75,38 @@ pub(crate) fn table() -> TableId {
     TableId::bridge(fixed(TABLE_NAME))
 }
 
-/// The map that leads ports to their chains.
+/// The map that leads ports to their chains; on the way to a guest, its bridge and its MAC address.
 pub(crate) fn dispatch_map(way: Way) -> Arc<Set> {
-    let name = fixed(match way {
-        Way::FromGuest => "from-guest",
-        Way::ToGuest => "to-guest",
-    });
-    Arc::new(Set::map(name, [Datatype::Ifname], MapData::Verdict))
+    let (name, key) = match way {
+        Way::FromGuest => ("from-guest", vec![Datatype::Ifname]),
+        Way::ToGuest => ("to-guest", vec![Datatype::Ifname]),
+        Way::Ahead => (TOWARD_GUEST, vec![Datatype::Ifname, Datatype::EtherAddr]),
+    };
+    Arc::new(Set::map(fixed(name), key, MapData::Verdict))
 }
 
-/// The base chains and their rules.
-pub(crate) fn base_chains() -> Vec<(Chain, Vec<Rule>)> {
-    let base = |name: &str, hook, priority, rule| {
-        let base = BaseChain { kind: ChainType::Filter, hook, priority, policy: Policy::Accept };
-        (Chain { name: fixed(name), base: Some(base) }, vec![rule])
-    };
+fn base_chain(name: &str, hook: Hook, priority: i32) -> Chain {
+    let base = BaseChain { kind: ChainType::Filter, hook, priority, policy: Policy::Accept };
+    Chain { name: fixed(name), base: Some(base) }
+}
+
+/// The chain that leads frames to guests to what answers them.
+pub(crate) fn toward() -> (Chain, Vec<Rule>) {
+    let map = dispatch_map(Way::Ahead);
+    let rule = Rule::new().vmap(&[field::IBRNAME, field::ETHER_DADDR], &map.name);
+    (base_chain("toward", Hook::Prerouting, TOWARD_PRIORITY), vec![rule])
+}
+
+/// The base chains that are always there, and their rules. `rejects` says whether any class answers packets.
+pub(crate) fn base_chains(rejects: bool) -> Vec<(Chain, Vec<Rule>)> {
+    let base = |name: &str, hook, priority, rule| (base_chain(name, hook, priority), vec![rule]);
     let (from, to) = (dispatch_map(Way::FromGuest), dispatch_map(Way::ToGuest));
     let to_bridge = Rule::new().masked(field::ETHER_DADDR, BRIDGE_GROUP_MASK, Relation::Equal, BRIDGE_GROUP);
+    let (postrouting, mut leaving) =
+        base("postrouting", Hook::Postrouting, 0, Rule::new().vmap(&[field::OIFNAME], &to.name));
+    if rejects {
+        leaving.splice(0..0, answers());
+    }
     vec![
         base(
             "prerouting",
@@ -94,8 +115,26 @@ pub(crate) fn base_chains() -> Vec<(Chain, Vec<Rule>)> {
             Rule::new().vmap(&[field::IIFNAME], &from.name),
         ),
         base("input", Hook::Input, 0, to_bridge.vmap(&[field::IIFNAME], &from.name)),
-        base("postrouting", Hook::Postrouting, 0, Rule::new().vmap(&[field::OIFNAME], &to.name)),
+        (postrouting, leaving),
     ]
+}
+
+/// Lets pass what the kernel itself answers a guest whose packet is rejected: the host sends it, and it belongs to no
+/// connection.
+fn answers() -> Vec<Rule> {
+    // Protocol, type "unreachable", code "port".
+    let answers = [([0x08, 0x00], 1, [3], [3]), ([0x86, 0xdd], 58, [1], [4])];
+    let rule = |(ether_type, protocol, kind, code): ([u8; 2], u8, [u8; 1], [u8; 1])| {
+        Rule::new()
+            .equal(field::IIFNAME, [0; IFNAMSIZ])
+            .equal(field::ETHER_TYPE, ether_type)
+            .equal(field::L4PROTO, [protocol])
+            .equal(field::ICMP_TYPE, kind)
+            .equal(field::ICMP_CODE, code)
+            .verdict(Verdict::Accept)
+            .comment(Comment::new("answers to what is rejected"))
+    };
+    answers.into_iter().map(rule).collect()
 }
 
 /// The bridge whose connections are in zone 0, as all are with iptables: those that are known when this backend takes
@@ -112,18 +151,12 @@ pub(crate) fn zone_0() -> Arc<Set> {
 pub(crate) fn zones() -> (Chain, Vec<Rule>) {
     /// PACKET_HOST: a bridge marks a frame that goes to its own MAC address so, before it asks any rule.
     const TO_HOST: [u8; 1] = [0];
-    let base = BaseChain {
-        kind: ChainType::Filter,
-        hook: Hook::Prerouting,
-        priority: ZONES_PRIORITY,
-        policy: Policy::Accept,
-    };
     let rules = vec![
         Rule::new().equal(Load::Meta(MetaKey::Pkttype), TO_HOST).verdict(Verdict::Accept),
         Rule::new().is_in(&[field::IBRNAME], &zone_0().name).verdict(Verdict::Accept),
         zone_by_bridge(),
     ];
-    (Chain { name: fixed("zones"), base: Some(base) }, rules)
+    (base_chain("zones", Hook::Prerouting, ZONES_PRIORITY), rules)
 }
 
 /// Gives the packet's connection the zone of its bridge.
@@ -141,6 +174,11 @@ pub(crate) fn tracks(rule: &Rule) -> bool {
         Expr::Dynset(dynset) => dynset.stateful.iter().any(limits),
         _ => false,
     })
+}
+
+/// Whether a rule answers packets.
+pub(crate) fn rejects(rule: &Rule) -> bool {
+    rule.exprs.iter().any(|expr| matches!(expr, Expr::Reject(_)))
 }
 
 /// The set with which fields of a packet are compared with each other.
@@ -181,6 +219,11 @@ pub(crate) fn class_of(name: &str) -> Option<&str> {
     name.split_once('.').map(|(class, _)| class)
 }
 
+/// Whether a chain of a class answers packets on their way to a guest.
+pub(crate) fn is_ahead(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(_, suffix)| suffix.starts_with("toward"))
+}
+
 /// The key of a port in the maps.
 pub(crate) fn port_key(port: &PortDev) -> Vec<u8> {
     // The names of ports are names of interfaces.
@@ -206,6 +249,12 @@ pub(crate) struct Rendered {
     pub(crate) needs_same_bytes: bool,
     /// Whether it asks about connections.
     pub(crate) tracks: bool,
+    /// Whether it answers packets.
+    pub(crate) rejects: bool,
+    /// The chain that answers packets to the guest.
+    pub(crate) toward: Option<ChainName>,
+    /// Whether packets to the guest are dropped that should be answered.
+    pub(crate) lacks_answers: bool,
 }
 
 pub(crate) fn render(class: &Class) -> Rendered {
@@ -232,15 +281,17 @@ pub(crate) fn render(class: &Class) -> Rendered {
     let entries: Vec<_> =
         entries.into_iter().filter_map(|(way, index)| Some((way, chains[index?].clone()))).collect();
     let rendered = class.chains.iter().enumerate().map(|(index, chain)| {
-        let own = chain.rules.iter().map(|rule| (names.rule(rule, chain.way), rule.origin.clone()));
-        let replies =
-            if class.rejects() && class.to_guest == Some(index) { replies(class) } else { Vec::new() };
-        let replies = replies.into_iter().map(|rule| (rule, Origin::BUILT_IN));
-        (chains[index].clone(), replies.chain(own).collect())
+        let rules = chain.rules.iter().map(|rule| (names.rule(rule, chain.way), rule.origin.clone()));
+        (chains[index].clone(), rules.collect())
     });
     let rendered: Vec<(ChainName, Vec<(Rule, Origin)>)> = rendered.collect();
+    let any =
+        |is: &dyn Fn(&Rule) -> bool| rendered.iter().flat_map(|(_, rules)| rules).any(|(rule, _)| is(rule));
     Rendered {
-        tracks: rendered.iter().flat_map(|(_, rules)| rules).any(|(rule, _)| tracks(rule)),
+        tracks: any(&tracks),
+        rejects: any(&rejects),
+        toward: class.toward_guest.map(|index| chains[index].clone()),
+        lacks_answers: class.lacks_answers,
         chains: rendered,
         sets: names.sets.to_vec(),
         counted: names.counted.to_vec(),
@@ -257,33 +308,6 @@ fn clipped(prefix: &str, suffix: &str) -> String {
     format!("{prefix}.{suffix}").chars().take(127).collect()
 }
 
-/// Lets pass what the kernel itself answers a guest whose packet the class rejects: the host sends it, and it belongs to no
-/// connection.
-fn replies(class: &Class) -> Vec<Rule> {
-    let tracks = class.literals().any(|condition| match condition {
-        Condition::Exprs(exprs) => {
-            exprs.iter().any(|expr| matches!(expr, Expr::Load { load: Load::Ct { .. }, .. }))
-        }
-        _ => false,
-    });
-    // Protocol, type "unreachable", code "port".
-    let answers = [([0x08, 0x00], 1, [3], [3]), ([0x86, 0xdd], 58, [1], [4])];
-    let rule = |(ether_type, protocol, kind, code): ([u8; 2], u8, [u8; 1], [u8; 1])| {
-        let mut rule = Rule::new()
-            .equal(field::IIFNAME, [0; 16])
-            .equal(field::ETHER_TYPE, ether_type)
-            .equal(field::L4PROTO, [protocol])
-            .equal(field::ICMP_TYPE, kind)
-            .equal(field::ICMP_CODE, code);
-        if tracks {
-            let invalid = state::INVALID.to_ne_bytes();
-            rule = rule.masked(field::CT_STATE, invalid, Relation::NotEqual, [0; 4]);
-        }
-        rule.verdict(Verdict::Accept).comment(Comment::new("answers to what is rejected"))
-    };
-    answers.into_iter().map(rule).collect()
-}
-
 /// The names of what rules of a class refer to.
 struct Names<'a> {
     chains: &'a [ChainName],
@@ -298,7 +322,9 @@ impl Names<'_> {
             built = self.add(built, m, way);
         }
         let stops = matches!(rule.action, Action::Drop | Action::Reject(_) | Action::Continue);
-        if rule.comment.is_some() || stops {
+        // What goes on meets the same rule again, and is counted there.
+        let is_first = way != Way::Ahead || matches!(rule.action, Action::Reject(_));
+        if is_first && (rule.comment.is_some() || stops) {
             built = built.counter();
         }
         built = match &rule.action {
@@ -312,15 +338,16 @@ impl Names<'_> {
             Action::Helper(kind) => built.object(&helper(*kind)),
         };
         match &rule.comment {
-            Some(comment) => built.comment(Comment::new(comment)),
-            None => built,
+            Some(comment) if is_first => built.comment(Comment::new(comment)),
+            _ => built,
         }
     }
 
     fn add(&self, mut rule: Rule, m: &ClassMatch, way: Way) -> Rule {
         let port = match way {
             Way::FromGuest => field::IIFNAME,
-            Way::ToGuest => field::OIFNAME,
+            // Rules on their way to a guest have no sets: the port is not known.
+            Way::ToGuest | Way::Ahead => field::OIFNAME,
         };
         match m {
             ClassMatch::Literal(condition) => {
@@ -355,4 +382,16 @@ pub(crate) fn value_element(port: &PortDev, fields: &[Vec<u8>]) -> Element {
 /// The element that leads a port to a chain.
 pub(crate) fn dispatch_element(port: &PortDev, chain: &ChainName) -> Element {
     Element::with(ElementKey::One(port_key(port)), ElementValue::Verdict(Verdict::Goto(chain.clone())))
+}
+
+/// The element that leads frames to a guest to a chain. Its comment is the port.
+pub(crate) fn toward_element(
+    port: &PortDev,
+    bridge: [u8; IFNAMSIZ],
+    mac: MacAddr,
+    chain: &ChainName,
+) -> Element {
+    let key = ElementKey::one(&[&bridge[..], &mac.0]);
+    let verdict = ElementValue::Verdict(Verdict::Goto(chain.clone()));
+    Element { comment: Some(Comment::new(port.as_str())), ..Element::with(key, verdict) }
 }

@@ -9,7 +9,7 @@ use crate::class::Way;
 use crate::kernel::expr::{IFNAMSIZ, Verdict};
 use crate::kernel::{
     Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation,
-    Place, Rule, Set, SetName, TableFlags,
+    Place, Rule, Set, SetName, TableFlags, field,
 };
 use crate::{layout, sets};
 
@@ -32,6 +32,10 @@ pub(crate) struct Model {
     pub(crate) objects: BTreeMap<ObjectName, Object>,
     /// The classes that ask about connections.
     tracking: BTreeSet<String>,
+    /// The classes that answer packets.
+    rejecting: BTreeSet<String>,
+    /// The element of each port in the map of frames on their way to a guest.
+    toward: BTreeMap<PortKey, ElementKey>,
     /// How many elements of the maps lead to each class.
     users: BTreeMap<String, usize>,
     /// The sets with elements of each port.
@@ -55,7 +59,7 @@ impl Model {
         model.objects = table.objects;
         for (name, chain) in table.chains {
             let rules: Vec<Rule> = chain.rules.into_iter().map(|rule| rule.rule).collect();
-            rules.iter().for_each(|rule| model.note_tracking(&name, rule));
+            rules.iter().for_each(|rule| model.take_note(&name, rule));
             model.chains.insert(name, (chain.chain, rules));
         }
         for (name, set) in table.sets {
@@ -129,12 +133,30 @@ impl Model {
         self.tracking.iter().map(String::as_str)
     }
 
-    fn note_tracking(&mut self, chain: &ChainName, rule: &Rule) {
-        if let Some(class) = layout::class_of(chain.as_str())
-            && !self.tracking.contains(class)
-            && layout::tracks(rule)
-        {
-            self.tracking.insert(class.into());
+    /// The classes that answer packets.
+    pub(crate) fn rejecting(&self) -> impl Iterator<Item = &str> {
+        self.rejecting.iter().map(String::as_str)
+    }
+
+    /// The map of frames on their way to a guest.
+    pub(crate) fn toward_guests(&self) -> Option<&HeldSet> {
+        self.sets.get(&layout::dispatch_map(Way::Ahead).name)
+    }
+
+    /// The port's element in the map of frames on their way to a guest.
+    pub(crate) fn toward(&self, port: &[u8]) -> Option<&Element> {
+        self.toward_guests()?.elements.get(self.toward.get(port)?)
+    }
+
+    fn take_note(&mut self, chain: &ChainName, rule: &Rule) {
+        let Some(class) = layout::class_of(chain.as_str()) else { return };
+        for (classes, is) in [
+            (&mut self.tracking, layout::tracks as fn(&Rule) -> bool),
+            (&mut self.rejecting, layout::rejects),
+        ] {
+            if !classes.contains(class) && is(rule) {
+                classes.insert(class.into());
+            }
         }
     }
 
@@ -193,10 +215,13 @@ impl Model {
             Operation::DeleteChain { chain, .. } => {
                 self.chains.remove(&chain);
                 // The chains of a class go together.
-                self.tracking.remove(layout::class_of(chain.as_str()).unwrap_or_default());
+                if let Some(class) = layout::class_of(chain.as_str()) {
+                    self.tracking.remove(class);
+                    self.rejecting.remove(class);
+                }
             }
             Operation::AddRule { chain, rule, .. } => {
-                self.note_tracking(&chain, &rule);
+                self.take_note(&chain, &rule);
                 if let Some((_, rules)) = self.chains.get_mut(&chain) {
                     rules.push(rule);
                 }
@@ -250,8 +275,11 @@ impl Model {
     }
 
     fn add_element(&mut self, set: &SetName, element: Element) {
-        if let Some(port) = port_in(set, &element.key) {
+        if let Some(port) = port_in(set, &element) {
             self.by_port.entry(port.to_vec()).or_default().insert(set.clone());
+            if set.as_str() == layout::TOWARD_GUEST {
+                self.toward.insert(port, element.key.clone());
+            }
         }
         if let Some(class) = class_led_to(&element) {
             *self.users.entry(class.into()).or_default() += 1;
@@ -269,23 +297,34 @@ impl Model {
         {
             *users -= 1;
         }
-        let Some(port) = port_in(set, &element.key) else { return };
-        let first = held.elements.range(ElementKey::One(port.to_vec())..).next();
-        if first.and_then(|(key, _)| port_of(key)) != Some(port)
-            && let Some(sets) = self.by_port.get_mut(port)
-        {
+        let Some(port) = port_in(set, &element) else { return };
+        let has_more = if set.as_str() == layout::TOWARD_GUEST {
+            self.toward.remove(&port);
+            false
+        } else {
+            let first = held.elements.range(ElementKey::One(port.to_vec())..).next();
+            first.and_then(|(key, _)| port_of(key)) == Some(&port)
+        };
+        if !has_more && let Some(sets) = self.by_port.get_mut(&port[..]) {
             sets.remove(set);
             if sets.is_empty() {
-                self.by_port.remove(port);
+                self.by_port.remove(&port[..]);
             }
         }
     }
 }
 
-/// The port that a key of a set begins with.
-fn port_in<'a>(set: &SetName, key: &'a ElementKey) -> Option<&'a [u8]> {
-    // A bridge is no port.
-    if set.as_str() == layout::ZONE_0 { None } else { port_of(key) }
+/// The name of a port in a key.
+type PortKey = [u8; IFNAMSIZ];
+
+/// The port that an element of a set is of.
+fn port_in(set: &SetName, element: &Element) -> Option<PortKey> {
+    match set.as_str() {
+        // A bridge is no port.
+        layout::ZONE_0 => None,
+        layout::TOWARD_GUEST => field::ifname(element.comment.as_ref()?.as_str()),
+        _ => port_of(&element.key)?.try_into().ok(),
+    }
 }
 
 /// The port that a key begins with.

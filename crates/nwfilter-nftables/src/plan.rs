@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nwfilter_rules::{
-    DesiredSet, Difference, DifferenceKind, KernelObject, Origin, SetContent, Subject, set_differences,
+    DesiredSet, Difference, DifferenceKind, KernelObject, NoAnswer, Origin, SetContent, Subject, Warning,
+    set_differences,
 };
-use nwfilter_xml::{PortDev, SetName};
+use nwfilter_xml::{MacAddr, PortDev, SetName};
 
 use crate::bridges;
-use crate::class::{Class, Values, Way};
+use crate::class::{BY_PORT, Class, Values, Way};
 use crate::kernel::{
     Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set, TableFlags,
     Transaction,
@@ -20,8 +21,8 @@ use crate::sets;
 
 /// What a port must have.
 pub(crate) enum Wanted {
-    /// The rules of a class, with these values.
-    Class(Arc<Rendered>, Values),
+    /// The rules of a class, with these values, for a guest of this MAC address.
+    Class(Arc<Rendered>, Values, Option<MacAddr>),
     /// Nothing.
     Gone,
 }
@@ -68,6 +69,8 @@ pub(crate) struct Plan {
     pub(crate) changed_sets: BTreeSet<SetName>,
     /// What differs, sorted.
     pub(crate) differences: Vec<Difference>,
+    /// What ports do not get.
+    pub(crate) warnings: Vec<Warning>,
 }
 
 struct Planner<'a> {
@@ -115,6 +118,7 @@ pub(crate) fn plan(
         planner.classes();
         planner.values();
         planner.dispatch();
+        planner.answers();
         planner.remove_unused();
         planner.sets_that_go();
     }
@@ -158,9 +162,9 @@ fn without_line(rule: &Rule) -> (&[Expr], Option<(&str, &str)>) {
 
 /// Whether a port is filtered, and will be by another class.
 fn moves(model: &Model, port: &PortDev, wanted: &Wanted) -> bool {
-    let Wanted::Class(class, _) = wanted else { return false };
+    let Wanted::Class(class, ..) = wanted else { return false };
     let key = layout::port_key(port);
-    let held = [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
+    let held = BY_PORT.into_iter().filter_map(|way| model.dispatched(way, &key));
     held.into_iter().any(|element| class_led_to(element) != Some(class.name.as_str()))
 }
 
@@ -240,10 +244,10 @@ impl Planner<'_> {
             let cause = self.cause(None, object);
             self.push(Step::Prepare, Operation::AddTable { table, flags: self.flags }, cause);
         }
-        for way in [Way::FromGuest, Way::ToGuest] {
+        for way in BY_PORT {
             self.set(&layout::dispatch_map(way), None);
         }
-        for (chain, rules) in layout::base_chains() {
+        for (chain, rules) in layout::base_chains(self.rejects()) {
             let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
             self.chain(chain, &rules, &[]);
         }
@@ -254,7 +258,7 @@ impl Planner<'_> {
         let (chain, rules) = layout::zones();
         let (set, table) = (layout::zone_0(), layout::table());
         let mut wanted = self.wanted.values();
-        let begins = wanted.any(|wanted| matches!(wanted, Wanted::Class(class, _) if class.tracks));
+        let begins = wanted.any(|wanted| matches!(wanted, Wanted::Class(class, ..) if class.tracks));
         if begins || self.model.tracking().any(|class| !self.unused.contains(class)) {
             // Which bridge is in zone 0 is decided once: its connections would be new ones in another.
             if !self.set(&set, None)
@@ -266,15 +270,29 @@ impl Planner<'_> {
             }
             let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
             self.chain(chain, &rules, &[]);
-        } else if self.model.chains.contains_key(&chain.name) {
-            let cause = self.cause(None, chain_object(&chain.name));
-            let name = chain.name;
-            self.steps[Step::Clean as usize].extend([
-                (Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone()),
-                (Operation::DeleteChain { table: table.clone(), chain: name }, cause.clone()),
-                (Operation::DeleteSet { table, set: set.name.clone() }, cause),
-            ]);
+        } else {
+            self.remove_base(chain.name, &set);
         }
+    }
+
+    /// Removes a base chain that is there and the set that it looks into.
+    fn remove_base(&mut self, name: ChainName, set: &Set) {
+        if !self.model.chains.contains_key(&name) {
+            return;
+        }
+        let (cause, table) = (self.cause(None, chain_object(&name)), layout::table());
+        self.steps[Step::Clean as usize].extend([
+            (Operation::FlushChain { table: table.clone(), chain: name.clone() }, cause.clone()),
+            (Operation::DeleteChain { table: table.clone(), chain: name }, cause.clone()),
+            (Operation::DeleteSet { table, set: set.name.clone() }, cause),
+        ]);
+    }
+
+    /// Whether a class answers packets that will be there.
+    fn rejects(&self) -> bool {
+        let mut wanted = self.wanted.values();
+        wanted.any(|wanted| matches!(wanted, Wanted::Class(class, ..) if class.rejects))
+            || self.model.rejecting().any(|class| !self.unused.contains(class))
     }
 
     /// Adds a set that is not there; tells whether it was.
@@ -414,7 +432,7 @@ impl Planner<'_> {
         let wanted = self.wanted;
         let mut classes: BTreeMap<&str, (&Rendered, Vec<&PortDev>)> = BTreeMap::new();
         for (port, wanted) in wanted {
-            if let Wanted::Class(class, _) = wanted {
+            if let Wanted::Class(class, ..) = wanted {
                 classes.entry(&class.name).or_insert_with(|| (class, Vec::new())).1.push(port);
             }
         }
@@ -479,7 +497,7 @@ impl Planner<'_> {
             let key = layout::port_key(port);
             let mut held = model.values(&key);
             let (class, values) = match wanted {
-                Wanted::Class(class, values) => (Some(class), &values[..]),
+                Wanted::Class(class, values, _) => (Some(class), &values[..]),
                 Wanted::Gone => (None, &[][..]),
             };
             let sets = class.map_or(&[][..], |class| &class.sets);
@@ -515,12 +533,12 @@ impl Planner<'_> {
 
     fn dispatch(&mut self) {
         let (wanted, model) = (self.wanted, self.model);
-        for way in [Way::FromGuest, Way::ToGuest] {
+        for way in BY_PORT {
             let mut changes = Changes::default();
             for (port, wanted) in wanted {
                 let held = model.dispatched(way, &layout::port_key(port));
                 let chain = match wanted {
-                    Wanted::Class(class, _) => class.entries.iter().find(|(of, _)| *of == way),
+                    Wanted::Class(class, ..) => class.entries.iter().find(|(of, _)| *of == way),
                     Wanted::Gone => None,
                 };
                 let element = chain.map(|(_, chain)| layout::dispatch_element(port, chain));
@@ -530,6 +548,66 @@ impl Planner<'_> {
                 }
             }
             self.elements(Step::Switch, layout::dispatch_map(way), changes);
+        }
+    }
+
+    /// Leads frames on their way to guests to what answers them.
+    fn answers(&mut self) {
+        let (wanted, model) = (self.wanted, self.model);
+        let (chain, rules) = layout::toward();
+        let map = layout::dispatch_map(Way::Ahead);
+        let answering: BTreeMap<&PortDev, (&ChainName, Option<MacAddr>)> = wanted
+            .iter()
+            .filter_map(|(port, wanted)| match wanted {
+                Wanted::Class(class, _, mac) => Some((port, (class.toward.as_ref()?, *mac))),
+                Wanted::Gone => None,
+            })
+            .collect();
+        let stays = || {
+            let mut held = model.toward_guests().into_iter().flat_map(|held| held.elements.values());
+            held.any(|element| class_led_to(element).is_some_and(|class| !self.unused.contains(class)))
+        };
+        let is_used = !answering.is_empty() || stays();
+        if is_used {
+            self.set(&map, None);
+            let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
+            self.chain(chain.clone(), &rules, &[]);
+        }
+        let bridges =
+            if answering.is_empty() { BTreeMap::new() } else { bridges::of(answering.keys().copied()) };
+        let mut taken: BTreeMap<ElementKey, &PortDev> = BTreeMap::new();
+        let mut changes = Changes::default();
+        for port in wanted.keys() {
+            let held = model.toward(&layout::port_key(port));
+            let element = answering.get(port).zip(bridges.get(port)).and_then(|((chain, mac), bridge)| {
+                Some(layout::toward_element(port, *bridge, (*mac)?, chain))
+            });
+            // One guest of a bridge can have an address.
+            let element = element.filter(|element| {
+                let others = || model.toward_guests()?.elements.get(&element.key)?.comment.as_ref();
+                let is_free = taken.get(&element.key).is_none_or(|by| *by == port)
+                    && others().is_none_or(|of| {
+                        of.as_str() == port.as_str() || wanted.keys().any(|port| port.as_str() == of.as_str())
+                    });
+                if is_free {
+                    taken.insert(element.key.clone(), port);
+                }
+                is_free
+            });
+            if element.is_none() && answering.contains_key(port) && bridges.contains_key(port) {
+                let why = match answering[port].1 {
+                    Some(_) => NoAnswer::MacShared,
+                    None => NoAnswer::MacUnknown,
+                };
+                self.plan.warnings.push(Warning::NoAnswer { port: port.clone(), why });
+            }
+            if held != element.as_ref() {
+                changes.take(port, held.cloned().into_iter().collect(), element.into_iter().collect());
+            }
+        }
+        self.elements(Step::Switch, map.clone(), changes);
+        if !is_used {
+            self.remove_base(chain.name, &map);
         }
     }
 
@@ -587,7 +665,7 @@ impl Planner<'_> {
     fn remove_helpers(&mut self, unused: &BTreeSet<&str>) {
         let model = self.model;
         let wanted = self.wanted.values().filter_map(|wanted| match wanted {
-            Wanted::Class(class, _) => {
+            Wanted::Class(class, ..) => {
                 Some(class.helpers.iter().map(|kind| layout::helper(*kind).name().clone()))
             }
             Wanted::Gone => None,
@@ -643,7 +721,7 @@ fn unused<'a>(model: &'a Model, wanted: &'a BTreeMap<PortDev, Wanted>) -> BTreeS
     let used: BTreeSet<&str> = wanted
         .values()
         .filter_map(|wanted| match wanted {
-            Wanted::Class(class, _) => Some(class.name.as_str()),
+            Wanted::Class(class, ..) => Some(class.name.as_str()),
             Wanted::Gone => None,
         })
         .collect();
@@ -651,8 +729,8 @@ fn unused<'a>(model: &'a Model, wanted: &'a BTreeMap<PortDev, Wanted>) -> BTreeS
     let mut gone: BTreeMap<&str, usize> = BTreeMap::new();
     for port in wanted.keys() {
         let key = layout::port_key(port);
-        let held = [Way::FromGuest, Way::ToGuest].into_iter().filter_map(|way| model.dispatched(way, &key));
-        for class in held.filter_map(class_led_to) {
+        let held = BY_PORT.into_iter().filter_map(|way| model.dispatched(way, &key));
+        for class in held.chain(model.toward(&key)).filter_map(class_led_to) {
             *gone.entry(class).or_default() += 1;
         }
     }

@@ -244,11 +244,30 @@ pub enum Warning {
         /// Why.
         why: NoHelper,
     },
+    /// What the filter rejects on the way to the guest is dropped without an answer.
+    NoAnswer {
+        /// The port of the bridge.
+        port: PortDev,
+        /// Why.
+        why: NoAnswer,
+    },
     /// The port is in no bridge, so its rules see none of its packets.
     Unbridged {
         /// The port.
         port: PortDev,
     },
+}
+
+/// Why nobody is told of packets that are rejected on the way to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum NoAnswer {
+    /// This backend finds the guest by its MAC address, which is not known.
+    MacUnknown,
+    /// The guest of another port of the bridge has the same MAC address.
+    MacShared,
+    /// A rule before limits the number of connections, which can be counted once only.
+    Connlimit,
 }
 
 /// Why connections get no conntrack helper.
@@ -265,7 +284,7 @@ impl Warning {
     /// The port that it is about.
     pub fn port(&self) -> &PortDev {
         match self {
-            Self::NoHelper { port, .. } | Self::Unbridged { port } => port,
+            Self::NoHelper { port, .. } | Self::NoAnswer { port, .. } | Self::Unbridged { port } => port,
         }
     }
 }
@@ -285,6 +304,17 @@ impl fmt::Display for Warning {
                     }
                     NoHelper::Missing => write!(f, "this kernel has no nf_conntrack_{helper}"),
                 }
+            }
+            Self::NoAnswer { port, why } => {
+                let why = match why {
+                    NoAnswer::MacUnknown => "the guest's MAC address is not known",
+                    NoAnswer::MacShared => "another port of the bridge has the same MAC address",
+                    NoAnswer::Connlimit => "rules before it limit connections (connlimit-above)",
+                };
+                write!(
+                    f,
+                    "{port}: what is rejected on the way to the guest is dropped without an answer: {why}"
+                )
             }
             Self::Unbridged { port } => write!(
                 f,

@@ -30,6 +30,7 @@ use crate::variables::Combination;
 pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset, RulesError> {
     let mut binding = binding.clone();
     binding.pass_mac();
+    let mac = binding.mac;
     let params = Arc::new(binding.params);
     let sizes = sizes(filters, &binding.filter)?;
     let mut expansion =
@@ -45,6 +46,7 @@ pub fn instantiate(filters: &impl Filters, binding: &Binding) -> Result<Ruleset,
     sets::resolve(filters, &mut ruleset)?;
     ruleset.helpers = helper::helpers(&rules, &params)?;
     ruleset.guest_addresses = helper::guest_addresses(&params);
+    ruleset.guest_mac = Some(mac);
     Ok(ruleset)
 }
 

@@ -42,7 +42,7 @@ mod variables;
 
 pub use backend::{
     Applied, ApplyError, Backend, Batch, Desired, Difference, DifferenceKind, ForeignChange, Installed,
-    KernelObject, NoHelper, Planned, Process, Refused, Scope, Subject, Unsupported, Warning, Watch,
+    KernelObject, NoAnswer, NoHelper, Planned, Process, Refused, Scope, Subject, Unsupported, Warning, Watch,
 };
 pub use error::RulesError;
 pub use expand::instantiate;

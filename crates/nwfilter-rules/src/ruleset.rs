@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use nwfilter_xml::value::VarRef;
-use nwfilter_xml::{ChainName, FilterName};
+use nwfilter_xml::{ChainName, FilterName, MacAddr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::held::Layer;
@@ -30,6 +30,9 @@ pub struct Ruleset {
     pub helpers: Vec<HelperRule>,
     /// The guest's own addresses that are given or learned.
     pub guest_addresses: Vec<IpAddr>,
+    /// The guest's MAC address, where the ruleset is that of a binding.
+    #[serde(default)]
+    pub guest_mac: Option<MacAddr>,
 }
 
 /// The Ethernet part of a ruleset. A side that is `None` lets every frame pass.
