@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nwfilter_rules::{Applied, Batch, Ruleset, Warning};
 use nwfilter_xml::PortDev;
@@ -32,7 +33,10 @@ impl Driver {
     ///   names a filter the transaction brought or took away. Of the transaction's documents only the first may be
     ///   in the store; the next [`Driver::reload`] brings the kernel to those that are.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
-        self.ask(|answer| Request::Commit(transaction, answer))
+        let (begin, bound) = (Instant::now(), transaction.bound_ports());
+        let done = self.ask(|answer| Request::Commit(transaction, answer));
+        self.meter().transaction(bound, begin.elapsed(), done.is_ok());
+        done
     }
 
     /// Makes the changes of several transactions, each of which is judged as [`Driver::commit`] does. They are carried out
@@ -42,9 +46,17 @@ impl Driver {
         &self,
         transactions: impl IntoIterator<Item = Transaction>,
     ) -> Vec<Result<Committed, Error>> {
-        let join = |transaction| self.queue().join(|answer| Request::Commit(transaction, answer));
+        let begin = Instant::now();
+        let join = |transaction: Transaction| {
+            (transaction.bound_ports(), self.queue().join(|answer| Request::Commit(transaction, answer)))
+        };
         let tickets: Vec<_> = transactions.into_iter().map(join).collect();
-        let done = tickets.iter().map(|ticket| self.outcome(ticket)).collect();
+        let outcome = |(bound, ticket): &(usize, Ticket<Committed>)| {
+            let done = self.outcome(ticket);
+            self.meter().transaction(*bound, begin.elapsed(), done.is_ok());
+            done
+        };
+        let done = tickets.iter().map(outcome).collect();
         self.learner.listen_if_needed(self);
         done
     }

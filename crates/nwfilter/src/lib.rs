@@ -47,7 +47,7 @@ pub use learn::packets;
 pub use learn::sieve::check_learning;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
-pub use metrics::{COMMIT_SECONDS, Metrics};
+pub use metrics::{ATTACH_SECONDS, COMMIT_SECONDS, Metrics};
 pub use nwfilter_explain as explain;
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{

@@ -1,6 +1,6 @@
 //! Numbers about a driver, for whoever exposes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,14 @@ use crate::stores::Stores;
 
 /// The bounds, in seconds, that [`Metrics::commits_within`] counts batches within.
 pub const COMMIT_SECONDS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The bounds, in seconds, that [`Metrics::attaches_within`] counts attaches within.
+pub const ATTACH_SECONDS: [f64; 9] = COMMIT_SECONDS;
+
+/// Programs that [`Metrics::repaired_by`] names; the repairs of what others changed are counted for [`OTHERS`].
+const MAX_PROGRAMS: usize = 32;
+/// The name for programs beyond these, and for those that the kernel does not name.
+const OTHERS: &str = "unknown";
 
 /// Numbers about a driver. Counters count from its opening, in this process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -37,6 +45,16 @@ pub struct Metrics {
     pub last_commit_seconds: f64,
     /// Applied batches that took at most as long as the bound at the same place of [`COMMIT_SECONDS`].
     pub commits_within: [u64; COMMIT_SECONDS.len()],
+    /// Transactions that bound ports, and were carried out.
+    pub attaches: u64,
+    /// Seconds that these took, the wait for those of others included.
+    pub attach_seconds: f64,
+    /// Those that took at most as long as the bound at the same place of [`ATTACH_SECONDS`].
+    pub attaches_within: [u64; ATTACH_SECONDS.len()],
+    /// Transactions that were refused, for whatever reason.
+    pub refused: u64,
+    /// Repairs of the reconciler, by the name of the program that made them necessary. At most 32 programs are named.
+    pub repaired_by: BTreeMap<String, u64>,
     /// Ports whose rules in the kernel were not as they should have been, and were brought back.
     pub repaired: u64,
     /// How often what all ports share, such as the jumps to their chains, was not as it should have been, and was
@@ -102,6 +120,32 @@ impl Meter {
         }
     }
 
+    /// Counts a transaction that bound so many ports.
+    pub(crate) fn transaction(&self, bound: usize, took: Duration, done: bool) {
+        let metrics = &mut self.counters().metrics;
+        if !done {
+            metrics.refused += 1;
+        } else if bound > 0 {
+            metrics.attaches += 1;
+            metrics.attach_seconds += took.as_secs_f64();
+            for (bound, count) in ATTACH_SECONDS.iter().zip(&mut metrics.attaches_within) {
+                *count += u64::from(took.as_secs_f64() <= *bound);
+            }
+        }
+    }
+
+    /// Counts a repair of what these programs changed, once for each.
+    pub(crate) fn repaired_after<'a>(&self, programs: impl IntoIterator<Item = &'a str>) {
+        let repaired = &mut self.counters().metrics.repaired_by;
+        let programs: BTreeSet<_> = programs.into_iter().collect();
+        let programs = if programs.is_empty() { BTreeSet::from([OTHERS]) } else { programs };
+        for program in programs {
+            let is_named = repaired.contains_key(program) || repaired.len() < MAX_PROGRAMS;
+            let name = if is_named && !program.is_empty() { program } else { OTHERS };
+            *repaired.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+
     pub(crate) fn refused(&self) {
         self.counters().metrics.refusals += 1;
     }
@@ -124,5 +168,22 @@ impl Meter {
         metrics.groups += 1;
         metrics.last_group = transactions as u64;
         metrics.largest_group = metrics.largest_group.max(metrics.last_group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_programs_are_named_that_metrics_stay_small() {
+        let meter = Meter::default();
+        meter.repaired_after([]);
+        meter.repaired_after(["iptables", "nft"]);
+        (0..100).for_each(|number| meter.repaired_after([format!("p{number}").as_str(), "iptables"]));
+        let repaired = meter.counters().metrics.repaired_by.clone();
+        assert_eq!(repaired.len(), MAX_PROGRAMS);
+        assert_eq!((repaired["iptables"], repaired["nft"], repaired["p0"]), (101, 1, 1));
+        assert_eq!(repaired[OTHERS], 1 + 100 - (MAX_PROGRAMS as u64 - 3));
     }
 }

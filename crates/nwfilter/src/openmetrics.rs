@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
-use crate::metrics::COMMIT_SECONDS;
-use crate::{Driver, Error};
+use crate::metrics::{ATTACH_SECONDS, COMMIT_SECONDS};
+use crate::{BindingState, Driver, Error, Metrics};
 
 /// The media type of the text.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -14,15 +14,28 @@ impl Driver {
     /// change that is being made.
     pub fn openmetrics(&self) -> Result<String, Error> {
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+        let (mut learned, mut leases) = (BTreeMap::<String, u64>::new(), 0);
         for status in self.port_statuses()? {
             *states.entry(status.state_name()).or_default() += 1;
+            match &status.state {
+                Ok(BindingState::Learned { addresses, source }) => {
+                    *learned.entry(source.to_string()).or_default() += addresses.len() as u64;
+                }
+                Ok(BindingState::Leased { leases: held }) => leases += held.len() as u64,
+                _ => (),
+            }
         }
         let metrics = self.metrics();
         let mut text = Text::default();
         text.family("ports", "gauge", "Bound ports by state.");
         for (state, count) in states {
-            text.sample("ports", &format!("{{state=\"{state}\"}}"), count);
+            text.sample("ports", &label("state", state), count);
         }
+        text.family("learned_addresses", "gauge", "Addresses of guests that were learned, by what from.");
+        for (source, count) in learned {
+            text.sample("learned_addresses", &label("source", &source), count);
+        }
+        text.gauge("leases", "DHCP leases of guests that count now.", leases);
         text.gauge("filters", "Filters of the store, without stock filters.", metrics.filters);
         text.gauge("damaged_files", "Files of the stores that are ignored.", metrics.problems);
         text.gauge("rules", "Rules that this process brought to the kernel.", metrics.rules);
@@ -32,16 +45,26 @@ impl Driver {
         text.counter("repaired_host", help, metrics.host_repairs);
         text.counter("transactions", "Changes that were made.", metrics.transactions);
         text.counter("groups", "Groups in which changes were made together.", metrics.groups);
-        text.family("commit_seconds", "histogram", "Time that the backend took for a batch.");
-        for (bound, count) in COMMIT_SECONDS.iter().zip(metrics.commits_within) {
-            text.sample("commit_seconds_bucket", &format!("{{le=\"{bound:?}\"}}"), count);
+        text.counter("refused_changes", "Changes that were refused, for whatever reason.", metrics.refused);
+        text.family("repairs", "counter", "Repairs while it watched, by the program that changed rules.");
+        for (program, count) in &metrics.repaired_by {
+            text.sample("repairs_total", &label("by", program), count);
         }
-        text.sample("commit_seconds_bucket", "{le=\"+Inf\"}", metrics.commits);
-        text.sample("commit_seconds_sum", "", metrics.commit_seconds);
-        text.sample("commit_seconds_count", "", metrics.commits);
+        let help = "Time that the backend took for a batch.";
+        let Metrics { commits_within, commits, commit_seconds, .. } = metrics;
+        text.histogram("commit_seconds", help, (&COMMIT_SECONDS, &commits_within), commits, commit_seconds);
+        let help = "Time that a change took that bound ports, the wait for others included.";
+        let Metrics { attaches_within, attaches, attach_seconds, .. } = metrics;
+        text.histogram("attach_seconds", help, (&ATTACH_SECONDS, &attaches_within), attaches, attach_seconds);
         text.0.push_str("# EOF\n");
         Ok(text.0)
     }
+}
+
+/// A sample's only label. A program's name may have any character.
+fn label(name: &str, value: &str) -> String {
+    let value = value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+    format!("{{{name}=\"{value}\"}}")
 }
 
 #[derive(Default)]
@@ -60,6 +83,16 @@ impl Text {
     fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.family(name, "gauge", help);
         self.sample(name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, buckets: (&[f64], &[u64]), count: u64, sum: f64) {
+        self.family(name, "histogram", help);
+        for (bound, count) in buckets.0.iter().zip(buckets.1) {
+            self.sample(&format!("{name}_bucket"), &label("le", &format!("{bound:?}")), count);
+        }
+        self.sample(&format!("{name}_bucket"), &label("le", "+Inf"), count);
+        self.sample(&format!("{name}_sum"), "", sum);
+        self.sample(&format!("{name}_count"), "", count);
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {

@@ -309,13 +309,15 @@ impl Worker {
         // Something was perhaps told while it was repaired.
         self.listen();
         let later = self.pending.iter().flat_map(|pending| &pending.by);
-        let by: BTreeSet<_> = pending.by.iter().chain(later).map(ToString::to_string).collect();
+        let processes: BTreeSet<_> = pending.by.iter().chain(later).collect();
+        let by: BTreeSet<_> = processes.iter().map(ToString::to_string).collect();
         if by.is_empty() && !pending.returned.is_empty() {
             let ports: Vec<_> = pending.returned.iter().map(PortDev::as_str).collect();
             log::warn!("interfaces are back and filtered again: {}", ports.join(", "));
             self.repairs.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        self.driver.meter().repaired_after(processes.into_iter().map(|process| process.name.as_str()));
         let by = match by.is_empty() {
             true => SOMEBODY.to_owned(),
             false => by.into_iter().collect::<Vec<_>>().join(", "),

@@ -99,6 +99,13 @@ impl Transaction {
         self.with(Operation::Delete(port.clone()))
     }
 
+    /// How many bindings it makes or replaces.
+    pub(crate) fn bound_ports(&self) -> usize {
+        let binds =
+            |operation: &&Operation| matches!(operation, Operation::Create(_) | Operation::Replace(_));
+        self.operations.iter().filter(binds).count()
+    }
+
     fn with(&mut self, operation: Operation) -> &mut Self {
         self.operations.push(operation);
         self
