@@ -8,6 +8,7 @@ use super::*;
 use crate::vm::Image;
 
 const CHROOT: &str = include_str!("chroot.sh");
+const ADOPTION: &str = include_str!("adoption.sh");
 const LIFECYCLE: &str = include_str!("lifecycle.sh");
 
 /// The programs, compiled once for all tests.
@@ -29,8 +30,20 @@ fn debs() -> &'static [PathBuf] {
 fn run_in(system: &Path, script: &str, job: &Path) -> Result<String> {
     fs::write(job.join("run"), script)?;
     let place = tempfile::tempdir()?;
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, "chroot.sh"]);
+    let mut command = Command::new("timeout");
+    command.args([
+        "300",
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        CHROOT,
+        "chroot.sh",
+    ]);
     succeed(command.arg(system).arg(place.path()).arg(job))
 }
 
@@ -59,6 +72,19 @@ fn packages_come_upgrade_and_go_on_a_fresh_debian_and_leave_nothing() -> Result<
     }
     newer(debs(), &job.path().join("new"))?;
     let said = run_in(&image.root(), LIFECYCLE, job.path())?;
+    assert!(said.ends_with("-- passed\n"), "{said}");
+    Ok(())
+}
+
+/// In a copy of this machine, which has libvirt and QEMU.
+#[test]
+fn a_host_with_libvirt_adopts_the_module_and_gives_it_up_with_its_guest_running() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("unshare"), Need::Libvirtd, Need::Qemu, Need::Tool("dpkg-shlibdeps"));
+    let job = tempfile::tempdir()?;
+    for package in debs() {
+        fs::copy(package, job.path().join(package.file_name().unwrap_or_default()))?;
+    }
+    let said = run_in(Path::new("/"), ADOPTION, job.path())?;
     assert!(said.ends_with("-- passed\n"), "{said}");
     Ok(())
 }
