@@ -48,6 +48,7 @@ class TheDriver(unittest.TestCase):
         self.assertIn("web", [row["name"] for row in self.driver.filters() if row["source"] == "store"])
         self.assertEqual(self.driver.diff()["differences"], [])
         self.assertEqual(self.driver.reload()["failed"], [])
+        self.assertTrue(self.driver.counters()["rules"][0]["rule"].startswith("web:"))
         self.assertTrue(self.driver.ruleset(binding("vnet1")))
         self.assertEqual(self.driver.replace(binding("vnet0", "clean-traffic"))["changed"], ["vnet0"])
         self.driver.unbind("vnet0")

@@ -59,6 +59,12 @@
 #define NWF_OPEN_WITHOUT_HELPERS 4
 
 /**
+ * nwf_options.flags: owns the table from the first change on, and changes it for other processes, so that nobody else removes
+ * it (nftables, from Linux 6.9). For a process that stays, and works in one network namespace.
+ */
+#define NWF_OPEN_OWNER 8
+
+/**
  * For nwf_driver_define and nwf_transaction_define: takes rules with elements and attributes that do not exist, as libvirt
  * does. They then match more than is written.
  */
@@ -723,6 +729,15 @@ nwf_code nwf_driver_ruleset(const struct nwf_driver *driver,
                             size_t xml_length,
                             struct nwf_text **json,
                             struct nwf_error **error);
+
+/**
+ * What every rule of a filter has counted for bound ports since it was written to the kernel, as JSON: {"rules": [{"rule":
+ * "FILTER:LINE", "stops": whether it stops packets, "packets", "bytes", "ports": [port]}], "differing": [port]}.
+ * "differing" has the ports of which the kernel does not hold all rules. Nothing is changed.
+ */
+nwf_code nwf_driver_counters(const struct nwf_driver *driver,
+                             struct nwf_text **json,
+                             struct nwf_error **error);
 
 /**
  * Numbers about a driver since it was opened, as a JSON object. Waits for nothing.

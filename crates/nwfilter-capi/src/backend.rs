@@ -9,12 +9,18 @@ use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use crate::code::nwf_code;
 use crate::error::Failure;
-use crate::options::{NWF_OPEN_KEEP_BRIDGE_NF, NWF_OPEN_WITHOUT_HELPERS, Options, nwf_backend};
+use crate::options::{
+    NWF_OPEN_KEEP_BRIDGE_NF, NWF_OPEN_OWNER, NWF_OPEN_WITHOUT_HELPERS, Options, nwf_backend,
+};
 
 /// The backend that the options ask for. It is refused while another one filters ports, which would then have to pass the
 /// rules of both.
 pub(crate) fn choose(options: &Options) -> Result<Box<dyn Backend>, Failure> {
-    let nftables = Nftables::new();
+    let directory = &options.config.state_dir;
+    let nftables = match options.flags & NWF_OPEN_OWNER {
+        0 => Nftables::new().beside(directory),
+        _ => Nftables::new().owning(directory),
+    };
     let xtables = Xtables::new(Settings {
         enable_bridge_filtering: options.flags & NWF_OPEN_KEEP_BRIDGE_NF == 0,
         conntrack_helpers: options.flags & NWF_OPEN_WITHOUT_HELPERS == 0,

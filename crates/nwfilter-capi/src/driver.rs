@@ -449,6 +449,19 @@ pub unsafe extern "C" fn nwf_driver_ruleset(
     }
 }
 
+/// What every rule of a filter has counted for bound ports since it was written to the kernel, as JSON: {"rules": [{"rule":
+/// "FILTER:LINE", "stops": whether it stops packets, "packets", "bytes", "ports": [port]}], "differing": [port]}.
+/// "differing" has the ports of which the kernel does not hold all rules. Nothing is changed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nwf_driver_counters(
+    driver: *const nwf_driver,
+    json: *mut *mut nwf_text,
+    error: *mut *mut nwf_error,
+) -> nwf_code {
+    // SAFETY: the caller keeps the contract of the header.
+    unsafe { answer(driver, json, error, |driver| Ok(json::counters(&driver.counters()?))) }
+}
+
 /// Numbers about a driver since it was opened, as a JSON object. Waits for nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwf_driver_metrics(

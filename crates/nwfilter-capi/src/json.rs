@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use nwfilter::explain::{Explanation, Packet, Way};
-use nwfilter::rules::Ruleset;
+use nwfilter::rules::{Counts, RuleCount, Ruleset};
 use nwfilter::xml::PortDev;
 use nwfilter::{
     Attachment, BindingState, Committed, Drift, Driver, Error, ExplainedPort, FailedPort, Metrics,
@@ -99,6 +99,20 @@ pub(crate) fn status(driver: &Driver) -> Result<String, Error> {
         "error": drift.as_ref().err().map(|error| with_causes(error)),
     })
     .to_string())
+}
+
+pub(crate) fn counters(counts: &Counts) -> String {
+    let row = |rule: &RuleCount| {
+        json!({
+            "rule": rule.origin,
+            "stops": rule.stops,
+            "packets": rule.count.packets,
+            "bytes": rule.count.bytes,
+            "ports": names(rule.ports.iter()),
+        })
+    };
+    let rules: Value = counts.rules.iter().map(row).collect();
+    json!({"rules": rules, "differing": names(&counts.differing)}).to_string()
 }
 
 pub(crate) fn metrics(metrics: &Metrics) -> String {

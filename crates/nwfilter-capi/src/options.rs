@@ -39,6 +39,9 @@ pub const NWF_OPEN_WITHOUT_LEARNER: u32 = 1;
 pub const NWF_OPEN_KEEP_BRIDGE_NF: u32 = 2;
 /// nwf_options.flags: gives no connection a conntrack helper (xtables).
 pub const NWF_OPEN_WITHOUT_HELPERS: u32 = 4;
+/// nwf_options.flags: owns the table from the first change on, and changes it for other processes, so that nobody else removes
+/// it (nftables, from Linux 6.9). For a process that stays, and works in one network namespace.
+pub const NWF_OPEN_OWNER: u32 = 8;
 
 /// What a driver is opened with. Bytes that are zero ask for the default, so that a caller sets size and what differs:
 /// nwf_options options = {.size = sizeof options, .backend = NWF_BACKEND_FAKE};
@@ -101,7 +104,8 @@ impl Options {
             1 => Config::libvirt(),
             other => return Err(Failure::argument(format!("options.stores is {other}, and is no layout"))),
         };
-        const KNOWN: u32 = NWF_OPEN_WITHOUT_LEARNER | NWF_OPEN_KEEP_BRIDGE_NF | NWF_OPEN_WITHOUT_HELPERS;
+        const KNOWN: u32 =
+            NWF_OPEN_WITHOUT_LEARNER | NWF_OPEN_KEEP_BRIDGE_NF | NWF_OPEN_WITHOUT_HELPERS | NWF_OPEN_OWNER;
         if given.flags & !KNOWN != 0 {
             let why = format!("options.flags has unknown bits: {:#x}", given.flags & !KNOWN);
             return Err(Failure::argument(why));

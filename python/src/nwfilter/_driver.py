@@ -64,9 +64,13 @@ class Driver(Handle):
         backend: str = "auto",
         libvirt: bool = False,
         learner: bool = True,
+        owner: bool = False,
         patience: Optional[float] = None,
     ) -> None:
-        """Opens the stores, and changes nothing. `patience` is how many seconds a change waits for other processes."""
+        """Opens the stores, and changes nothing. `patience` is how many seconds a change waits for other processes.
+
+        An `owner` owns the table of the nftables backend, so that nobody else removes it.
+        """
         if backend not in _BACKENDS:
             raise ValueError(f"{backend!r} is no backend: {', '.join(_BACKENDS)}")
         config, state = (encoded(None if path is None else os.fspath(path)) for path in (config_dir, state_dir))
@@ -76,7 +80,7 @@ class Driver(Handle):
         options.state_dir, options.state_dir_length = state
         options.backend = _BACKENDS[backend]
         options.stores = lib.NWF_STORES_LIBVIRT if libvirt else lib.NWF_STORES_OWN
-        options.flags = 0 if learner else lib.NWF_OPEN_WITHOUT_LEARNER
+        options.flags = (0 if learner else lib.NWF_OPEN_WITHOUT_LEARNER) | (lib.NWF_OPEN_OWNER if owner else 0)
         options.patience = 0 if patience is None else max(1, round(patience * 1000))
         driver = ffi.new("nwf_driver **")
         call(lib.nwf_driver_open, options, driver)
@@ -151,6 +155,10 @@ class Driver(Handle):
     def ruleset(self, xml: str, document: Optional[str] = None) -> dict[str, Any]:
         """The rules that a binding would have now."""
         return self._json(lib.nwf_driver_ruleset, *encoded(document), *encoded(xml))
+
+    def counters(self) -> dict[str, Any]:
+        """What the rules of filters have counted in the kernel."""
+        return self._json(lib.nwf_driver_counters)
 
     def metrics(self) -> dict[str, Any]:
         """Numbers since the driver was opened."""

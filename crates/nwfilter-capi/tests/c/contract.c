@@ -227,7 +227,7 @@ static void open_one(size_t at)
         options.stores = (int32_t)(any() | 2);
         break;
     case 3:
-        options.flags = (uint32_t)any() | 8;
+        options.flags = (uint32_t)any() | 1u << 31;
         break;
     case 4:
         options.config_dir_length = 0;
@@ -266,7 +266,7 @@ static const struct { const char *name; lookup_function *call; } LOOKUPS[] = {
     ROW(nwf_driver_filter_xml), ROW(nwf_driver_binding_xml)};
 static const struct { const char *name; question_function *call; } QUESTIONS[] = {
     ROW(nwf_driver_filters), ROW(nwf_driver_bindings), ROW(nwf_driver_reload), ROW(nwf_driver_diff),
-    ROW(nwf_driver_status), ROW(nwf_driver_metrics), ROW(nwf_driver_openmetrics)};
+    ROW(nwf_driver_status), ROW(nwf_driver_counters), ROW(nwf_driver_metrics), ROW(nwf_driver_openmetrics)};
 static const struct { const char *name; add_function *call; } ADDED[] = {
     ROW(nwf_transaction_bind), ROW(nwf_transaction_replace)};
 
@@ -320,7 +320,7 @@ static void once(void)
         break;
     }
     case 7: {
-        size_t row = below(7);
+        size_t row = below(8);
         code = QUESTIONS[row].call(driver, place, out);
         handed_out(done(QUESTIONS[row].name, code, out, error), place, handed);
         break;

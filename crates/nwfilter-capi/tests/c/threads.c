@@ -2,6 +2,8 @@
  * Eight threads change and read through one driver, while the main thread follows the events.
  *
  *     threads STORE BACKEND OPERATIONS PORT...      with as many ports as threads
+ *
+ * BACKEND is fake, nftables, or owner, which is nftables with a table of its own.
  */
 #include <nwfilter.h>
 #include <poll.h>
@@ -92,6 +94,7 @@ int main(int argc, char **argv)
     options.config_dir = filters;
     options.state_dir = bindings;
     options.backend = strcmp(argv[2], "fake") == 0 ? NWF_BACKEND_FAKE : NWF_BACKEND_NFTABLES;
+    options.flags = strcmp(argv[2], "owner") == 0 ? NWF_OPEN_OWNER : 0;
     operations = atoi(argv[3]);
     CHECK(operations % (4 * THREADS) == 0);
     ok(nwf_driver_open(&options, &driver, &error), error);
