@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nwfilter_nftables::Nftables;
-use nwfilter_rules::{AnyRule, Backend, Batch, IpTest, Ruleset, instantiate};
+use nwfilter_rules::{AnyRule, Backend, Batch, IpPart, IpTest, Ruleset, instantiate};
 use nwfilter_testlab::conformance::{Case, random_case};
 use nwfilter_testlab::corpus::{OTHER, close_to_the_corpus};
 use nwfilter_testlab::frames;
@@ -89,6 +89,11 @@ fn counts_connections(ruleset: &Ruleset) -> bool {
     })
 }
 
+fn has_states(part: &IpPart) -> bool {
+    let mut matches = part.from_guest.iter().chain(&part.to_guest).flat_map(|rule| &rule.matches);
+    matches.any(|m| matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_)))
+}
+
 /// What passes on one side only.
 fn differences([from, to]: &[Vec<String>; 2], [our_from, our_to]: &[Vec<String>; 2]) -> Vec<String> {
     let only = |a: &[String], b: &[String], what: &str| {
@@ -158,8 +163,13 @@ fn compare(cases: impl IntoIterator<Item = Case>) -> Result<usize> {
         let (of_theirs, of_ours) = (theirs.passed()?, ours.passed()?);
         let mut frames = differences(&of_theirs, &of_ours);
         if counts_connections(&ruleset) {
-            // iptables drops packets of no connection whose headers it cannot read, when they get to such a rule.
-            frames.retain(|name| !name.ends_with("IPv6: AH"));
+            // iptables counts packets of no connection, and drops those whose headers it cannot read, when they get to such
+            // a rule; here it does not match them. The checksum of the UDP-Lite frames is wrong.
+            frames.retain(|name| !name.ends_with("IPv6: AH") && !name.ends_with(": UDP-Lite"));
+        }
+        if ruleset.ipv6.as_ref().is_none_or(|part| !has_states(part)) {
+            // iptables does not put the fragments of a family together whose rules ask about no connection.
+            frames.retain(|name| !(name.contains("iptables only") && name.contains("IPv6: fragment")));
         }
         if !frames.is_empty() {
             differ.push(format!("{}: {frames:#?}\n{ruleset:#?}", case.name));
