@@ -9,6 +9,7 @@ use crate::vm::Image;
 
 const CHROOT: &str = include_str!("chroot.sh");
 const ADOPTION: &str = include_str!("adoption.sh");
+const DIVERT: &str = include_str!("divert.sh");
 const LIFECYCLE: &str = include_str!("lifecycle.sh");
 
 /// The programs, compiled once for all tests.
@@ -85,6 +86,16 @@ fn a_host_with_libvirt_adopts_the_module_and_gives_it_up_with_its_guest_running(
         fs::copy(package, job.path().join(package.file_name().unwrap_or_default()))?;
     }
     let said = run_in(Path::new("/"), ADOPTION, job.path())?;
+    assert!(said.ends_with("-- passed\n"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_rpm_package_keeps_libvirts_module_across_upgrades_and_gives_it_back() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("unshare"));
+    let job = tempfile::tempdir()?;
+    fs::copy(workspace().join("dist/rpm/divert-module"), job.path().join("divert-module"))?;
+    let said = run_in(Path::new("/"), DIVERT, job.path())?;
     assert!(said.ends_with("-- passed\n"), "{said}");
     Ok(())
 }
