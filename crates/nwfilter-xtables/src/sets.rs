@@ -147,6 +147,9 @@ impl Sets {
 
     /// Brings the sets back to what they held.
     pub(crate) fn take_back(&mut self, changes: &Changes) {
+        if changes.made.is_empty() {
+            return;
+        }
         let take_back = |sets: &mut Self| {
             let there = names_of(OWN)?;
             for (name, held, _) in &changes.made {

@@ -10,8 +10,8 @@ use nwfilter::xml::{
     write_filter, write_set,
 };
 use nwfilter::{
-    Applied, Committed, Driver, Error, FailedPort, ProblemKind, Reloaded, Transaction, UnmanagedPorts,
-    Warning,
+    Applied, Committed, Difference, Driver, Error, FailedPort, ProblemKind, Reloaded, Subject, Transaction,
+    UnmanagedPorts, Warning,
 };
 use nwfilter_nftables::{LibvirtsTables, remove_libvirts_tables};
 use nwfilter_xtables::restore_text;
@@ -248,7 +248,11 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
         }))
     } else {
         let all = driver.bindings()?.len();
-        let mut lines = vec![format!("{} brought back, {all} in all", number_of(back.len(), "port"))];
+        let is_shared = |difference: &Difference| difference.subject == Subject::Host;
+        let mut lines = vec![match back.is_empty() && applied.differences.iter().any(is_shared) {
+            true => format!("what all ports share brought back, {} in all", number_of(all, "port")),
+            false => format!("{} brought back, {all} in all", number_of(back.len(), "port")),
+        }];
         if !removed.is_empty() {
             lines.push(format!("{} without interface removed", number_of(removed.len(), "port")));
         }

@@ -186,6 +186,22 @@ fn a_page_with_blocks_to_run_is_followed_by_a_test() {
     }
 }
 
+/// The arguments of a command line, as far as a shell would give them to its program.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quote) = (vec![String::new()], None);
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(end)) if c == end => quote = None,
+            (c, Some(_)) => words.last_mut().unwrap().push(c),
+            ('\'' | '"', None) => quote = Some(c),
+            ('#' | '|' | '>' | '<' | ';' | '&', None) => break,
+            (' ', None) => words.push(String::new()),
+            (c, None) => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.into_iter().skip(1).filter(|word| !word.is_empty()).collect()
+}
+
 /// The README and the pages of the book.
 fn pages() -> Vec<PathBuf> {
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
@@ -207,9 +223,7 @@ fn every_command_line_in_readme_and_book_is_understood() {
                 if !line.starts_with("nwfilterctl ") || line.contains(['[', '…']) || line.contains("VERB") {
                     continue;
                 }
-                let line = line.split(" # ").next().unwrap().split(['|', '>', '<', ';', '&']).next().unwrap();
-                let words: Vec<_> =
-                    line.split_whitespace().skip(1).map(|word| word.trim_matches(['\'', '"'])).collect();
+                let words = words(line);
                 let output = Command::new(PROGRAM).args(&words).arg("--help").output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 let place = format!("{}:{}", page.display(), block.line + number + 1);
