@@ -12,8 +12,8 @@ use nwfilter_xml::{MacAddr, PortDev, SetName};
 use crate::bridges;
 use crate::class::{BY_PORT, Class, Values, Way};
 use crate::kernel::{
-    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set, TableFlags,
-    Transaction,
+    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set,
+    SetName as TableSet, TableFlags, Transaction,
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
@@ -106,6 +106,10 @@ pub(crate) fn plan(
     flags: TableFlags,
     report: bool,
 ) -> Plan {
+    let wrong = wrong_sets(model, wanted);
+    if !wrong.is_empty() {
+        return mended(model, &wrong, |model| self::plan(model, wanted, desired_sets, flags, report));
+    }
     let unused = unused(model, wanted);
     let (plan, steps) = Default::default();
     let mut planner = Planner { model, wanted, unused, desired_sets, report, flags, plan, steps };
@@ -130,6 +134,57 @@ pub(crate) fn plan(
     };
     plan.transactions.retain(|transaction| !transaction.is_empty());
     plan.differences.sort();
+    plan
+}
+
+/// The sets of the table that are others than those of their names that are wanted: somebody made them again.
+fn wrong_sets(model: &Model, wanted: &BTreeMap<PortDev, Wanted>) -> BTreeSet<TableSet> {
+    let shared = [
+        layout::dispatch_map(Way::FromGuest),
+        layout::dispatch_map(Way::ToGuest),
+        layout::same_bytes().0,
+        layout::zone_0(),
+    ];
+    let classes = wanted.values().filter_map(|wanted| match wanted {
+        Wanted::Class(class, _) => Some(class),
+        Wanted::Gone => None,
+    });
+    let own = classes.flat_map(|class| class.sets.iter().chain(&class.counted));
+    let is_wrong = |set: &&Arc<Set>| model.sets.get(&set.name).is_some_and(|held| held.set != ***set);
+    shared.iter().chain(own).filter(is_wrong).map(|set| set.name.clone()).collect()
+}
+
+/// What `plan` makes of the table without these sets and the rules of chains that look into them, all of which go first.
+fn mended(model: &Model, wrong: &BTreeSet<TableSet>, plan: impl FnOnce(&Model) -> Plan) -> Plan {
+    let (mut mended, mut first) = (model.clone(), Transaction::new());
+    let looks = |rule: &Rule| {
+        rule.exprs.iter().any(|expr| match expr {
+            Expr::Lookup(lookup) => wrong.contains(&lookup.set),
+            Expr::Dynset(dynset) => wrong.contains(&dynset.set),
+            _ => false,
+        })
+    };
+    let chains = model.chains.iter().filter(|(_, (_, rules))| rules.iter().any(looks));
+    let flushed = chains.map(|(name, _)| {
+        let operation = Operation::FlushChain { table: layout::table(), chain: name.clone() };
+        (operation, chain_object(name))
+    });
+    let deleted = wrong.iter().map(|set| {
+        let object = KernelObject::Set { table: layout::TABLE.into(), set: set.to_string() };
+        (Operation::DeleteSet { table: layout::table(), set: set.clone() }, object)
+    });
+    for (operation, object) in flushed.chain(deleted) {
+        mended.carry_out(operation.clone());
+        first.push(
+            operation,
+            Cause { port: None, set: None, origin: Origin::BUILT_IN, object, rule: String::new() },
+        );
+    }
+    let mut plan = plan(&mended);
+    match plan.transactions.first_mut() {
+        Some(transaction) => *transaction = joined([first, std::mem::take(transaction)]),
+        None => plan.transactions.push(first),
+    }
     plan
 }
 

@@ -197,3 +197,53 @@ fn fields_of_a_configuration_are_not_in_other_frames_of_spanning_tree() -> Resul
     }
     Ok(())
 }
+
+#[test]
+fn a_set_that_others_made_again_with_another_type_is_repaired() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
+    let host = Host::new()?;
+    let nftables = Nftables::new();
+    let case = fixtures()?.into_iter().find(|case| case.name == "clean-traffic").unwrap();
+    let mut batch = Batch { report_differences: true, ..Batch::default() };
+    batch.filter("tap0".parse()?, Arc::new(ruleset(&case).map(stateless).unwrap()));
+    let apply = || host.enter(|| nftables.apply(&batch));
+    apply()?;
+    let listed = host.run(&["nft", "list", "table", "bridge", "nwfilter"])?;
+    let names = |kind: &str| -> Vec<String> {
+        let lines = listed.lines().filter_map(|line| line.trim().strip_prefix(kind)?.strip_suffix(" {"));
+        lines.map(str::to_owned).collect()
+    };
+    let (sets, chains) = (names("set "), names("chain "));
+    assert!(sets.len() > 1, "{listed}");
+
+    // A set goes only when no rule looks into it.
+    let flush: String = chains.iter().map(|chain| format!("flush chain bridge nwfilter {chain}; ")).collect();
+    let recreate = |set: &str| {
+        format!(
+            "delete set bridge nwfilter {set}; add set bridge nwfilter {set} {{ type mark; }}; \
+             add rule bridge nwfilter prerouting meta mark @{set} accept; "
+        )
+    };
+    let class_sets: Vec<_> = sets.iter().filter(|set| set.contains('.')).collect();
+    let sets: String = class_sets.iter().map(|set| recreate(set)).collect();
+    let map = "delete map bridge nwfilter from-guest; \
+               add map bridge nwfilter from-guest { type mark : verdict; }; \
+               add element bridge nwfilter from-guest { 1 : accept }";
+    for change in [format!("{flush}{sets}"), format!("{flush}{map}"), format!("{flush}{sets}{map}")] {
+        host.run(&["nft", &change])?;
+        let planned = host.enter(|| nftables.plan(&batch))?.differences;
+        let applied = apply()?;
+        assert_eq!((applied.differences.len(), applied.commits), (planned.len(), 1));
+        assert!(!planned.is_empty() && applied.changed.contains("tap0"), "{applied:?}");
+        // New sets are listed behind old ones.
+        let now = host.run(&["nft", "list", "table", "bridge", "nwfilter"])?;
+        let sorted = |text: &str| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&now), sorted(&listed));
+        assert_eq!(apply()?.commits, 0);
+    }
+    Ok(())
+}
