@@ -45,6 +45,7 @@ pub(crate) const TEST: &[Package] = &[
     ("python3-setuptools", "/usr/lib/python3/dist-packages/setuptools/build_meta.py"),
     ("python3-wheel", "/usr/lib/python3/dist-packages/wheel/__init__.py"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("strace", "/usr/bin/strace"),
     ("valgrind", "/usr/bin/valgrind"),
 ];
 

@@ -676,10 +676,21 @@ impl Backend for Nftables {
                 plan.changed_sets = model.sets.keys().filter_map(sets::name_of).collect();
                 let object = KernelObject::Table { table: layout::TABLE.into() };
                 let cause =
-                    Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new(), set: None };
-                let mut transaction = Transaction::new();
-                transaction.push(Operation::DeleteTable { table: layout::table() }, cause);
-                plan.transactions.push(transaction);
+                    Cause { port: None, set: None, origin: Origin::BUILT_IN, object, rule: String::new() };
+                // A frame that is among the rules when their sets go would not find its own addresses.
+                let mut flush = Transaction::new();
+                let hooked = model
+                    .chains
+                    .iter()
+                    .filter(|(_, (chain, rules))| chain.base.is_some() && !rules.is_empty());
+                for (name, _) in hooked {
+                    let chain = name.clone();
+                    flush.push(Operation::FlushChain { table: layout::table(), chain }, cause.clone());
+                }
+                let mut delete = Transaction::new();
+                delete.push(Operation::DeleteTable { table: layout::table() }, cause);
+                plan.transactions = vec![flush, delete];
+                plan.transactions.retain(|transaction| !transaction.is_empty());
             }
             plan
         });

@@ -11,6 +11,7 @@ use nwfilter_rules::{Backend, Batch, Ruleset, instantiate};
 use nwfilter_testlab::stream::{Stream, Tally, while_streaming};
 use nwfilter_testlab::{Host, Mac, Need, Tap, frames, skip_unless};
 use nwfilter_xml::{Filter, read_binding, read_filter};
+use nwfilter_xtables::Xtables;
 
 const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
@@ -107,6 +108,30 @@ fn two_hundred_redefinitions_let_nothing_through_and_lose_nothing() {
     lab.apply(&nftables, variant(0));
     let tally = while_streaming(&lab.streams(), |streaming| {
         (1..=200).for_each(|number| lab.apply(&nftables, variant(number)));
+        streaming.take()
+    });
+    assert_exact(tally.unwrap());
+}
+
+#[test]
+fn twenty_changes_between_backends_let_nothing_through_and_lose_nothing() {
+    skip_unless!(
+        Need::Root,
+        Need::Tool("ip"),
+        Need::Tool("bridge"),
+        Need::Tool("ebtables"),
+        Need::Tool("nft")
+    );
+    let lab = Lab::new();
+    let backends: [Box<dyn Backend>; 2] = [Box::new(Nftables::new()), Box::new(Xtables::default())];
+    lab.apply(&*backends[0], variant(0));
+    let tally = while_streaming(&lab.streams(), |streaming| {
+        for number in 1..=20 {
+            let (new, old) = (&backends[number % 2], &backends[(number + 1) % 2]);
+            lab.apply(&**new, variant(0));
+            lab.host.enter(|| old.clear())?;
+            assert!(lab.host.enter(|| old.installed())?.ports.is_empty());
+        }
         streaming.take()
     });
     assert_exact(tally.unwrap());
