@@ -200,7 +200,7 @@ impl Nftables {
         state: &mut State,
         plan: impl Fn(&Model, TableFlags) -> Plan,
     ) -> Result<(Plan, usize), CommitFailure> {
-        let (mut done, mut commits, mut taken_back) = (None::<Plan>, 0, Transaction::new());
+        let (mut done, mut commits, mut undo) = (None::<Plan>, 0, Vec::new());
         for _ in 0..ATTEMPTS {
             state.refresh(&self.shared.own).map_err(unavailable)?;
             let flags = self.own_table(state).map_err(unavailable)?;
@@ -212,27 +212,30 @@ impl Nftables {
                 *done = plan;
             } else {
                 done.changed.append(&mut plan.changed);
+                done.needed = plan.needed;
             }
-            let last = transactions.len().saturating_sub(1);
+            let (needed, alone) = (done.needed, transactions.len() == 1);
             let mut interrupted = false;
             for (index, transaction) in transactions.iter().enumerate() {
-                let back = (index == 0 && last > 0).then(|| plan::taken_back(transaction, &state.model));
+                let is_needed = index < needed;
+                let back = (is_needed && !alone).then(|| plan::taken_back(transaction, &state.model));
                 match self.carry_through(state, transaction) {
                     Ok(()) => {
                         commits += 1;
-                        taken_back = back.unwrap_or(taken_back);
+                        undo.extend(back);
                     }
                     Err(None) => {
                         interrupted = true;
                         break;
                     }
                     // What no frame comes to any more goes with the next change.
-                    Err(Some(error)) if index > 0 && index == last => {
+                    Err(Some(error)) if !is_needed => {
                         log::warn!("table {}: what is not used stays: {}", layout::TABLE, error.into_error());
                         state.stale = true;
+                        break;
                     }
                     Err(Some(error)) => {
-                        self.take_back(state, &taken_back);
+                        self.take_back(state, &undo);
                         return Err(error);
                     }
                 }
@@ -241,7 +244,7 @@ impl Nftables {
                 return Ok((std::mem::take(done), commits));
             }
         }
-        self.take_back(state, &taken_back);
+        self.take_back(state, &undo);
         Err(unavailable(Error::Interrupted { table: layout::table(), times: ATTEMPTS }).into())
     }
 
@@ -282,28 +285,26 @@ impl Nftables {
         Err(None)
     }
 
-    /// Removes what was prepared for a change that failed. What stays none the less goes with the next change.
-    fn take_back(&self, state: &mut State, transaction: &Transaction<Cause>) {
-        if transaction.is_empty() {
-            return;
-        }
-        for _ in 0..ATTEMPTS {
-            match self.carry_through(state, transaction) {
-                Ok(()) => return,
-                Err(Some(error)) => {
-                    return log::warn!(
-                        "table {}: what is not used stays: {}",
-                        layout::TABLE,
-                        error.into_error()
-                    );
-                }
-                Err(None) => {
-                    if let Err(error) = state.refresh(&self.shared.own) {
-                        return log::warn!("table {}: what is not used stays: {error}", layout::TABLE);
-                    }
-                }
+    /// Takes the transactions of a change that failed back, from the last to the first. What stays none the less goes with the
+    /// next change.
+    fn take_back(&self, state: &mut State, undo: &[Transaction<Cause>]) {
+        for transaction in undo.iter().rev().filter(|transaction| !transaction.is_empty()) {
+            if let Err(error) = self.take_one_back(state, transaction) {
+                return log::error!("table {}: what failed is not taken back: {error}", layout::TABLE);
             }
         }
+    }
+
+    fn take_one_back(&self, state: &mut State, transaction: &Transaction<Cause>) -> Result<(), ApplyError> {
+        for _ in 0..ATTEMPTS {
+            state.refresh(&self.shared.own).map_err(unavailable)?;
+            match self.carry_through(state, transaction) {
+                Ok(()) => return Ok(()),
+                Err(Some(error)) => return Err(error.into_error()),
+                Err(None) => {}
+            }
+        }
+        Err(unavailable(Error::Interrupted { table: layout::table(), times: ATTEMPTS }))
     }
 
     /// Owns the table, if this backend is to and can; gives the flags that a table has which it makes.
@@ -691,6 +692,7 @@ impl Backend for Nftables {
                 delete.push(Operation::DeleteTable { table: layout::table() }, cause);
                 plan.transactions = vec![flush, delete];
                 plan.transactions.retain(|transaction| !transaction.is_empty());
+                plan.needed = plan.transactions.len();
             }
             plan
         });

@@ -1,6 +1,7 @@
 //! What differs between what the table holds and what ports must have, as one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use nwfilter_rules::{
@@ -60,9 +61,10 @@ pub(crate) struct Cause {
 /// must stay until nothing leads there: a frame would else find a chain without rules, or not find its own address.
 #[derive(Default)]
 pub(crate) struct Plan {
-    /// What is to be done, one transaction after the other; none is empty. Only the first makes anything that can be refused
-    /// for what a filter says, and it changes the way of no frame if others follow.
+    /// What is to be done, one transaction after the other; none is empty.
     pub(crate) transactions: Vec<Transaction<Cause>>,
+    /// How many of them, from the first on, are the change. The others remove what no frame comes to any more.
+    pub(crate) needed: usize,
     /// The ports that it is done for.
     pub(crate) changed: BTreeSet<PortDev>,
     /// The sets of the store that it changes.
@@ -83,9 +85,17 @@ struct Planner<'a> {
     /// How the table is held, where it is made.
     flags: TableFlags,
     plan: Plan,
+    /// Whether it is too much for one transaction.
+    is_huge: bool,
     /// The operations of each step.
     steps: [Transaction<Cause>; 3],
 }
+
+/// Operations, and elements, of one transaction. The kernel takes some 12 µs for each, and lets nobody else change rules
+/// meanwhile.
+const MANY: usize = 10_000;
+/// Ports whose elements of a set are changed by one operation, where there are many.
+const PORTS_AT_ONCE: usize = 2_500;
 
 /// What is done before what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,8 +121,14 @@ pub(crate) fn plan(
         return mended(model, &wrong, |model| self::plan(model, wanted, desired_sets, flags, report));
     }
     let unused = unused(model, wanted);
+    let parts = wanted.values().map(|wanted| match wanted {
+        // A place in both maps, and the values.
+        Wanted::Class(_, values, _) => 2 + values.iter().map(BTreeSet::len).sum::<usize>(),
+        Wanted::Gone => 2,
+    });
+    let is_huge = parts.sum::<usize>() > MANY;
     let (plan, steps) = Default::default();
-    let mut planner = Planner { model, wanted, unused, desired_sets, report, flags, plan, steps };
+    let mut planner = Planner { model, wanted, unused, desired_sets, report, flags, is_huge, plan, steps };
     let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)))
         || desired_sets.values().any(|desired| *desired != DesiredSet::Gone);
     if filters_any || model.exists {
@@ -126,13 +142,17 @@ pub(crate) fn plan(
         planner.remove_unused();
         planner.sets_that_go();
     }
-    let moves = wanted.iter().any(|(port, wanted)| moves(model, port, wanted));
+    let in_steps = is_huge || wanted.iter().any(|(port, wanted)| moves(model, port, wanted));
     let Planner { mut plan, steps, .. } = planner;
-    plan.transactions = match moves {
-        true => steps.into(),
-        false => vec![joined(steps)],
-    };
-    plan.transactions.retain(|transaction| !transaction.is_empty());
+    if in_steps {
+        let [prepare, switch, clean] = steps.map(parted);
+        plan.needed = prepare.len() + switch.len();
+        plan.transactions = [prepare, switch, clean].concat();
+    } else {
+        plan.transactions = vec![joined(steps)];
+        plan.transactions.retain(|transaction| !transaction.is_empty());
+        plan.needed = plan.transactions.len();
+    }
     plan.differences.sort();
     plan
 }
@@ -146,7 +166,7 @@ fn wrong_sets(model: &Model, wanted: &BTreeMap<PortDev, Wanted>) -> BTreeSet<Tab
         layout::zone_0(),
     ];
     let classes = wanted.values().filter_map(|wanted| match wanted {
-        Wanted::Class(class, _) => Some(class),
+        Wanted::Class(class, ..) => Some(class),
         Wanted::Gone => None,
     });
     let own = classes.flat_map(|class| class.sets.iter().chain(&class.counted));
@@ -185,6 +205,7 @@ fn mended(model: &Model, wrong: &BTreeSet<TableSet>, plan: impl FnOnce(&Model) -
         Some(transaction) => *transaction = joined([first, std::mem::take(transaction)]),
         None => plan.transactions.push(first),
     }
+    plan.needed = plan.needed.max(1);
     plan
 }
 
@@ -193,6 +214,41 @@ fn joined(transactions: impl IntoIterator<Item = Transaction<Cause>>) -> Transac
     let mut joined = Transaction::new();
     transactions.into_iter().for_each(|transaction| joined.extend(transaction.into_operations()));
     joined
+}
+
+/// A transaction as several that are not huge. What changes the way of a frame stays together: a chain and all its rules, and
+/// the elements of a set that go with those that come for them.
+fn parted(transaction: Transaction<Cause>) -> Vec<Transaction<Cause>> {
+    let (mut parts, mut part, mut size) = (Vec::new(), Transaction::new(), 0);
+    for (operation, cause) in transaction.into_operations() {
+        let weight = match &operation {
+            Operation::AddElements { elements, .. } | Operation::DeleteElements { elements, .. } => {
+                elements.len()
+            }
+            _ => 1,
+        };
+        let last = part.operations().last().map(|(operation, _): &(Operation, _)| operation);
+        let belongs_to_last = match (last, &operation) {
+            (Some(Operation::FlushChain { chain: flushed, .. }), Operation::AddChain { chain, .. }) => {
+                *flushed == chain.name
+            }
+            (Some(Operation::AddChain { .. } | Operation::AddRule { .. }), Operation::AddRule { .. }) => true,
+            (Some(Operation::DeleteElements { set: held, .. }), Operation::AddElements { set, .. }) => {
+                held.name == set.name
+            }
+            _ => false,
+        };
+        if size + weight > MANY && !belongs_to_last && size > 0 {
+            parts.push(std::mem::take(&mut part));
+            size = 0;
+        }
+        part.push(operation, cause);
+        size += weight;
+    }
+    if !part.is_empty() {
+        parts.push(part);
+    }
+    parts
 }
 
 /// Whether rules do the same. On which line of its filter a rule stands, its comment says, but a document that a filter is
@@ -223,30 +279,38 @@ fn moves(model: &Model, port: &PortDev, wanted: &Wanted) -> bool {
     held.into_iter().any(|element| class_led_to(element) != Some(class.name.as_str()))
 }
 
-/// What takes a transaction back that only added things.
+/// What takes a transaction back that leads frames elsewhere, or adds what they are led to.
 pub(crate) fn taken_back(transaction: &Transaction<Cause>, before: &Model) -> Transaction<Cause> {
-    let mut back: [Vec<(Operation, Cause)>; 5] = Default::default();
+    let mut back: [Vec<(Operation, Cause)>; 6] = Default::default();
+    if let Some((Operation::AddTable { table, .. }, cause)) = transaction.operations().first() {
+        let mut transaction = Transaction::new();
+        transaction.push(Operation::DeleteTable { table: table.clone() }, cause.clone());
+        return transaction;
+    }
     for (operation, cause) in transaction.operations() {
         let table = layout::table();
         let (order, operation) = match operation {
             Operation::AddElements { set, elements, .. } if before.sets.contains_key(&set.name) => {
                 (0, Operation::DeleteElements { table, set: set.clone(), elements: elements.clone() })
             }
+            Operation::DeleteElements { set, elements, .. } => {
+                (1, Operation::AddElements { table, set: set.clone(), elements: elements.clone() })
+            }
             Operation::AddChain { chain, .. } if !before.chains.contains_key(&chain.name) => {
                 let chain = chain.name.clone();
                 let deleted =
                     (Operation::DeleteChain { table: table.clone(), chain: chain.clone() }, cause.clone());
-                if back[2].iter().any(|(operation, _)| *operation == deleted.0) {
+                if back[3].iter().any(|(operation, _)| *operation == deleted.0) {
                     continue;
                 }
-                back[2].push(deleted);
-                (1, Operation::FlushChain { table, chain })
+                back[3].push(deleted);
+                (2, Operation::FlushChain { table, chain })
             }
             Operation::AddSet { set, .. } if !before.sets.contains_key(&set.name) => {
-                (3, Operation::DeleteSet { table, set: set.name.clone() })
+                (4, Operation::DeleteSet { table, set: set.name.clone() })
             }
             Operation::AddObject { object, .. } if !before.objects.contains_key(object.name()) => {
-                (4, Operation::DeleteObject { table, object: object.clone() })
+                (5, Operation::DeleteObject { table, object: object.clone() })
             }
             _ => continue,
         };
@@ -545,7 +609,7 @@ impl Planner<'_> {
         let (wanted, model) = (self.wanted, self.model);
         let mut changes: BTreeMap<(Step, &str), (Arc<Set>, Changes<'_>)> = BTreeMap::new();
         for (port, wanted) in wanted {
-            let (come, go) = match moves(model, port, wanted) {
+            let (come, go) = match self.is_huge || moves(model, port, wanted) {
                 true => (Step::Prepare, Step::Clean),
                 false => (Step::Switch, Step::Switch),
             };
@@ -566,11 +630,13 @@ impl Planner<'_> {
                     }
                 }
                 let delete: Vec<Element> = stale.into_iter().cloned().collect();
-                if !add.is_empty() || !delete.is_empty() {
-                    let entry = changes
-                        .entry((come, set.name.as_str()))
-                        .or_insert_with(|| (set.clone(), Changes::default()));
-                    entry.1.take(port, delete, add);
+                for (step, delete, add) in [(come, Vec::new(), add), (go, delete, Vec::new())] {
+                    if !add.is_empty() || !delete.is_empty() {
+                        let entry = changes
+                            .entry((step, set.name.as_str()))
+                            .or_insert_with(|| (set.clone(), Changes::default()));
+                        entry.1.take(port, delete, add);
+                    }
                 }
             }
             for (name, stale) in held {
@@ -686,20 +752,27 @@ impl Planner<'_> {
             }
         }
         let cause = self.cause(Some(first), object);
-        let elements = |elements: Vec<(&PortDev, Element)>| {
-            elements.into_iter().map(|(_, element)| element).collect::<Vec<_>>()
-        };
-        let (delete, add) = (elements(changes.delete), elements(changes.add));
-        let table = layout::table();
-        if !delete.is_empty() {
-            self.push(
-                step,
-                Operation::DeleteElements { table: table.clone(), set: set.clone(), elements: delete },
-                cause.clone(),
-            );
-        }
-        if !add.is_empty() {
-            self.push(step, Operation::AddElements { table, set, elements: add }, cause);
+        let Changes { mut ports, delete, add } = changes;
+        ports.dedup();
+        let at_once = if self.is_huge { PORTS_AT_ONCE } else { usize::MAX };
+        let (mut delete, mut add) = (delete.into_iter().peekable(), add.into_iter().peekable());
+        // The ports are sorted, and so are their elements.
+        for group in ports.chunks(at_once) {
+            let of_group = |elements: &mut Peekable<std::vec::IntoIter<(&PortDev, Element)>>| {
+                let belongs = |(port, _): &(&PortDev, Element)| group.last().is_none_or(|last| port <= last);
+                std::iter::from_fn(|| elements.next_if(belongs))
+                    .map(|(_, element)| element)
+                    .collect::<Vec<_>>()
+            };
+            let (delete, add) = (of_group(&mut delete), of_group(&mut add));
+            let (table, set, cause) = (layout::table(), set.clone(), cause.clone());
+            if !delete.is_empty() {
+                let (table, set) = (table.clone(), set.clone());
+                self.push(step, Operation::DeleteElements { table, set, elements: delete }, cause.clone());
+            }
+            if !add.is_empty() {
+                self.push(step, Operation::AddElements { table, set, elements: add }, cause);
+            }
         }
     }
 
@@ -823,8 +896,77 @@ impl<'a> Changes<'a> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use nwfilter_rules::{EthernetSide, EthernetTest, Match, Rule as FilterRule, Ruleset, Verdict};
+
     use super::*;
+    use crate::class;
     use crate::kernel::Comment;
+
+    /// Ports that send with their own address only, and nothing of a protocol.
+    fn wanted(ports: u16, protocol: u16) -> BTreeMap<PortDev, Wanted> {
+        let mut classes = Classes::default();
+        let ports = (0..ports).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let mac: nwfilter_xml::MacAddr = format!("52:54:00:00:{high:02x}:{low:02x}").parse().unwrap();
+            let rules = [
+                FilterRule::built_in([Match::is_not(EthernetTest::SrcMac(mac.into()))], Verdict::Drop),
+                FilterRule::built_in([Match::is(EthernetTest::EtherType(protocol))], Verdict::Drop),
+            ];
+            let mut ruleset = Ruleset::default();
+            ruleset.ethernet.from_guest = Some(EthernetSide::of_rules(rules));
+            let (class, values) = class::of(&ruleset).unwrap();
+            (format!("vnet{number}").parse().unwrap(), Wanted::Class(classes.rendered(&class), values, None))
+        });
+        ports.collect()
+    }
+
+    fn plan_of(model: &Model, wanted: &BTreeMap<PortDev, Wanted>) -> Plan {
+        plan(model, wanted, &BTreeMap::new(), TableFlags::default(), false)
+    }
+
+    fn carry_out(model: &mut Model, transaction: &Transaction<Cause>) {
+        transaction.operations().iter().for_each(|(operation, _)| model.carry_out(operation.clone()));
+    }
+
+    fn content(model: &Model) -> String {
+        format!("{:?}", (model.exists, &model.chains, &model.sets, &model.objects))
+    }
+
+    #[test]
+    fn a_change_of_many_ports_is_parted_and_every_part_can_be_taken_back() {
+        const PORTS: u16 = 9_000;
+        let (old, new) = (wanted(PORTS, 0x1234), wanted(PORTS, 0x1235));
+        let mut model = Model::default();
+        for (wanted, least) in [(&old, 2), (&new, 3)] {
+            let begin = content(&model);
+            let plan = plan_of(&model, wanted);
+            assert!(plan.needed >= least, "{}", plan.needed);
+            let mut undo = Vec::new();
+            for (index, transaction) in plan.transactions.iter().enumerate() {
+                let sizes = transaction.operations().iter().map(|(operation, _)| match operation {
+                    Operation::AddElements { elements, .. } | Operation::DeleteElements { elements, .. } => {
+                        elements.len()
+                    }
+                    _ => 1,
+                });
+                assert!(sizes.sum::<usize>() <= MANY + PORTS_AT_ONCE);
+                if index < plan.needed {
+                    undo.push(taken_back(transaction, &model));
+                }
+                carry_out(&mut model, transaction);
+                if index < plan.needed {
+                    let mut back = model.clone();
+                    undo.iter().rev().for_each(|transaction| carry_out(&mut back, transaction));
+                    assert_eq!(content(&back), begin, "after {index}");
+                    // Whoever is filtered is led to a class all the time.
+                    let led = if begin == content(&Model::default()) { 0 } else { usize::from(PORTS) };
+                    assert!(model.dispatched_ports().len() >= led);
+                }
+            }
+            assert!(plan_of(&model, wanted).transactions.is_empty());
+            assert_eq!(model.classes().len(), 1);
+        }
+    }
 
     #[test]
     fn rules_that_differ_in_the_line_of_their_filter_only_do_the_same() {
