@@ -25,10 +25,16 @@ pub(crate) struct TracePort {
     /// Only such packets, as in 'tcp from 192.0.2.7 to :80'
     #[arg(long = "match", value_name = "PACKET", default_value = "")]
     wanted: TraceMatch,
+    /// Only packets that do not pass, at most ten of them in a second
+    #[arg(long)]
+    drops: bool,
     /// End after so many packets
     #[arg(short = 'n', long, value_name = "NUMBER")]
     count: Option<usize>,
 }
+
+/// How many dropped packets are shown in a second.
+const DROPS: usize = 10;
 
 /// How long is waited at once for a packet where no end is set.
 const LONG: Duration = Duration::from_secs(3600);
@@ -48,14 +54,18 @@ fn time(text: &str) -> Result<Duration> {
 
 pub(crate) fn trace(driver: &Driver, asked: &TracePort, as_json: bool) -> Result<()> {
     let mut places = Places::new(driver);
+    let guest = driver.binding(&asked.port)?.owner.name.clone();
     let mut trace = driver.trace(&asked.port, &asked.wanted)?;
     let end = asked.duration.map(|duration| Instant::now() + duration);
+    let mut limit = Limit::default();
     let mut left = asked.count.unwrap_or(usize::MAX);
     while left > 0 {
         let patience = end.map_or(LONG, |end| end.saturating_duration_since(Instant::now()));
         match trace.next(patience)? {
+            Some(TraceEvent::Packet(packet)) if asked.drops && packet.outcome == Outcome::Passes => (),
+            Some(TraceEvent::Packet(_)) if asked.drops && !limit.allows() => (),
             Some(TraceEvent::Packet(packet)) => {
-                print(&mut places, asked.port.as_str(), &packet, as_json)?;
+                print(&mut places, (asked.port.as_str(), &guest), &packet, as_json)?;
                 left -= 1;
             }
             Some(TraceEvent::Missed) => {
@@ -71,8 +81,39 @@ pub(crate) fn trace(driver: &Driver, asked: &TracePort, as_json: bool) -> Result
     Ok(())
 }
 
-fn print(places: &mut Places<'_>, port: &str, packet: &TracedPacket, as_json: bool) -> Result<()> {
-    let text = if as_json { value(places, port, packet)?.to_string() } else { shown(places, port, packet) };
+/// Lets some packets of each second through.
+#[derive(Default)]
+struct Limit {
+    second: Option<Instant>,
+    shown: usize,
+    /// Those that were left out in this second.
+    left_out: usize,
+}
+
+impl Limit {
+    fn allows(&mut self) -> bool {
+        if self.second.is_none_or(|begin| begin.elapsed() >= Duration::from_secs(1)) {
+            if self.left_out > 0 {
+                warn(format_args!("{} dropped packets of a second are not shown", self.left_out));
+            }
+            *self = Self { second: Some(Instant::now()), ..Self::default() };
+        }
+        self.shown += 1;
+        self.left_out += usize::from(self.shown > DROPS);
+        self.shown <= DROPS
+    }
+}
+
+/// A port and the guest behind it.
+type PortAndGuest<'a> = (&'a str, &'a str);
+
+fn print(
+    places: &mut Places<'_>,
+    port: PortAndGuest<'_>,
+    packet: &TracedPacket,
+    as_json: bool,
+) -> Result<()> {
+    let text = if as_json { value(places, port, packet)?.to_string() } else { shown(places, port.0, packet) };
     let mut out = stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).context("packets cannot be printed any more")
 }
@@ -116,9 +157,10 @@ fn line(places: &mut Places<'_>, step: &TracedStep) -> String {
     format!("{chain}: {name}: {what}{place}")
 }
 
-fn value(places: &mut Places<'_>, port: &str, packet: &TracedPacket) -> Result<Value> {
+fn value(places: &mut Places<'_>, (port, guest): PortAndGuest<'_>, packet: &TracedPacket) -> Result<Value> {
     let mut value = serde_json::to_value(packet)?;
     value["port"] = json!(port);
+    value["guest"] = json!(guest);
     for (step, row) in packet.steps.iter().zip(value["steps"].as_array_mut().into_iter().flatten()) {
         let at = places.find(&step.origin).map(|place| json!({"path": place.path, "line": place.line}));
         row["at"] = json!(at);

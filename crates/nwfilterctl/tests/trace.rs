@@ -100,6 +100,25 @@ fn a_dropped_packet_is_shown_with_the_line_of_the_filter() {
 }
 
 #[test]
+fn dropped_packets_alone_are_shown_with_the_guest_and_at_most_ten_of_them_in_a_second() {
+    skip_unless!(Need::Root, Need::Tool("ebtables"), Need::Tool("iptables"), Need::Tool("nft"));
+    let lab = Lab::new();
+    let child = lab.trace(&["--json", "trace", "tap0", "--drops", "--for", "3s"]);
+    let begin = Instant::now();
+    for number in 0..30 {
+        lab.port.send(&frames::ethernet(GUEST, PEER, 0x88b5, &[number; 46])).unwrap();
+        lab.port.send(&frames::ethernet(PEER, PEER, 0x88b5, &[number; 46])).unwrap();
+    }
+    let seconds = begin.elapsed().as_secs() as usize + 2;
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let packets: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!((1..=10 * seconds).contains(&packets.len()), "{}", packets.len());
+    assert!(packets.iter().all(|packet| packet["outcome"] == "dropped" && packet["guest"] == "vm"), "{text}");
+}
+
+#[test]
 fn a_trace_that_is_killed_leaves_nothing_behind() {
     skip_unless!(Need::Root, Need::Tool("ebtables"), Need::Tool("iptables"), Need::Tool("nft"));
     let lab = Lab::new();

@@ -80,6 +80,11 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "nwfilterctl trace vnet0 --for 10s",
         "Follow the packets of vnet0 for ten seconds, and show the rules that each matches.",
     ),
+    (
+        "trace",
+        "nwfilterctl --json trace vnet0 --drops",
+        "Log the packets of vnet0 that do not pass, a line of JSON for each, at most ten in a second.",
+    ),
     ("undefine", "nwfilterctl undefine web", "Remove a filter that nobody uses."),
     ("users", "nwfilterctl users clean-traffic", "List the filters and ports that use a filter."),
     (
