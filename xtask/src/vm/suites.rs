@@ -18,8 +18,7 @@ const PREFIX: &str = "vm_";
 
 /// Test targets that run in it too, by package and name. Their comparisons with libvirtd are left out: that is slow there, and
 /// the test machine has done it.
-const ALSO: [(&str, &str); 3] =
-    [("nwfilter", "seed"), ("nwfilter-explain", "kernel"), ("nwfilter-testlab", "probes")];
+const ALSO: [(&str, &str); 2] = [("nwfilter", "seed"), ("nwfilter-testlab", "probes")];
 
 /// Variables of the environment that the tests are told.
 const PASSED_ON: [&str; 1] = ["NWFILTER_TREES"];
