@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nwfilter::{Committed, Driver, Error, Transaction};
+use nwfilter::{Attachment, Committed, Driver, Error, Transaction};
 use nwfilter_xml::{Binding, Domain, NoBinding, PortDev, Uuid};
 
 /// What is known of a guest.
@@ -66,10 +66,11 @@ impl Plan {
             }
         }
         let present = driver.bindings()?;
+        let exists = |port: &PortDev| exists(driver, port);
         let renamed = wanted.values().filter(|binding| !exists(&binding.port)).filter_map(|binding| {
-            let now = present
-                .iter()
-                .find(|other| is_renamed(other, binding) && !wanted.contains_key(&other.port))?;
+            let now = present.iter().find(|other| {
+                is_of_one(other, binding) && !wanted.contains_key(&other.port) && exists(&other.port)
+            })?;
             Some((binding.port.clone(), now.port.clone()))
         });
         for (old, new) in renamed.collect::<Vec<_>>() {
@@ -136,12 +137,13 @@ fn bindings(domain: &Domain) -> impl Iterator<Item = Binding> {
     })
 }
 
-/// Whether a binding is the one that was asked for, on an interface that has another name than libvirt knows: see
+/// Whether two bindings are of one interface of a guest, which may have another name than libvirt knows: see
 /// [`Driver::keep`].
-fn is_renamed(present: &Binding, wanted: &Binding) -> bool {
-    (present.owner.uuid, present.mac) == (wanted.owner.uuid, wanted.mac) && exists(&present.port)
+fn is_of_one(present: &Binding, wanted: &Binding) -> bool {
+    (present.owner.uuid, present.mac) == (wanted.owner.uuid, wanted.mac)
 }
 
-fn exists(port: &PortDev) -> bool {
-    nix::net::if_::if_nametoindex(port.as_str()).is_ok()
+/// Whether there is an interface of that name. One that cannot be asked for may exist.
+fn exists(driver: &Driver, port: &PortDev) -> bool {
+    driver.attachment(port).map_or(true, |attachment| attachment != Attachment::Absent)
 }

@@ -125,11 +125,12 @@ impl Backend for Xtables {
 
     fn plan(&self, batch: &Batch) -> Result<Planned, ApplyError> {
         let Possible { rulesets, warnings } = self.possible(batch);
+        // `apply` holds the sets while it waits for the memory: the other way round, the two would wait for each other.
+        let of_sets = self.sets().changes(&batch.sets, true)?.differences;
         let mut memory = self.memory();
         let tables = memory.tables()?;
         let rendered = render(&rulesets, tables);
         let plans = plans(&rendered, tables, self.settings.dispatch);
-        let of_sets = self.sets().changes(&batch.sets, true)?.differences;
         let differences = all_differences(&plans, switched_off(&rulesets).chain(of_sets));
         Ok(Planned { differences, warnings })
     }

@@ -48,7 +48,7 @@ impl Driver {
     ) -> Vec<Result<Committed, Error>> {
         let begin = Instant::now();
         let join = |transaction: Transaction| {
-            (transaction.bound_ports(), self.queue().join(|answer| Request::Commit(transaction, answer)))
+            (transaction.bound_ports(), self.join(|answer| Request::Commit(transaction, answer)))
         };
         let tickets: Vec<_> = transactions.into_iter().map(join).collect();
         let outcome = |(bound, ticket): &(usize, Ticket<Committed>)| {
@@ -63,10 +63,14 @@ impl Driver {
 
     /// Has something carried out, by this thread or by one that is already at work.
     pub(crate) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
-        let done = self.outcome(&self.queue().join(request))?;
+        let done = self.outcome(&self.join(request))?;
         // Not before the queue is free again: the learner may wait in it.
         self.learner.listen_if_needed(self);
         Ok(done)
+    }
+
+    fn join<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Ticket<T> {
+        self.queue().join(self.config().network_namespace.id(), request)
     }
 
     /// Waits until a request was carried out, or carries out those that wait.
@@ -75,7 +79,7 @@ impl Driver {
             Turn::Answered(answer) => return answer,
             Turn::Leads(lead) => lead,
         };
-        let carried_out = self.change(|stores| self.carry_out(stores, lead.take()));
+        let carried_out = self.inside(|| self.change(|stores| self.carry_out(stores, lead.take())));
         // The change is made once there is an answer, whatever went wrong afterwards.
         ticket.answer().unwrap_or_else(|| Err(carried_out.err().unwrap_or(Error::Abandoned)))
     }
@@ -290,11 +294,11 @@ mod tests {
             source: Source::Arp,
         };
         let changes = vec![(p0.port.clone(), found)];
-        let learn = driver.queue().join(|answer| Request::Learn(changes, BTreeSet::new(), answer));
+        let learn = driver.join(|answer| Request::Learn(changes, BTreeSet::new(), answer));
         let mut bind = Transaction::new();
         bind.create_binding(p1);
-        let bind = driver.queue().join(|answer| Request::Commit(bind, answer));
-        let reload = driver.queue().join(Request::Reload);
+        let bind = driver.join(|answer| Request::Commit(bind, answer));
+        let reload = driver.join(Request::Reload);
 
         assert_eq!(driver.outcome(&learn).unwrap().complete, std::slice::from_ref(&p0.port));
         assert!(matches!(bind.answer(), Some(Err(Error::Apply(_)))), "it was carried out with the other");

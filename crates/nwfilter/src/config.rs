@@ -7,7 +7,7 @@ use std::time::Duration;
 use nwfilter_rules::Backend;
 
 use crate::progress::Reporter;
-use crate::{Clock, Driver, Error, Host, Progress};
+use crate::{Clock, Driver, Error, Host, NetworkNamespace, Progress};
 
 /// Where a driver keeps its documents, and what it takes for its host.
 ///
@@ -28,6 +28,8 @@ pub struct Config {
     pub layout: Layout,
     /// Where the interfaces of ports are.
     pub host: Host,
+    /// The network namespace in which the ports are: that of the thread which calls, unless one is named.
+    pub network_namespace: NetworkNamespace,
     /// The clock by which leases end.
     pub clock: Clock,
     /// How long a change waits for another process that keeps the stores locked; then it fails with
@@ -53,6 +55,7 @@ impl Config {
             state_dir: state_dir.into(),
             layout: Layout::Own,
             host: Host::kernel(),
+            network_namespace: NetworkNamespace::of_caller(),
             clock: Clock::system(),
             patience: None,
         }
@@ -105,6 +108,13 @@ impl Builder {
         self
     }
 
+    /// With the ports of this network namespace, instead of that of the thread which calls the driver. To enter it takes
+    /// `CAP_SYS_ADMIN`.
+    pub fn network_namespace(mut self, namespace: NetworkNamespace) -> Self {
+        self.config.network_namespace = namespace;
+        self
+    }
+
     /// With this clock, instead of the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.config.clock = clock;
@@ -130,8 +140,8 @@ impl Builder {
         self
     }
 
-    /// Opens the stores: reads them, and fails where they cannot be read. Nothing is written, neither to disk nor to
-    /// the kernel.
+    /// Opens the stores: reads them, and fails where they cannot be read, or where the network namespace cannot be entered.
+    /// Nothing is written, neither to disk nor to the kernel.
     pub fn open(self, backend: impl Backend + 'static) -> Result<Driver, Error> {
         Driver::with(self.config, Box::new(backend), self.reporter, self.without_learner)
     }

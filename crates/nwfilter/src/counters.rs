@@ -20,6 +20,10 @@ impl Driver {
     /// # }
     /// ```
     pub fn counters(&self) -> Result<Counts, Error> {
+        self.inside(|| self.counters_here())
+    }
+
+    fn counters_here(&self) -> Result<Counts, Error> {
         let stores = self.look()?;
         let filters = stores.filter_map();
         let mut batch = Batch::default();
@@ -48,6 +52,6 @@ impl Driver {
         if batch.ports.is_empty() {
             return Ok(Counts::default());
         }
-        Ok(self.backend().rules(batch)?.into())
+        self.inside(|| Ok(self.backend().rules(batch)?.into()))
     }
 }

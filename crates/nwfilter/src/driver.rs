@@ -10,6 +10,7 @@ use crate::config::{Builder, Config};
 use crate::events::Feed;
 use crate::files::{Problem, log_warnings};
 use crate::group::Queue;
+use crate::host::Ports;
 use crate::learn::service::Background;
 use crate::lock::lock;
 use crate::metrics::Meter;
@@ -21,7 +22,8 @@ use crate::{Error, Host, Phase, Transaction};
 ///
 /// Every change is all or nothing: it either does all it says, or returns an error and leaves stores and kernel as they
 /// were; [`Driver::commit`] makes several changes one. A driver may be used from many threads, whose changes are then
-/// made together. Other processes may work on the same directories; changes are serialised by a lock in the state
+/// made together. It works in the network namespace of its configuration, see [`NetworkNamespace`](crate::NetworkNamespace).
+/// Other processes may work on the same directories; changes are serialised by a lock in the state
 /// directory, and each operation sees what others wrote before it.
 ///
 /// ```no_run
@@ -81,6 +83,7 @@ impl Driver {
         reporter: Reporter,
         without_learner: bool,
     ) -> Result<Self, Error> {
+        config.network_namespace.run(|| ()).map_err(|source| Error::Namespace { source })?;
         let mut stores = Stores::new(&config);
         stores.refresh()?;
         let meter = Meter::default();
@@ -252,6 +255,16 @@ impl Driver {
     }
 
     // ---- inside ----
+
+    /// Runs something in the driver's network namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+        self.config().network_namespace.run(work).map_err(|source| Error::Namespace { source })?
+    }
+
+    /// The interfaces of the host now.
+    pub(crate) fn ports(&self) -> Result<Ports, Error> {
+        self.inside(|| self.host().ports().map_err(|source| Error::Links { source }))
+    }
 
     /// The stores as they are on disk now. Does not wait for a change that another thread makes.
     pub(crate) fn look(&self) -> Result<Arc<Stores>, Error> {

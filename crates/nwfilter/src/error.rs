@@ -109,6 +109,12 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The network namespace of the driver cannot be entered.
+    #[error("the network namespace cannot be entered")]
+    Namespace {
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The kernel, or a tool that talks to it, refused.
     #[error("the rules were not applied")]
     Apply(#[from] ApplyError),

@@ -62,7 +62,7 @@ impl Driver {
     /// Whether packets of a port get to its rules.
     pub fn attachment(&self, port: &PortDev) -> Result<Attachment, Error> {
         let failed = |source| Error::Links { source };
-        self.host().ports().and_then(|ports| ports.attachment(port)).map_err(failed)
+        self.ports()?.attachment(port).map_err(failed)
     }
 
     /// The same for a binding that no port needs to have.

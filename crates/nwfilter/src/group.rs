@@ -1,7 +1,6 @@
 //! Group commit: what threads ask for while one is at work is carried out together.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +8,7 @@ use nwfilter_xml::PortDev;
 
 use crate::learn::known::Change;
 use crate::learn::service::Settled;
+use crate::namespace::Id;
 use crate::transaction::{Committed, Transaction};
 use crate::{Error, Reloaded};
 
@@ -41,7 +41,7 @@ struct State {
 
 struct Waiting {
     number: u64,
-    namespace: Option<Namespace>,
+    namespace: Option<Id>,
     request: Request,
 }
 
@@ -51,19 +51,17 @@ pub(crate) struct Answer<T>(Sender<Result<T, Error>>);
 /// The right to a result.
 pub(crate) struct Ticket<T> {
     number: u64,
-    namespace: Option<Namespace>,
+    namespace: Option<Id>,
     answer: Receiver<Result<T, Error>>,
 }
 
-/// A network namespace. Interfaces and tables are those of the thread that asks, so that only requests of one
-/// namespace can be carried out together.
-type Namespace = (u64, u64);
-
 impl Queue {
-    /// Lets a request wait.
-    pub(crate) fn join<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Ticket<T> {
-        let file = std::fs::metadata("/proc/thread-self/ns/net");
-        let namespace = file.ok().map(|file| (file.dev(), file.ino()));
+    /// Lets a request wait. Only requests of one network namespace are carried out together.
+    pub(crate) fn join<T>(
+        &self,
+        namespace: Option<Id>,
+        request: impl FnOnce(Answer<T>) -> Request,
+    ) -> Ticket<T> {
         let (sender, answer) = channel();
         let mut state = self.state();
         let number = state.next;
@@ -107,7 +105,7 @@ pub(crate) struct Lead<'a> {
     queue: &'a Queue,
     /// Those of its own request.
     number: u64,
-    namespace: Option<Namespace>,
+    namespace: Option<Id>,
 }
 
 impl Lead<'_> {

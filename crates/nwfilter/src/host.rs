@@ -21,7 +21,7 @@ enum Interfaces {
 }
 
 impl Host {
-    /// The kernel's interfaces, in the network namespace of the calling thread.
+    /// The kernel's interfaces, in the driver's network namespace.
     pub fn kernel() -> Self {
         Self(Interfaces::Kernel)
     }

@@ -24,6 +24,7 @@ mod link_watch;
 mod links;
 mod lock;
 mod metrics;
+mod namespace;
 mod openmetrics;
 mod preview;
 mod progress;
@@ -48,6 +49,7 @@ pub use learn::sieve::check_learning;
 pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
 pub use metrics::{ATTACH_SECONDS, COMMIT_SECONDS, Metrics};
+pub use namespace::NetworkNamespace;
 pub use nwfilter_explain as explain;
 pub use nwfilter_rules as rules;
 pub use nwfilter_rules::{

@@ -23,6 +23,10 @@ impl Driver {
     /// It is refused for whatever the stores would refuse it. Whether the kernel takes the rules is only known when it is
     /// committed.
     pub fn preview(&self, transaction: &Transaction) -> Result<Preview, Error> {
+        self.inside(|| self.preview_here(transaction))
+    }
+
+    fn preview_here(&self, transaction: &Transaction) -> Result<Preview, Error> {
         let stores = self.look()?;
         let mut draft = Draft::new(&stores, self.host(), &self.reporter);
         let events = draft.add(transaction)?.events;

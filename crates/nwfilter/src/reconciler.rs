@@ -73,11 +73,15 @@ impl Driver {
     /// others change is brought back after 100 to 500 ms and the time of a [`Driver::reload`], and said in the log as a
     /// warning, with who did it.
     ///
-    /// A thread does it, in the network namespace of the calling thread, for all bindings of the store, also those
-    /// that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
+    /// A thread does it, for all bindings of the store, also those that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
     /// alone, cause no write. A bound interface that comes back gets its rules without that delay, and the binding of an
     /// interface that gets another name follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
     pub fn keep(&self) -> Result<Reconciler, Error> {
+        // A thread is in the namespace in which it is started.
+        self.inside(|| self.start_reconciler())
+    }
+
+    fn start_reconciler(&self) -> Result<Reconciler, Error> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Reconciler { source };
         let watch = self.backend().watch().map_err(|error| failed(Box::new(error)))?;
         let watch = watch.ok_or_else(|| {

@@ -97,6 +97,10 @@ impl Driver {
     ///
     /// An error is what makes all of it impossible: stores or tables that cannot be read.
     pub fn diff(&self) -> Result<Drift, Error> {
+        self.inside(|| self.diff_here())
+    }
+
+    fn diff_here(&self) -> Result<Drift, Error> {
         let stores = self.look()?;
         let desired = DesiredState::of(self, &stores)?;
         let Planned { differences, mut warnings } = self.backend().plan(&desired.batch)?;

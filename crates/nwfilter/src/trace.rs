@@ -236,6 +236,10 @@ impl Driver {
     /// # }
     /// ```
     pub fn trace(&self, port: &PortDev, wanted: &TraceMatch) -> Result<Trace<'_>, Error> {
+        self.inside(|| self.trace_here(port, wanted))
+    }
+
+    fn trace_here(&self, port: &PortDev, wanted: &TraceMatch) -> Result<Trace<'_>, Error> {
         let rules = self.traced_rules(port)?;
         // Told from before the first packet is marked.
         let tracer = Tracer::open().map_err(failed)?;
@@ -253,7 +257,7 @@ impl Driver {
         let binding = self.binding(port)?;
         let mut batch = Batch::default();
         batch.filter(port.clone(), Arc::new(self.ruleset(&binding)?));
-        let held = self.backend().rules(&batch)?;
+        let held = self.inside(|| Ok(self.backend().rules(&batch)?))?;
         let step = |rule: nwfilter_rules::HeldRule| {
             let id = (rule.id.family, rule.id.table.to_owned(), rule.id.handle);
             let (layer, chain, origin, verdict) =

@@ -41,7 +41,7 @@ impl Background {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         match running.as_ref().filter(|(_, thread)| !thread.is_finished()) {
             Some((waker, _)) => waker.wake_and_wait(),
-            None => match start(driver) {
+            None => match driver.inside(|| start(driver)) {
                 Ok(started) => *running = Some(started),
                 Err(error) => log::error!("addresses cannot be learned: {error}"),
             },
@@ -150,7 +150,7 @@ impl Driver {
         let stores = self.look()?;
         let filters = stores.filter_map();
         let failed = |source| Error::Links { source };
-        let ports = self.host().ports().map_err(failed)?;
+        let ports = self.ports()?;
         let status = |binding: &Arc<Binding>| {
             let wanted = wanted(&filters, binding, &stores.known, Past::Counts);
             let attachment = ports.attachment(&binding.port).map_err(failed)?;
@@ -175,13 +175,13 @@ impl Driver {
         Ok(!self.look()?.needs().is_empty())
     }
 
-    /// Learns for all ports of the binding store on the calling thread, in its network namespace, those that are
-    /// bound meanwhile included. Returns when no port needs it, or at once if another process already does it.
+    /// Learns for all ports of the binding store, those that are bound meanwhile included. Returns when no port needs it,
+    /// or at once if another process already does it.
     ///
     /// `ready` is called once, when the ports are listened to.
-    pub fn learn(&self, ready: impl FnOnce()) -> Result<(), Error> {
+    pub fn learn(&self, ready: impl FnOnce() + Send) -> Result<(), Error> {
         let waker = Waker::new().map_err(|source| Error::Learner { source })?;
-        engine::run(self, &waker, Until::Idle, ready)
+        self.inside(|| engine::run(self, &waker, Until::Idle, ready))
     }
 
     /// When the next lease of the guests at these ports ends, in seconds since the epoch.
