@@ -1,11 +1,11 @@
 //! Repairs what others change in the kernel where rules of ports are, or lead to them.
 //!
-//! A thread follows the backend's [`Watch`]. When it tells of a change, and it has been quiet for a moment, the kernel
-//! is compared with what the bindings ask for, and what differs is brought back as [`Driver::reload`] does it, under
-//! the same lock. Somebody who changes the same again and again is not fought: the repairs become rarer.
+//! A thread follows the backend's [`Watch`]. When a change was reported and no other follows for a moment, the thread asks
+//! for a [`Driver::reload`], which writes what differs. Two programs that undo each other's changes do not spin: the
+//! repairs become rarer.
 //!
-//! The thread follows the network interfaces too: a bound one that comes back is looked at without delay, and of one that
-//! gets another name the binding follows.
+//! The thread follows the network interfaces too: a bound interface that comes back is filtered without delay, and when one
+//! is renamed, its binding follows.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::AsFd;

@@ -1,5 +1,5 @@
-//! Bringing the whole kernel to what the bindings ask for, and showing how it differs. What is wrong with one port
-//! does not keep the others.
+//! Applying the desired state of all ports, and showing how the kernel differs from it. One failing port does not block the
+//! others.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,7 +22,7 @@ pub struct Reloaded {
     pub failed: Vec<FailedPort>,
     /// The ports whose rules were removed because neither a binding nor an interface of that name exists, sorted.
     pub removed: Vec<PortDev>,
-    /// The ports that are not as one would think.
+    /// The ports that the reload left alone.
     pub unmanaged: UnmanagedPorts,
 }
 
@@ -109,10 +109,10 @@ impl Driver {
         Ok(Drift { differences, failed: desired.failed, unmanaged: desired.unmanaged, warnings })
     }
 
-    /// Brings the kernel to what the bindings ask for. What is already so is not touched.
+    /// Applies what the bindings ask for. Only what differs is written.
     ///
-    /// A port whose rules cannot be made, or are refused by the kernel, does not keep the others: it is left with the
-    /// rules that the kernel holds for it, or drops everything if there are none, and is told in the result. Rules of
+    /// A port whose rules cannot be made, or are refused by the kernel, does not block the others: it keeps the
+    /// rules that the kernel holds for it, or drops everything if there are none, and the result names it. Rules of
     /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible:
     /// stores or tables that cannot be read, or tools that do not work.
     pub fn reload(&self) -> Result<Reloaded, Error> {
