@@ -129,7 +129,7 @@ pub enum Error {
         path: PathBuf,
         /// Who holds it, as far as the kernel tells.
         holder: String,
-        /// How long the driver waited: [`Driver::with_patience`](crate::Driver::with_patience).
+        /// How long the driver waited: [`Config::patience`](crate::Config::patience).
         patience: Duration,
     },
     /// A file or directory could not be read or written.
