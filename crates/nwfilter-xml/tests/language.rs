@@ -229,6 +229,9 @@ Numbers are written in the base in which they were read. Names, states and flags
 or with `statematch='false'`. An `ipset` without `ipsetflags` means `src`, except in
 `<all>` and `<all-ipv6>`, where it means nothing. Ports in `<ip>` and `<ipv6>` need a `protocol` of tcp, udp, 33 (DCCP) or sctp.
 
+An `ipset` that is the name of a set of the store is that set ([sets.md](sets.md)); any other is an ipset of the host, which the
+backend nftables refuses.
+
 ## Protocol elements
 
 {elements}

@@ -152,7 +152,8 @@ pub(crate) fn restore(tool: Tool, text: &str) -> Result<Result<(), Refusal>, App
 pub(crate) fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<Output, ApplyError> {
     process::run(PATIENCE, program, args, input, remember).map_err(|failure| {
         let why = match failure {
-            Failure::NotFound => format!("{failure}: install it (packages iptables, ebtables and ipset)"),
+            Failure::NotFound if program == "ipset" => format!("{failure}: install it (package ipset)"),
+            Failure::NotFound => format!("{failure}: install it (packages iptables and ebtables)"),
             _ => failure.to_string(),
         };
         unavailable(program.to_owned(), why)

@@ -1,11 +1,11 @@
 //! Carrying out changes: rules into the kernel, documents into the stores, and back where something fails.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nwfilter_rules::{Applied, Batch, Ruleset, Warning};
-use nwfilter_xml::PortDev;
+use nwfilter_rules::{Applied, ApplyError, Batch, DesiredSet, Ruleset, Warning};
+use nwfilter_xml::SetName;
 
 use crate::apart::{self, Refused, Suspicion, Units};
 use crate::files::carry_out;
@@ -113,7 +113,7 @@ impl Driver {
             let forgotten = stores.known.forget(&change.forgotten);
             let stored = forgotten
                 .and_then(|forgotten| carry_out(steps).inspect_err(|_| stores.known.remember(forgotten)));
-            if let Err(error) = change.take_note(stores) {
+            if let Err(error) = change.take_note(stores, stored.is_ok()) {
                 log::error!("what was stored is read when the stores are needed again: {error}");
             }
             stored
@@ -127,7 +127,7 @@ impl Driver {
         }
     }
 
-    /// Brings the ports of a batch back to what the stores say, because the change could not be stored.
+    /// Brings the ports and sets of a batch back to what the stores say, because the change could not be stored.
     fn take_back(&self, stores: &Stores, batch: &Batch, error: Error) -> Error {
         let filters = stores.filter_map();
         let mut old = Batch::default();
@@ -138,6 +138,11 @@ impl Driver {
                 Some(Err(_)) => old.filter(port.clone(), Arc::new(Ruleset::drop_all())),
                 None => old.remove(port.clone()),
             }
+        }
+        let contents = if batch.sets.is_empty() { BTreeMap::new() } else { stores.contents() };
+        for name in batch.sets.keys() {
+            let held = contents.get(name).cloned().map_or(DesiredSet::Gone, DesiredSet::Holds);
+            old.sets.insert(name.clone(), held);
         }
         if let Err(failed) = self.apply(&old) {
             log::error!("taking back what could not be stored: {failed}");
@@ -191,15 +196,18 @@ impl Units for Changes<'_> {
         let applied = match driver.make(self.stores, &change) {
             Ok(applied) => applied,
             Err(error) => {
-                let suspicion = |ports: &BTreeSet<PortDev>| {
-                    let most = ports.iter().map(|port| apart::suspicion(port, &change.batch, &error)).max();
+                let suspicion = |outcome: &Outcome| {
+                    let ports = outcome.ports.iter();
+                    let most = ports.map(|port| apart::suspicion(port, &change.batch, &error)).max();
+                    let of_set = matches!(&error, Error::Apply(ApplyError::Set { set, .. }) if outcome.changed_sets.contains(set));
+                    let most = if of_set { Some(Suspicion::Guilty) } else { most };
                     match most.unwrap_or(Suspicion::Innocent) {
                         // The units before it may be to blame.
                         Suspicion::Guilty if !alone => Suspicion::Suspect,
                         other => other,
                     }
                 };
-                let with_suspicion = |(unit, outcome): (_, Outcome)| (unit, suspicion(&outcome.ports));
+                let with_suspicion = |(unit, outcome): (_, Outcome)| (unit, suspicion(&outcome));
                 let units = accepted.into_iter().map(with_suspicion).collect();
                 return Err(Refused { error, units });
             }
@@ -209,12 +217,15 @@ impl Units for Changes<'_> {
         for (unit, outcome) in accepted {
             let repaired: Vec<_> = outcome.confirmed.intersection(&applied.changed).cloned().collect();
             driver.meter().repaired(repaired.len());
-            driver.feed().publish(outcome.events);
+            let told = |name: &SetName| outcome.events.iter().any(|event| event.set() == Some(name));
+            let of_tags = applied.changed_sets.intersection(&outcome.changed_sets).filter(|name| !told(name));
+            let of_tags: Vec<_> = of_tags.cloned().map(Event::SetChanged).collect();
+            driver.feed().publish(outcome.events.iter().cloned().chain(of_tags));
             driver.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
             match unit {
                 Unit::Transaction(_, answer) => {
-                    let applied = if alone { applied.clone() } else { share(&applied, &outcome.ports) };
-                    answer.give(Ok(Committed { filters: outcome.filters, applied }));
+                    let applied = if alone { applied.clone() } else { share(&applied, &outcome) };
+                    answer.give(Ok(Committed { filters: outcome.filters, sets: outcome.sets, applied }));
                 }
                 Unit::Learned(Learned { refused, .. }, answer) => {
                     answer.give(Ok(Settled { complete: outcome.complete, refused }));
@@ -241,12 +252,12 @@ impl Units for Changes<'_> {
     }
 }
 
-/// What was done for some of the ports.
-fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
+/// What was done for one of several transactions.
+fn share(applied: &Applied, Outcome { ports, changed_sets, .. }: &Outcome) -> Applied {
     let is_about = |warning: &&Warning| ports.contains(warning.port());
     Applied {
         changed: applied.changed.intersection(ports).cloned().collect(),
-        changed_sets: BTreeSet::new(),
+        changed_sets: applied.changed_sets.intersection(changed_sets).cloned().collect(),
         commits: applied.commits,
         warnings: applied.warnings.iter().filter(is_about).cloned().collect(),
         differences: Vec::new(),
@@ -255,6 +266,7 @@ fn share(applied: &Applied, ports: &BTreeSet<PortDev>) -> Applied {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Mutex;
 
     use nwfilter_rules::Fake;

@@ -178,7 +178,7 @@ impl Driver {
 
     /// Every filter of the store and every stock filter, sorted by name.
     pub fn filters(&self) -> Result<Vec<Arc<Filter>>, Error> {
-        Ok(self.look()?.filter_map().into_values().collect())
+        Ok(self.look()?.filter_map().values().cloned().collect())
     }
 
     /// The filters of the store, sorted by name.
@@ -249,7 +249,10 @@ impl Driver {
     /// The files of the stores that are as if they were not there, sorted by their paths.
     pub fn problems(&self) -> Result<Vec<Problem>, Error> {
         let stores = self.look()?;
-        let mut problems: Vec<_> = stores.filters.problems().chain(stores.bindings.problems()).collect();
+        let mut problems: Vec<_> = {
+            let problems = stores.filters.problems().chain(stores.bindings.problems());
+            problems.chain(stores.sets.problems()).collect()
+        };
         problems.sort();
         Ok(problems)
     }
@@ -305,7 +308,7 @@ impl Driver {
     }
 
     pub(crate) fn apply(&self, batch: &Batch) -> Result<Applied, Error> {
-        if batch.ports.is_empty() {
+        if batch.is_empty() {
             return Ok(Applied::default());
         }
         self.reporter.report(Phase::Kernel, 0, batch.ports.len());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nwfilter_rules::{ApplyError, Origin, RulesError};
-use nwfilter_xml::{Diagnostics, FilterName, PortDev, Uuid};
+use nwfilter_xml::{Diagnostics, FilterName, PortDev, SetName, Uuid};
 
 /// Why an operation was refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,25 @@ pub enum Error {
         name: FilterName,
         /// The circle.
         source: Box<RulesError>,
+    },
+    /// No set has that name.
+    #[error("no set is named '{0}'")]
+    NoSuchSet(SetName),
+    /// Filters, sets or ports use the set.
+    #[error("set '{name}' is in use by {}", list(users))]
+    SetInUse {
+        /// The set.
+        name: SetName,
+        /// Who uses it: `filter 'web'`.
+        users: Vec<String>,
+    },
+    /// A set cannot be so.
+    #[error("set '{set}': {why}")]
+    Set {
+        /// The set.
+        set: SetName,
+        /// Why not.
+        why: String,
     },
     /// The port has no binding.
     #[error("port '{0}' has no binding")]
@@ -160,7 +179,7 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-fn list(ports: &[PortDev]) -> String {
+fn list<T: ToString>(ports: &[T]) -> String {
     const SHOWN: usize = 5;
     let mut named: Vec<_> = ports.iter().take(SHOWN).map(ToString::to_string).collect();
     if ports.len() > SHOWN {

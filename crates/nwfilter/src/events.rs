@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nwfilter_xml::{FilterName, PortDev};
+use nwfilter_xml::{FilterName, PortDev, SetName};
 
 use crate::{BindingState, Driver, Error};
 
@@ -22,6 +22,12 @@ pub enum Event {
     FilterDefined(FilterName),
     /// A filter was taken out of the store.
     FilterUndefined(FilterName),
+    /// A set was put into the store, perhaps in place of one of its name.
+    SetDefined(SetName),
+    /// A set holds something else: entries were added or removed, or its tags' ports came, went or learned addresses.
+    SetChanged(SetName),
+    /// A set was taken out of the store.
+    SetUndefined(SetName),
     /// A port was bound.
     BindingCreated(PortDev),
     /// A bound port was given another binding.
@@ -44,11 +50,24 @@ pub enum Event {
     Lost(u64),
 }
 
+impl Event {
+    /// The set that it is about, if it is about one.
+    pub(crate) fn set(&self) -> Option<&SetName> {
+        match self {
+            Self::SetDefined(name) | Self::SetChanged(name) | Self::SetUndefined(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FilterDefined(name) => write!(f, "filter '{name}' defined"),
             Self::FilterUndefined(name) => write!(f, "filter '{name}' undefined"),
+            Self::SetDefined(name) => write!(f, "set '{name}' defined"),
+            Self::SetChanged(name) => write!(f, "set '{name}' changed"),
+            Self::SetUndefined(name) => write!(f, "set '{name}' undefined"),
             Self::BindingCreated(port) => write!(f, "port '{port}' bound"),
             Self::BindingReplaced(port) => write!(f, "port '{port}' bound anew"),
             Self::BindingDeleted(port) => write!(f, "port '{port}' unbound"),

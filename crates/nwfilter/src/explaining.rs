@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use nwfilter_explain::{Explainer, Guest};
-use nwfilter_rules::Ruleset;
+use nwfilter_explain::{Explainer, Guest, IpSets};
+use nwfilter_rules::{Ruleset, sets_of};
 use nwfilter_xml::{Binding, PortDev};
 
 use crate::{Attachment, BindingState, Driver, Error};
@@ -15,6 +15,8 @@ pub struct ExplainedPort {
     pub binding: Arc<Binding>,
     /// What it should enforce now. The kernel may differ from it ([`Driver::diff`]).
     pub ruleset: Ruleset,
+    /// The sets of the store that its rules ask, with what they hold.
+    pub sets: IpSets,
     /// How far the port is from its filter.
     pub state: BindingState,
     /// Whether packets get to its rules; `None` for a binding that is none of a port.
@@ -24,7 +26,7 @@ pub struct ExplainedPort {
 impl ExplainedPort {
     /// Takes packets of the port one after the other.
     pub fn explainer(&self) -> Explainer<'_> {
-        Explainer::new(&self.ruleset)
+        Explainer::new(&self.ruleset).with_sets(self.sets.clone())
     }
 
     /// The guest behind the port.
@@ -51,12 +53,22 @@ impl Driver {
     pub fn explain(&self, port: &PortDev) -> Result<ExplainedPort, Error> {
         let binding = self.binding(port)?;
         let attachment = self.attachment(&binding.port)?;
+        let ruleset = self.ruleset(&binding)?;
         Ok(ExplainedPort {
-            ruleset: self.ruleset(&binding)?,
+            sets: self.sets_for(&ruleset)?,
+            ruleset,
             state: self.binding_state(port)?,
             attachment: Some(attachment),
             binding,
         })
+    }
+
+    fn sets_for(&self, ruleset: &Ruleset) -> Result<IpSets, Error> {
+        let mut sets = IpSets::default();
+        for (name, _) in sets_of(ruleset) {
+            sets.hold(name.clone(), Arc::new(self.set_content(name)?));
+        }
+        Ok(sets)
     }
 
     /// Whether packets of a port get to its rules.
@@ -69,6 +81,7 @@ impl Driver {
     pub fn explain_binding(&self, binding: Binding) -> Result<ExplainedPort, Error> {
         let ruleset = self.ruleset(&binding)?;
         Ok(ExplainedPort {
+            sets: self.sets_for(&ruleset)?,
             ruleset,
             state: BindingState::Filtered,
             attachment: None,

@@ -142,6 +142,14 @@ impl<T> Directory<T> {
         Ok(())
     }
 
+    /// Takes note of a document that was written here, without reading it again.
+    pub(crate) fn is_written(&mut self, name: &str, document: &Arc<T>) -> Result<(), Error> {
+        let path = self.file(name);
+        let file = fs::metadata(&path).map_err(|source| Error::Store { path, source })?;
+        self.loaded.insert(name.to_owned(), (stamp_of(&file), Content::Document(document.clone())));
+        Ok(())
+    }
+
     /// Reads a file, of which `last` was read before.
     fn load(&self, name: &str, path: &Path, last: Option<Arc<T>>) -> Content<T> {
         let document = path.display().to_string();

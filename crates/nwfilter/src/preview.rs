@@ -31,7 +31,7 @@ impl Driver {
         let mut draft = Draft::new(&stores, self.host(), &self.reporter);
         let events = draft.add(transaction)?.events;
         let batch = draft.into_change().batch;
-        if batch.ports.is_empty() {
+        if batch.is_empty() {
             return Ok(Preview { events, ..Preview::default() });
         }
         let Planned { differences, mut warnings } = self.backend().plan(&batch)?;

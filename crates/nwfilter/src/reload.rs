@@ -1,17 +1,19 @@
 //! Applying the desired state of all ports, and showing how the kernel differs from it. One failing port does not block the
 //! others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, Batch, Desired, Difference, Planned, Ruleset, Subject, Warning};
-use nwfilter_xml::{Binding, FilterName, PortDev};
+use nwfilter_rules::{
+    Applied, ApplyError, Batch, Desired, DesiredSet, Difference, Planned, Ruleset, Subject, Warning,
+};
+use nwfilter_xml::{Binding, FilterName, PortDev, SetName};
 
 use crate::apart::{self, Refused, Suspicion, Units};
 use crate::group::Request;
 use crate::stores::Stores;
-use crate::{Driver, Error, Event, Phase};
+use crate::{Driver, Error, Event, Phase, with_causes};
 
 /// What a reload did.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +125,10 @@ impl Driver {
     pub(crate) fn bring_all(&self, stores: &Stores) -> Result<Reloaded, Error> {
         let DesiredState { batch, mut failed, removed, unmanaged, filtered } =
             DesiredState::of(self, stores)?;
+        let (gone, sets): (BTreeMap<_, _>, _) =
+            batch.sets.into_iter().partition(|(_, desired)| *desired == DesiredSet::Gone);
+        let batch = Batch { ports: batch.ports, ..Batch::default() };
+        let mut of_sets = self.bring_sets(sets);
         let open = batch.filtered().map(|(port, _)| port).filter(|port| !filtered.contains(*port));
         let mut work = Ports {
             driver: self,
@@ -135,7 +141,9 @@ impl Driver {
         if let Some(error) = work.error {
             return Err(error);
         }
-        let applied = work.applied.unwrap_or_default();
+        let mut applied = work.applied.unwrap_or_default();
+        merge(&mut of_sets, self.bring_sets(gone));
+        merge(&mut applied, of_sets);
         for (port, error) in work.refused {
             // Rules are asked for by bindings only.
             let Some(binding) = stores.bindings.get(port.as_str()) else { continue };
@@ -151,6 +159,31 @@ impl Driver {
             self.feed().publish([Event::HostRepaired]);
         }
         Ok(Reloaded { applied, failed, removed, unmanaged })
+    }
+}
+
+impl Driver {
+    /// Brings sets into the kernel, without rules. One that cannot be does not block the others: ports whose rules ask it
+    /// are refused if it is not there.
+    fn bring_sets(&self, mut sets: BTreeMap<SetName, DesiredSet>) -> Applied {
+        while !sets.is_empty() {
+            let batch = Batch { sets: sets.clone(), report_differences: true, ..Batch::default() };
+            match self.apply(&batch) {
+                Ok(applied) => return applied,
+                Err(Error::Apply(error)) => {
+                    log::error!("{}", with_causes(&error));
+                    let ApplyError::Set { set, .. } = &error else { break };
+                    if sets.remove(set).is_none() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    log::error!("{}", with_causes(&error));
+                    break;
+                }
+            }
+        }
+        Applied::default()
     }
 }
 
@@ -257,6 +290,15 @@ impl DesiredState {
                 }
             }
         }
+        let contents = stores.contents();
+        for name in installed.sets.iter().filter(|name| !contents.contains_key(*name)) {
+            // Rules that the kernel holds may ask a set whose file is damaged.
+            if stores.sets.get(name.as_str()).is_none() && !stores.sets.is_lost(name.as_str()) {
+                desired.batch.sets.insert(name.clone(), DesiredSet::Gone);
+            }
+        }
+        let held = contents.into_iter().map(|(name, content)| (name, DesiredSet::Holds(content)));
+        desired.batch.sets.extend(held);
         let unbound = installed.ports.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
         for port in unbound {
             match driver.host().has(port) || stores.bindings.is_lost(port.as_str()) {

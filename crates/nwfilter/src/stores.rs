@@ -1,12 +1,14 @@
 //! The documents of a driver, and what they ask for.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use nwfilter_rules::Ruleset;
+use nwfilter_rules::{Filters, Ruleset};
 use nwfilter_xml::{
-    Binding, Filter, FilterName, Reading, Strictness, read_binding, read_filter, read_filter_with,
+    Binding, Filter, FilterName, FilterSet, Reading, SetFamily, SetName, Strictness, read_binding,
+    read_filter, read_filter_with, read_set,
 };
 
 use crate::Error;
@@ -17,14 +19,47 @@ use crate::learn::service::NeedCache;
 use crate::learn::wanted::{Past, wanted};
 use crate::stock::stock_filters;
 
-/// Filters by name, stock filters included.
-pub(crate) type FilterMap = BTreeMap<FilterName, Arc<Filter>>;
+/// Filters by name, stock filters included, and the sets that their rules may name.
+#[derive(Clone, Default)]
+pub(crate) struct FilterMap {
+    filters: BTreeMap<FilterName, Arc<Filter>>,
+    /// The sets that rules may name, and what they hold.
+    pub(crate) sets: BTreeMap<SetName, SetFamily>,
+}
+
+impl Deref for FilterMap {
+    type Target = BTreeMap<FilterName, Arc<Filter>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.filters
+    }
+}
+
+impl DerefMut for FilterMap {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.filters
+    }
+}
+
+impl Filters for FilterMap {
+    fn filter(&self, name: &FilterName) -> Option<&Filter> {
+        self.filters.get(name).map(Arc::as_ref)
+    }
+
+    fn set(&self, name: &SetName) -> Option<SetFamily> {
+        self.sets.get(name).copied()
+    }
+}
+
+/// The directory of the filter store that the sets are in.
+const SETS: &str = "sets";
 
 /// The stores as they were read last.
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) filters: Directory<Filter>,
     pub(crate) bindings: Directory<Binding>,
+    pub(crate) sets: Directory<FilterSet>,
     /// The addresses of guests that their bindings do not give.
     pub(crate) known: Known,
     pub(crate) need_cache: Arc<Mutex<NeedCache>>,
@@ -43,6 +78,9 @@ impl Stores {
             bindings: Directory::new(state_dir, config.layout, read_binding, |binding| {
                 binding.port.to_string()
             }),
+            sets: Directory::new(&config.config_dir.join(SETS), Layout::Own, read_set, |set| {
+                set.name.to_string()
+            }),
             known: Known::new(state_dir, config.clock.clone()),
             need_cache: Arc::default(),
         }
@@ -52,6 +90,7 @@ impl Stores {
     pub(crate) fn refresh(&mut self) -> Result<(), Error> {
         self.filters.refresh()?;
         self.bindings.refresh()?;
+        self.sets.refresh()?;
         self.known.refresh()
     }
 
@@ -59,8 +98,10 @@ impl Stores {
     pub(crate) fn tidy(&mut self) {
         self.filters.remove_leftovers();
         self.bindings.remove_leftovers();
+        self.sets.remove_leftovers();
         self.filters.set_damaged_aside();
         self.bindings.set_damaged_aside();
+        self.sets.set_damaged_aside();
     }
 
     /// The filter of a name: that of the store, or a stock filter. None stands in for one whose file is damaged.
@@ -74,7 +115,8 @@ impl Stores {
         let mut filters = stock_filters().clone();
         filters.retain(|name, _| !self.filters.is_lost(name.as_str()));
         filters.extend(self.filters.documents().map(|filter| (filter.name.clone(), filter.clone())));
-        filters
+        let sets = self.sets.documents().map(|set| (set.name.clone(), set.family)).collect();
+        FilterMap { filters, sets }
     }
 
     /// The ruleset that a binding asks for, of these filters.

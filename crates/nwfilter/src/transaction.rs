@@ -1,19 +1,27 @@
 //! Changes that are made together or not at all.
 
+mod sets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
-use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Uuid, write_binding_status, write_filter};
+use nwfilter_xml::{
+    Binding, Filter, FilterName, FilterSet, PortDev, SetEntry, SetName, SetRange, Uuid, write_binding_status,
+    write_filter, write_set,
+};
 
 use crate::files::Step;
 use crate::learn::wanted::{Past, Wanted, wanted};
 use crate::progress::Reporter;
+use crate::sets::EntryChange;
 use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores};
 use crate::written::comment;
 use crate::{Error, Event, Host, Phase};
+
+use self::sets::Touched;
 
 /// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
 ///
@@ -46,6 +54,9 @@ enum Operation {
     Create(Binding),
     Replace(Binding),
     Delete(PortDev),
+    DefineSet(FilterSet),
+    ChangeSet(SetName, EntryChange),
+    UndefineSet(SetName),
 }
 
 /// What a transaction did.
@@ -53,6 +64,8 @@ enum Operation {
 pub struct Committed {
     /// The filters that were defined, as they are in the store, in the order of their operations.
     pub filters: Vec<Arc<Filter>>,
+    /// The sets that were defined or changed, as they are in the store, in the order of their operations.
+    pub sets: Vec<Arc<FilterSet>>,
     /// What was written for the transaction's ports. The commits are those that carried it out, perhaps together
     /// with the transactions of other threads.
     pub applied: Applied,
@@ -106,6 +119,32 @@ impl Transaction {
         self.operations.iter().filter(binds).count()
     }
 
+    /// Puts a set into the store, in place of one of its name, and what it holds into the kernel. The sets that it includes
+    /// must be there, and of its family. While a set is used, its family stays.
+    pub fn define_set(&mut self, set: FilterSet) -> &mut Self {
+        self.with(Operation::DefineSet(set))
+    }
+
+    /// Adds entries to a set; those that it has already only get the comment that is given with them.
+    pub fn add_to_set(&mut self, name: &SetName, entries: Vec<SetEntry>) -> &mut Self {
+        self.with(Operation::ChangeSet(name.clone(), EntryChange::Add(entries)))
+    }
+
+    /// Takes entries out of a set. Each must be one of its own.
+    pub fn remove_from_set(&mut self, name: &SetName, entries: Vec<SetRange>) -> &mut Self {
+        self.with(Operation::ChangeSet(name.clone(), EntryChange::Remove(entries)))
+    }
+
+    /// Puts entries in the place of all that a set has. Its includes and tags stay.
+    pub fn replace_in_set(&mut self, name: &SetName, entries: Vec<SetEntry>) -> &mut Self {
+        self.with(Operation::ChangeSet(name.clone(), EntryChange::Replace(entries)))
+    }
+
+    /// Removes a set from the store and the kernel. Refused while a filter, another set or a port uses it.
+    pub fn undefine_set(&mut self, name: &SetName) -> &mut Self {
+        self.with(Operation::UndefineSet(name.clone()))
+    }
+
     fn with(&mut self, operation: Operation) -> &mut Self {
         self.operations.push(operation);
         self
@@ -121,6 +160,8 @@ pub(crate) struct Change {
     sources: BTreeMap<FilterName, PathBuf>,
     /// Bindings likewise.
     bindings: BTreeMap<PortDev, Option<Arc<Binding>>>,
+    /// Sets likewise.
+    sets: BTreeMap<SetName, Option<Arc<FilterSet>>>,
     /// The ports of whose guests nothing is known any longer.
     pub(crate) forgotten: BTreeSet<PortDev>,
     /// What ports must have.
@@ -142,6 +183,9 @@ pub(crate) struct Draft<'a> {
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) filters: Vec<Arc<Filter>>,
+    pub(crate) sets: Vec<Arc<FilterSet>>,
+    /// The sets whose content it may change.
+    pub(crate) changed_sets: BTreeSet<SetName>,
     /// The ports whose rules it may change.
     pub(crate) ports: BTreeSet<PortDev>,
     /// What there is to tell when it is carried out.
@@ -166,6 +210,7 @@ impl<'a> Draft<'a> {
         let mut next = self.clone();
         let mut outcome = Outcome::default();
         let mut defined = BTreeSet::new();
+        let mut touched = Touched::default();
         for operation in &transaction.operations {
             match operation {
                 Operation::Define(filter, source) => {
@@ -183,20 +228,29 @@ impl<'a> Draft<'a> {
                 }
                 Operation::Create(binding) | Operation::Replace(binding) => {
                     outcome.ports.insert(binding.port.clone());
+                    touched.port(next.binding(&binding.port), Some(binding));
                     match next.bind(binding.clone())? {
                         Some(event) => outcome.events.push(event),
                         None => drop(outcome.confirmed.insert(binding.port.clone())),
                     }
                 }
                 Operation::Delete(port) => {
+                    touched.port(next.binding(port), None);
                     next.unbind(port)?;
                     outcome.events.push(Event::BindingDeleted(port.clone()));
                     outcome.ports.insert(port.clone());
                 }
+                Operation::DefineSet(set) => next.define_set(set, &mut touched, &mut outcome)?,
+                Operation::ChangeSet(set, change) => {
+                    next.change_set(set, change, &mut touched, &mut outcome)?;
+                }
+                Operation::UndefineSet(set) => next.undefine_set(set, &mut touched, &mut outcome)?,
             }
         }
+        defined.extend(next.filters_with(&touched.renamed));
         outcome.ports.extend(next.present_users(&defined));
         next.make_rules(&outcome.ports)?;
+        next.settle_sets(touched, &mut outcome)?;
         *self = next;
         Ok(outcome)
     }
@@ -204,9 +258,10 @@ impl<'a> Draft<'a> {
     /// Makes the rules of bound ports anew, of whose guests more is known now. A port whose rules cannot be made keeps those
     /// that it has.
     pub(crate) fn follow(&mut self, ports: &BTreeSet<PortDev>) -> Outcome {
-        let mut outcome = Outcome::default();
+        let (mut outcome, mut touched) = (Outcome::default(), Touched::default());
         for port in ports.difference(&self.change.forgotten) {
             let Some(binding) = self.binding(port) else { continue };
+            touched.port(Some(binding), None);
             match wanted(&self.filters, binding, &self.stores.known, Past::Counts) {
                 Ok(Wanted { ruleset, state }) => {
                     if state.is_complete() {
@@ -218,6 +273,9 @@ impl<'a> Draft<'a> {
                 }
                 Err(error) => log::error!("{error}; it keeps the rules it has"),
             }
+        }
+        if let Err(error) = self.settle_sets(touched, &mut outcome) {
+            log::error!("{error}; it keeps what it holds");
         }
         outcome
     }
@@ -364,6 +422,11 @@ impl Change {
     /// filter that is not there, whenever it ends.
     pub(crate) fn prepare(&self, stores: &Stores) -> Result<Vec<Step>, Error> {
         let mut steps = Vec::new();
+        for (name, set) in &self.sets {
+            if let Some(set) = set {
+                steps.push(stores.sets.write(name.as_str(), &write_set(set))?);
+            }
+        }
         for (name, filter) in &self.filters {
             if let Some(filter) = filter {
                 steps.push(
@@ -379,12 +442,20 @@ impl Change {
         }
         let gone = self.filters.iter().filter(|(_, filter)| filter.is_none());
         steps.extend(gone.map(|(name, _)| stores.filters.remove(name.as_str())));
+        let gone = self.sets.iter().filter(|(_, set)| set.is_none());
+        steps.extend(gone.map(|(name, _)| stores.sets.remove(name.as_str())));
         Ok(steps)
     }
 
-    /// Brings the stores to what the steps have left on disk.
-    pub(crate) fn take_note(&self, stores: &mut Stores) -> Result<(), Error> {
+    /// Brings the stores to what the steps have left on disk; `is_stored` says whether that is the change.
+    pub(crate) fn take_note(&self, stores: &mut Stores, is_stored: bool) -> Result<(), Error> {
         self.filters.keys().try_for_each(|name| stores.filters.refresh_one(name.as_str()))?;
+        for (name, set) in &self.sets {
+            match set {
+                Some(set) if is_stored => stores.sets.is_written(name.as_str(), set)?,
+                _ => stores.sets.refresh_one(name.as_str())?,
+            }
+        }
         self.bindings.keys().try_for_each(|port| stores.bindings.refresh_one(port.as_str()))
     }
 }

@@ -62,6 +62,15 @@ pub(crate) enum Verb {
     },
     /// Find what on this host keeps guests from being filtered, and say what to do; exit 1 if there is a problem
     Doctor,
+    /// List the sets
+    SetList,
+    /// Print a set in canonical form
+    SetDumpxml {
+        name: String,
+        /// Print all that it holds, with its includes and the addresses of its tags' ports
+        #[arg(long)]
+        resolved: bool,
+    },
     /// Print a port's binding in canonical form
     BindingDumpxml {
         port: String,
@@ -141,6 +150,46 @@ pub(crate) enum Change {
     Import(Import),
     /// Bring the kernel to what the bindings ask for
     Reload,
+    #[command(flatten)]
+    Set(SetChange),
+}
+
+/// The verbs that change sets.
+#[derive(Subcommand)]
+#[allow(clippy::enum_variant_names)] // The variants are the names of the verbs.
+pub(crate) enum SetChange {
+    /// Store sets, all or none, in place of those of the same names
+    SetDefine {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Remove sets that nobody uses from the store, all or none
+    SetUndefine {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Add entries to a set, all or none
+    SetAdd {
+        name: String,
+        #[arg(required = true, value_name = "ENTRY")]
+        entries: Vec<String>,
+        /// What to say of them in the set
+        #[arg(long)]
+        comment: Option<String>,
+    },
+    /// Take entries out of a set, all or none
+    SetRemove {
+        name: String,
+        #[arg(required = true, value_name = "ENTRY")]
+        entries: Vec<String>,
+    },
+    /// Put the entries in a file, one a line, in the place of those of a set
+    SetReplace {
+        name: String,
+        /// The file; `#` begins a comment
+        #[arg(long)]
+        file: PathBuf,
+    },
 }
 
 /// The options of `import`.

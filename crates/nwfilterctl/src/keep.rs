@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 
 use anyhow::{Context, Result};
-use nwfilter::xml::{FilterName, PortDev};
+use nwfilter::xml::{FilterName, PortDev, SetName};
 use nwfilter::{Driver, Event};
 use nwfilterctl_shared::daemon::{End, Signals, notify, restart};
 use nwfilterctl_shared::{Options, with_causes};
@@ -62,10 +62,14 @@ fn print(events: &Receiver<Event>, as_json: bool) {
 /// An event as one line of JSON.
 pub(crate) fn as_value(event: &Event) -> Value {
     let of_filter = |event: &str, name: &FilterName| json!({"event": event, "filter": name.as_str()});
+    let of_set = |event: &str, name: &SetName| json!({"event": event, "set": name.as_str()});
     let of_port = |event: &str, port: &PortDev| json!({"event": event, "port": port.as_str()});
     match event {
         Event::FilterDefined(name) => of_filter("filter-defined", name),
         Event::FilterUndefined(name) => of_filter("filter-undefined", name),
+        Event::SetDefined(name) => of_set("set-defined", name),
+        Event::SetChanged(name) => of_set("set-changed", name),
+        Event::SetUndefined(name) => of_set("set-undefined", name),
         Event::BindingCreated(port) => of_port("binding-created", port),
         Event::BindingReplaced(port) => of_port("binding-replaced", port),
         Event::BindingDeleted(port) => of_port("binding-deleted", port),

@@ -20,6 +20,7 @@ mod output;
 mod places;
 mod plan;
 mod progress;
+mod set;
 mod status;
 mod trace;
 mod users;
@@ -141,10 +142,13 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             Change::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
             Change::Import(asked) => archive::import(driver, watch, &asked, json)?,
             Change::Reload => verbs::reload(driver, watch, json)?,
+            Change::Set(change) => set::change(driver, &change, json)?,
         },
         Verb::Plan { change } => plan::plan(driver, change, json)?,
         Verb::Edit { name } => edit::edit(driver, watch, &name, json)?,
         Verb::List => output::filters(driver, json)?,
+        Verb::SetList => set::list(driver, json)?,
+        Verb::SetDumpxml { name, resolved } => set::dumpxml(driver, &name, resolved, json)?,
         Verb::Dumpxml { name } => verbs::dumpxml(driver, &name, json)?,
         Verb::Export { file } => archive::export(driver, file.as_deref(), json)?,
         Verb::Users { name } => users::users(driver, &name, json)?,

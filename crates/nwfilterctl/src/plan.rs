@@ -10,6 +10,7 @@ use crate::cli::Change;
 use crate::documents::strictness;
 use crate::output::{Answer, number_of};
 use crate::places::Places;
+use crate::set;
 use crate::verbs;
 
 pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Answer> {
@@ -21,6 +22,7 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         Change::BindingCreate { files } => driver.preview(&verbs::new_bindings(&files)?.0)?,
         Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports)?)?,
         Change::Import(asked) => driver.preview(&archive::imports(driver, &asked)?.transaction)?,
+        Change::Set(change) => driver.preview(&set::transaction(driver, &change)?)?,
         Change::Reload => {
             let drift = driver.diff()?;
             verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);

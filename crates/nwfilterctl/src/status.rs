@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::output::{Answer, address_text, number_of, port_json};
 use crate::places::Places;
+use crate::set;
 use crate::verbs::{tell_of_ports, warn_all};
 
 /// What a driver has and how the kernel is; bad if that is not as it should be, or not known.
@@ -29,6 +30,7 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
             "backend": driver.backend_name(),
             "filters": stored,
             "stock_filters": filters - stored,
+            "sets": driver.sets()?.len(),
             "ports": ports,
             "problems": problems,
             "differences": differences,
@@ -47,6 +49,13 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
         format!("Ports     {} in {}{}", ports.len(), options.state_dir.display(), states(&ports)),
         format!("Kernel    {kernel}"),
     ];
+    let sets = driver.sets()?.len();
+    if sets > 0 {
+        lines.insert(2, format!("Sets      {sets} in {}/sets", options.config_dir.display()));
+    }
+    if let Some(lost) = set::unknown_to_libvirt(driver, &options.config_dir)? {
+        lines.push(format!("Note      {lost}"));
+    }
     lines.extend(problems.iter().map(|problem| format!("Problem   {problem}")));
     if !ports.is_empty() {
         let head = format!(" {:15}   {:15}   {:20}   Address", "Port Dev", "Guest", "Filter");

@@ -60,7 +60,7 @@ pub(crate) fn definitions(
 
 /// Says which filters were defined, each from which source.
 pub(crate) fn defined(committed: &Committed, sources: &[String], as_json: bool) -> Answer {
-    let Committed { filters, applied } = committed;
+    let Committed { filters, applied, .. } = committed;
     let filters = filters.iter().zip(sources);
     if as_json {
         let filters: Vec<_> = filters

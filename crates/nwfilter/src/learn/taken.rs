@@ -8,8 +8,7 @@ use std::net::IpAddr;
 use nix::ifaddrs::getifaddrs;
 use nwfilter_xml::{Binding, PortDev, Uuid};
 
-use super::Family;
-use super::known::GuestKey;
+use super::wanted::{Past, addresses};
 use crate::links::Links;
 use crate::stores::Stores;
 
@@ -43,7 +42,7 @@ impl Taken {
         let (links, host) = (Links::open()?, addresses_of_host()?);
         let mut taken = Self { links, host, ports: BTreeMap::new() };
         for binding in stores.bindings.documents() {
-            for address in addresses(stores, binding) {
+            for address in addresses(&stores.known, binding, Past::Counts) {
                 taken.add(binding, address);
             }
         }
@@ -70,21 +69,6 @@ impl Taken {
         let port = (binding.port.clone(), binding.owner.uuid);
         self.ports.entry(address).or_default().push(port);
     }
-}
-
-/// The addresses of a guest that its binding gives, that were learned, and of its leases.
-fn addresses(stores: &Stores, binding: &Binding) -> Vec<IpAddr> {
-    let (guest, now) = (GuestKey::of(binding), stores.known.now());
-    let mut addresses = Vec::new();
-    for family in [Family::Ipv4, Family::Ipv6] {
-        let given = binding.params.get(family.variable()).unwrap_or_default();
-        addresses.extend(given.iter().filter_map(|value| value.parse::<IpAddr>().ok()));
-        let learned = stores.known.learned(&binding.port, guest, family);
-        addresses.extend(learned.into_iter().flat_map(|learned| &learned.addresses));
-        let leases = stores.known.leases(guest, family).filter(|lease| lease.holds_at(now));
-        addresses.extend(leases.map(|lease| lease.address));
-    }
-    addresses
 }
 
 fn addresses_of_host() -> io::Result<BTreeSet<IpAddr>> {

@@ -101,6 +101,23 @@ pub(crate) fn wanted(
     }
 }
 
+/// The addresses of a guest that its binding gives, that were learned, and of its leases.
+pub(crate) fn addresses(known: &Known, binding: &Binding, past: Past) -> Vec<IpAddr> {
+    let (guest, now) = (GuestKey::of(binding), known.now());
+    let mut addresses = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let given = binding.params.get(family.variable()).unwrap_or_default();
+        addresses.extend(given.iter().filter_map(|value| value.parse::<IpAddr>().ok()));
+        if past == Past::Counts {
+            let learned = known.learned(&binding.port, guest, family);
+            addresses.extend(learned.into_iter().flat_map(|learned| &learned.addresses));
+            let leases = known.leases(guest, family).filter(|lease| lease.holds_at(now));
+            addresses.extend(leases.map(|lease| lease.address));
+        }
+    }
+    addresses
+}
+
 /// What a binding needs to learn; `None` if it gives all that its filter needs.
 pub(crate) fn needed(filters: &impl Filters, binding: &Binding) -> Result<Option<Need>, Error> {
     match instantiate(filters, binding) {

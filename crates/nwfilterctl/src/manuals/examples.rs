@@ -73,6 +73,29 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "nwfilterctl render --binding vnet0.xml",
         "Print the rules of a binding without touching the kernel.",
     ),
+    (
+        "set-add",
+        "nwfilterctl set-add admins 10.1.0.0/16 --comment 'branch office'",
+        "Let a network in wherever filters let the set admins in. No rule is written.",
+    ),
+    (
+        "set-define",
+        "nwfilterctl set-define admins.xml",
+        "Store a set, and bring what it holds into the kernel.",
+    ),
+    (
+        "set-dumpxml",
+        "nwfilterctl set-dumpxml --resolved web-servers",
+        "Print all addresses that a set holds now, those of its tags' ports among them.",
+    ),
+    ("set-list", "nwfilterctl set-list", "List the sets."),
+    ("set-remove", "nwfilterctl set-remove admins 10.1.0.0/16", "Take a network out of a set."),
+    (
+        "set-replace",
+        "nwfilterctl set-replace blocked --file blocked.txt",
+        "Put the lines of a file in the place of all entries, at once.",
+    ),
+    ("set-undefine", "nwfilterctl set-undefine admins", "Remove a set that nobody uses."),
     ("status", "nwfilterctl status", "Show filters, ports and the kernel on one screen."),
     ("top", "nwfilterctl top -n 5", "Show the five rules, and the five ports, that stop most packets."),
     (

@@ -1,0 +1,132 @@
+//! The verbs about sets, with both backends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::process::{Command, Output};
+
+use nwfilter_testlab::{Host, Need, skip_unless};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+struct Cli<'a> {
+    dir: TempDir,
+    host: &'a Host,
+    backend: &'a str,
+}
+
+impl Cli<'_> {
+    fn output(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nwfilterctl"));
+        command.current_dir(self.dir.path()).env_remove("RUST_LOG");
+        command.args(["--config-dir", "etc", "--state-dir", "run", "--backend", self.backend]).args(args);
+        self.host.enter(|| command.output()).unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.dir.path().join(file), text).unwrap();
+    }
+
+    /// What the kernel has, whatever it is called there.
+    fn kernel(&self) -> String {
+        match self.backend {
+            "nftables" => self.host.run(&["nft", "list", "set", "bridge", "nwfilter", "set-admins"]).unwrap(),
+            _ => self.host.run(&["ipset", "save", "nwfilter-admins"]).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn sets_are_defined_changed_listed_and_removed() {
+    skip_unless!(Need::Root, Need::Tool("nft"), Need::Tool("ipset"), Need::Tool("ebtables"));
+    for backend in ["nftables", "xtables"] {
+        let host = Host::new().unwrap();
+        let cli = Cli { dir: tempfile::tempdir().unwrap(), host: &host, backend };
+        let _tap = host.tap("tap0").unwrap();
+        cli.write(
+            "admins.xml",
+            "<filterset name='admins' family='ipv4'><entry value='10.0.0.1'/><tag name='web'/></filterset>",
+        );
+        cli.write(
+            "f.xml",
+            "<filter name='f'><rule action='drop' direction='in' statematch='false'>\
+             <all ipset='admins' ipsetflags='src'/></rule></filter>",
+        );
+        cli.write("b.xml", "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='tap0'/><mac address='52:54:00:00:00:01'/><filterref filter='f'>
+             <parameter name='CTRL_TAGS' value='web'/><parameter name='IP' value='10.7.0.1'/></filterref></filterbinding>");
+        assert_eq!(cli.run(&["set-define", "admins.xml"]), "Set admins defined: 1 entry, tag web\n");
+        cli.run(&["define", "f.xml"]);
+        cli.run(&["binding-create", "b.xml"]);
+        assert!(cli.kernel().contains("10.7.0.1"), "{}", cli.kernel());
+        let said = cli.run(&["set-add", "admins", "10.3.0.0/16", "10.4.0.1", "--comment", "branch"]);
+        assert_eq!(said, "Set admins changed: 3 entries, tag web\n");
+        assert!(
+            cli.kernel().contains("10.3.0.0/16") && cli.kernel().contains("10.4.0.1"),
+            "{}",
+            cli.kernel()
+        );
+        assert_eq!(
+            cli.run(&["set-dumpxml", "admins", "--resolved"]),
+            "10.0.0.1\n10.3.0.0/16\n10.4.0.1\n10.7.0.1\n"
+        );
+
+        // All or nothing, and what is wrong is said.
+        let kernel = cli.kernel();
+        for (args, expected) in [
+            (
+                &["set-remove", "admins", "10.4.0.1", "10.3.0.1"][..],
+                "'10.3.0.1' is no entry of its own, but a part of '10.3.0.0/16'",
+            ),
+            (
+                &["set-add", "admins", "10.9.0.1", "fd00::1"],
+                "set 'admins': 'fd00::1' is no entry of this set",
+            ),
+            (&["set-add", "admin", "10.9.0.1"], "no set is named 'admin'"),
+            (&["set-undefine", "admins"], "set 'admins' is in use by filter 'f'"),
+            (&["set-replace", "admins", "--file", "f.xml"], "f.xml:1: "),
+        ] {
+            let said = cli.refused(args);
+            assert!(said.contains(expected), "{said}");
+        }
+        assert_eq!(cli.kernel(), kernel);
+        let planned = cli.run(&["plan", "set-add", "admins", "10.9.0.1"]);
+        assert!(
+            planned.contains("stores: set 'admins' changed") && planned.contains("10.9.0.1"),
+            "{planned}"
+        );
+        assert_eq!(cli.kernel(), kernel);
+
+        cli.run(&["set-remove", "admins", "10.3.0.0/16"]);
+        cli.write("new.txt", "# branches\n10.5.0.0/16\n10.6.0.1-10.6.0.4 # four\n");
+        cli.run(&["set-replace", "admins", "--file", "new.txt"]);
+        assert!(
+            cli.kernel().contains("10.5.0.0/16") && !cli.kernel().contains("10.4.0.1"),
+            "{}",
+            cli.kernel()
+        );
+        let list: Value = serde_json::from_str(&cli.run(&["set-list", "--json"])).unwrap();
+        let expected = json!([{"name": "admins", "family": "ipv4", "entries": 2, "includes": [], "tags": ["web"], "ranges": 3}]);
+        assert_eq!(list, expected);
+        assert!(cli.run(&["set-list"]).contains("admins"));
+        assert!(cli.run(&["status"]).contains("Sets      1 in etc/sets"));
+        cli.run(&["diff"]);
+
+        cli.run(&["binding-delete", "tap0"]);
+        cli.run(&["undefine", "f"]);
+        assert_eq!(cli.run(&["set-undefine", "admins"]), "Set admins undefined\n");
+        assert_eq!(cli.run(&["set-list", "--json"]), "[]\n");
+    }
+}
