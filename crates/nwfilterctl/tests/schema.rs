@@ -198,6 +198,17 @@ fn what_every_verb_prints_is_what_its_schema_says() {
     lab.check("explain", &["explain", "tap0", "in", "tcp", "to", ":80"]);
     lab.check("doctor", &["doctor"]);
     lab.check("config", &["config"]);
+    lab.write("s.xml", "<filterset name='s' family='ipv4'><entry value='10.0.0.1'/></filterset>");
+    lab.write("entries", "10.2.0.0/16\n");
+    lab.check("plan", &["plan", "set-define", "s.xml"]);
+    lab.check("set-define", &["set-define", "s.xml"]);
+    lab.check("set-add", &["set-add", "s", "10.1.0.0/16"]);
+    lab.check("set-remove", &["set-remove", "s", "10.1.0.0/16"]);
+    lab.check("set-replace", &["set-replace", "s", "--file", "entries"]);
+    lab.check("set-list", &["set-list"]);
+    lab.check("set-dumpxml", &["set-dumpxml", "s"]);
+    lab.check("set-dumpxml", &["set-dumpxml", "--resolved", "s"]);
+    lab.check("set-undefine", &["set-undefine", "s"]);
     lab.check("counters", &["counters", "tap0"]);
     lab.check("top", &["top"]);
     let exported = lab.check("export", &["export"]);
@@ -244,6 +255,8 @@ fn what_every_verb_prints_is_what_its_schema_says() {
         "name",
         "place",
         "port",
+        "set",
+        "set-change",
         "uuid",
     ];
     let unseen: Vec<_> = lab
