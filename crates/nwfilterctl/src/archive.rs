@@ -3,12 +3,16 @@
 //! The file is JSON and holds each document as XML. An import is one transaction: everything in the file is stored and
 //! enforced, or nothing is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use nwfilter::xml::{Binding, Filter, PortDev, read_binding, read_filter, write_binding, write_filter};
+use nwfilter::xml::{
+    Binding, Filter, FilterSet, PortDev, read_binding, read_filter, read_set, write_binding, write_filter,
+    write_set,
+};
 use nwfilter::{Driver, Transaction};
 use nwfilterctl_shared::warn;
 use serde::{Deserialize, Serialize};
@@ -33,14 +37,16 @@ struct Archive {
     format: String,
     version: u32,
     filters: Vec<Document>,
+    #[serde(default)]
+    sets: Vec<Document>,
     bindings: Vec<Document>,
 }
 
-/// A filter, or the binding of a port.
+/// A filter, a set, or the binding of a port.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    /// The filter's name, or the port's.
+    /// The filter's, the set's or the port's.
     name: String,
     xml: String,
 }
@@ -50,12 +56,14 @@ struct Document {
 /// Writes the stores to a file, or prints them. Bad if a file of the stores is damaged, and so missing in what is written.
 pub(crate) fn export(driver: &Driver, file: Option<&Path>, as_json: bool) -> Result<Answer> {
     let filters = driver.stored_filters()?;
+    let sets = driver.sets()?;
     let bindings = driver.bindings()?;
     let document = |name: &str, xml| Document { name: name.to_owned(), xml };
     let archive = Archive {
         format: FORMAT.to_owned(),
         version: VERSION,
         filters: filters.iter().map(|filter| document(filter.name.as_str(), write_filter(filter))).collect(),
+        sets: sets.iter().map(|set| document(set.name.as_str(), write_set(set))).collect(),
         bindings: bindings
             .iter()
             .map(|binding| document(binding.port.as_str(), write_binding(binding)))
@@ -71,21 +79,27 @@ pub(crate) fn export(driver: &Driver, file: Option<&Path>, as_json: bool) -> Res
         Some(file) => {
             replace(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
             if as_json {
-                let (filters, bindings) = (archive.filters.len(), archive.bindings.len());
-                Answer::json(&json!({"file": file, "filters": filters, "bindings": bindings}))
+                Answer::json(&json!({
+                    "file": file,
+                    "filters": archive.filters.len(),
+                    "sets": archive.sets.len(),
+                    "bindings": archive.bindings.len(),
+                }))
             } else {
-                Answer::lines([format!("{} exported to {}", counted(&archive), file.display())])
+                let counts = [archive.filters.len(), archive.sets.len(), archive.bindings.len()];
+                Answer::lines([format!("{} exported to {}", counted(counts), file.display())])
             }
         }
     };
     Ok(answer.good_if(problems.is_empty()))
 }
 
-fn counted(archive: &Archive) -> String {
+fn counted([filters, sets, bindings]: [usize; 3]) -> String {
     format!(
-        "{} and {}",
-        number_of(archive.filters.len(), "filter"),
-        number_of(archive.bindings.len(), "binding")
+        "{}, {} and {}",
+        number_of(filters, "filter"),
+        number_of(sets, "set"),
+        number_of(bindings, "binding")
     )
 }
 
@@ -106,27 +120,29 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
 pub(crate) struct Imported {
     pub(crate) transaction: Transaction,
     filters: Vec<String>,
+    sets: Vec<String>,
     ports: Vec<PortDev>,
     /// Documents that the stores have just so.
     unchanged: usize,
 }
 
 pub(crate) fn import(driver: &Driver, watch: &Watch, asked: &Import, as_json: bool) -> Result<Answer> {
-    let Imported { transaction, filters, ports, unchanged } = imports(driver, asked)?;
+    let Imported { transaction, filters, sets, ports, unchanged } = imports(driver, asked)?;
     let applied = watch.during(|| driver.commit(transaction))?.applied;
     warn_all(&applied.warnings);
     if as_json {
         return Ok(Answer::json(&json!({
             "filters": filters,
+            "sets": sets,
             "bindings": names(&ports),
             "updated": names(&applied.changed),
             "unchanged": unchanged,
             "warnings": warnings(&applied),
         })));
     }
-    let (filters, ports) = (number_of(filters.len(), "filter"), number_of(ports.len(), "binding"));
+    let counts = counted([filters.len(), sets.len(), ports.len()]);
     let file = shown(&asked.file);
-    Ok(Answer::lines([format!("{filters} and {ports} imported from {file}, {unchanged} unchanged")]))
+    Ok(Answer::lines([format!("{counts} imported from {file}, {unchanged} unchanged")]))
 }
 
 /// The transaction that brings what a file holds into the stores.
@@ -134,9 +150,24 @@ pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     let source = shown(&asked.file);
     let content = read_bytes(&asked.file).with_context(|| format!("cannot read {source}"))?;
     let archive = parse(&source, &content)?;
-    let mut imported =
-        Imported { transaction: Transaction::new(), filters: vec![], ports: vec![], unchanged: 0 };
+    let mut imported = Imported {
+        transaction: Transaction::new(),
+        filters: vec![],
+        sets: vec![],
+        ports: vec![],
+        unchanged: 0,
+    };
     let mut conflicts = Vec::new();
+    let mut sets = Vec::new();
+    for (index, document) in archive.sets.iter().enumerate() {
+        let place = format!("{source}: sets[{index}]");
+        let set = accepted(read_set(&place, &document.xml))?;
+        check_name(&place, &document.name, set.name.as_str())?;
+        sets.push(set);
+    }
+    for set in included_first(sets) {
+        imported.set(driver, set, asked.replace, &mut conflicts)?;
+    }
     for (index, document) in archive.filters.iter().enumerate() {
         let place = format!("{source}: filters[{index}]");
         let filter = accepted(read_filter(&place, &document.xml))?;
@@ -158,7 +189,46 @@ pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     Ok(imported)
 }
 
+/// The sets in an order in which each comes after those that it includes. Sets that include each other come last; the driver
+/// refuses them.
+fn included_first(mut sets: Vec<FilterSet>) -> Vec<FilterSet> {
+    let mut ordered = Vec::with_capacity(sets.len());
+    loop {
+        let waiting: BTreeSet<_> = sets.iter().map(|set| set.name.clone()).collect();
+        let (later, next): (Vec<_>, Vec<_>) =
+            sets.into_iter().partition(|set| set.includes.iter().any(|name| waiting.contains(name)));
+        let is_stuck = next.is_empty();
+        ordered.extend(next);
+        sets = later;
+        if is_stuck {
+            ordered.extend(sets);
+            return ordered;
+        }
+    }
+}
+
 impl Imported {
+    fn set(
+        &mut self,
+        driver: &Driver,
+        set: FilterSet,
+        replace: bool,
+        conflicts: &mut Vec<String>,
+    ) -> Result<()> {
+        match driver.set(&set.name) {
+            Ok(old) if write_set(&old) == write_set(&set) => {
+                self.unchanged += 1;
+                return Ok(());
+            }
+            Ok(_) if !replace => conflicts.push(format!("set '{}'", set.name)),
+            Ok(_) | Err(nwfilter::Error::NoSuchSet(_)) => (),
+            Err(error) => return Err(error.into()),
+        }
+        self.sets.push(set.name.to_string());
+        self.transaction.define_set(set);
+        Ok(())
+    }
+
     fn filter(
         &mut self,
         driver: &Driver,

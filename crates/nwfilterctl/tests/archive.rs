@@ -57,10 +57,10 @@ fn what_is_exported_is_the_same_in_the_stores_that_import_it() {
     let (from, to) = (stores(&[FILTER, "<filter name='a'/>"]), stores(&[]));
     let file = to.path().join("all.json");
     let said = stdout(&run(&from, &["export", file.to_str().unwrap()]));
-    assert_eq!(said, format!("2 filters and 0 bindings exported to {}\n", file.display()));
+    assert_eq!(said, format!("2 filters, 0 sets and 0 bindings exported to {}\n", file.display()));
     assert_eq!(fs::read_to_string(&file).unwrap(), stdout(&run(&from, &["export"])));
     let said = stdout(&run(&to, &["import", "all.json"]));
-    assert_eq!(said, "2 filters and 0 bindings imported from all.json, 0 unchanged\n");
+    assert_eq!(said, "2 filters, 0 sets and 0 bindings imported from all.json, 0 unchanged\n");
     assert_eq!(stdout(&run(&from, &["export"])), stdout(&run(&to, &["export", "-"])));
     let again: serde_json::Value =
         serde_json::from_str(&stdout(&run(&to, &["import", "all.json", "--json"]))).unwrap();
@@ -158,7 +158,34 @@ fn bindings_are_enforced_by_an_import_all_or_none() {
 
     let _tap1 = host.tap("tap1").unwrap();
     let said = stdout(&run_on(&host, &dir, &["import", "all.json"]));
-    assert_eq!(said, "0 filters and 2 bindings imported from all.json, 1 unchanged\n");
+    assert_eq!(said, "0 filters, 0 sets and 2 bindings imported from all.json, 1 unchanged\n");
     assert_eq!(host.saved().unwrap(), before);
     drop(tap0);
+}
+
+#[test]
+fn sets_are_imported_after_those_that_they_include() {
+    skip_unless!(Need::Root, Need::Tool("ipset"), Need::Tool("iptables-restore"));
+    let (host, dir) = (Host::new().unwrap(), stores(&[]));
+    for (file, set) in [
+        ("b.xml", "<filterset name='b' family='ipv4'><entry value='10.0.0.1'/></filterset>"),
+        ("a.xml", "<filterset name='a' family='ipv4'><include set='b'/></filterset>"),
+    ] {
+        fs::write(dir.path().join(file), set).unwrap();
+        stdout(&run_on(&host, &dir, &["set-define", file]));
+    }
+    let said = stdout(&run_on(&host, &dir, &["export", "all.json"]));
+    assert_eq!(said, "0 filters, 2 sets and 0 bindings exported to all.json\n");
+    stdout(&run_on(&host, &dir, &["set-undefine", "a", "b"]));
+    let said = stdout(&run_on(&host, &dir, &["import", "all.json"]));
+    assert_eq!(said, "0 filters, 2 sets and 0 bindings imported from all.json, 0 unchanged\n");
+    assert!(stdout(&run_on(&host, &dir, &["set-dumpxml", "--resolved", "a"])).contains("10.0.0.1"));
+    assert!(host.run(&["ipset", "list"]).unwrap().contains("10.0.0.1"));
+
+    let other = "<filterset name='b' family='ipv4'><entry value='10.0.0.2'/></filterset>";
+    fs::write(dir.path().join("b.xml"), other).unwrap();
+    stdout(&run_on(&host, &dir, &["set-define", "b.xml"]));
+    assert!(refusal(&run_on(&host, &dir, &["import", "all.json"])).contains("of the same names: set 'b'"));
+    stdout(&run_on(&host, &dir, &["import", "all.json", "--replace"]));
+    assert!(host.run(&["ipset", "list"]).unwrap().contains("10.0.0.1"));
 }
