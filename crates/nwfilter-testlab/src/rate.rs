@@ -42,7 +42,7 @@ pub struct RateLab {
     between: Between,
     /// The numbers of the ports that get a filter.
     filtered: Vec<usize>,
-    /// Whether the filter asks about connections.
+    /// Whether the filter has rules on connections; true until there is a filter, so that a forgotten one is found.
     has_states: Cell<bool>,
     pairs: Vec<Pair>,
 }
@@ -85,7 +85,7 @@ impl RateLab {
         if between == Between::Unfiltered {
             filtered.retain(|&number| pairs.iter().all(|pair| !pair.has(&port(number))));
         }
-        Ok(Self { host, between, filtered, has_states: Cell::new(false), pairs })
+        Ok(Self { host, between, filtered, has_states: Cell::new(true), pairs })
     }
 
     /// The host.

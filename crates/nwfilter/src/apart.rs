@@ -1,4 +1,4 @@
-//! Carrying out independent units together, and apart where something is refused: one failing unit does not block the
+//! Carries out independent units together, and separately if something is refused: one failing unit does not block the
 //! others, and each refusal goes to its unit.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! Carrying out changes: rules into the kernel, documents into the stores, and back where something fails.
+//! Carries out changes: applies rules to the kernel, stores documents, and reverts both if something fails.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +18,16 @@ use crate::{Driver, Error, Event, Phase};
 impl Driver {
     /// Makes the changes of a transaction, or none of them.
     ///
-    /// * The kernel is changed first, by a single batch, while the documents are on disk under names that nobody
-    ///   reads. When it has taken the rules, the documents get their names. What fails is taken back, and the error
-    ///   says why; stores and kernel are then as they were.
-    /// * Transactions of other threads that come while one is carried out wait, and are then carried out together,
-    ///   in the order of their arrival, each judged by what those before it leave. One that is refused does not
-    ///   touch the others: where the kernel refuses a rule, the transactions about its port are tried one by one
-    ///   after the others, and those with the same rule on other ports together in between. A group of n transactions
-    ///   takes at most n + 65 attempts.
-    /// * When the call returns, the change is in force in the kernel, is on disk, and is what every other call and
-    ///   process sees.
-    /// * If the process is killed meanwhile, every document is either the old or the new one, whole. Filters are put
-    ///   into the store before bindings, and bindings are taken out before filters, so that no binding is left that
-    ///   names a filter the transaction brought or took away. Of the transaction's documents only the first may be
-    ///   in the store; the next [`Driver::reload`] brings the kernel to those that are.
+    /// * The documents are written under temporary names, the rules are applied in one batch, then the documents are renamed.
+    ///   If a step fails, those before it are reverted: stores and kernel are unchanged, and the error says why.
+    /// * Transactions that arrive meanwhile wait and are then carried out together, in the order of their arrival, each
+    ///   checked against the result of those before it. A refused one does not affect the others: if the kernel refuses a
+    ///   rule, the transactions of its port are tried one by one after the others, and those with the same rule on other
+    ///   ports together in between. A group of n transactions takes at most n + 65 attempts.
+    /// * When the call returns, the change is in force in the kernel and on disk, and every other call and process sees it.
+    /// * If the process is killed, every document is either old or new, and complete. Filters are stored before bindings, and
+    ///   bindings are removed before filters, so that no binding names a missing filter. Perhaps only the first documents
+    ///   of the transaction are stored; the next [`Driver::reload`] applies those.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
         let (begin, bound) = (Instant::now(), transaction.bound_ports());
         let done = self.ask(|answer| Request::Commit(transaction, answer));
@@ -39,9 +35,8 @@ impl Driver {
         done
     }
 
-    /// Makes the changes of several transactions, each of which is judged as [`Driver::commit`] does. They are carried out
-    /// together, as those of several threads are: one that is refused does not touch the others. The results are in the
-    /// order of the transactions.
+    /// Commits several transactions as if several threads called [`Driver::commit`]: together, and a refused one does not affect
+    /// the others. The results are in the order of the transactions.
     pub fn commit_each(
         &self,
         transactions: impl IntoIterator<Item = Transaction>,
@@ -61,10 +56,10 @@ impl Driver {
         done
     }
 
-    /// Has something carried out, by this thread or by one that is already at work.
+    /// Carries out a request, in this thread or in one that already leads the queue.
     pub(crate) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
         let done = self.outcome(&self.join(request))?;
-        // Not before the queue is free again: the learner may wait in it.
+        // Only after the queue is free again: the learner may wait in it.
         self.learner.listen_if_needed(self);
         Ok(done)
     }
@@ -73,18 +68,18 @@ impl Driver {
         self.queue().join(self.config().network_namespace.id(), request)
     }
 
-    /// Waits until a request was carried out, or carries out those that wait.
+    /// Waits until another thread has carried out a request, or carries out all that wait.
     fn outcome<T>(&self, ticket: &Ticket<T>) -> Result<T, Error> {
         let lead = match self.queue().turn(ticket) {
             Turn::Answered(answer) => return answer,
             Turn::Leads(lead) => lead,
         };
         let carried_out = self.inside(|| self.change(|stores| self.carry_out(stores, lead.take())));
-        // The change is made once there is an answer, whatever went wrong afterwards.
+        // The answer exists only after the change is made, so later failures do not matter.
         ticket.answer().unwrap_or_else(|| Err(carried_out.err().unwrap_or(Error::Abandoned)))
     }
 
-    /// Carries out requests: what is about single ports together, then what is about all of them.
+    /// Carries out requests: those about single ports together, then those about all ports.
     fn carry_out(&self, stores: &mut Stores, requests: Vec<Request>) {
         let (mut units, mut reloads) = (Vec::new(), Vec::new());
         for request in requests {
@@ -103,7 +98,7 @@ impl Driver {
         }
     }
 
-    /// Makes a change in kernel and stores, or in neither.
+    /// Changes kernel and stores, or neither.
     fn make(&self, stores: &mut Stores, change: &Change) -> Result<Applied, Error> {
         let steps = change.prepare(stores)?;
         let documents = steps.len();
@@ -127,7 +122,7 @@ impl Driver {
         }
     }
 
-    /// Brings the ports and sets of a batch back to what the stores say, because the change could not be stored.
+    /// Reverts the ports and sets of a batch to the stores, because the change could not be stored.
     fn take_back(&self, stores: &Stores, batch: &Batch, error: Error) -> Error {
         let filters = stores.filter_map();
         let mut old = Batch::default();
@@ -151,7 +146,7 @@ impl Driver {
     }
 }
 
-/// Something that is carried out as a whole or not at all.
+/// A unit that is carried out as a whole or not at all.
 enum Unit {
     Transaction(Transaction, Answer<Committed>),
     Learned(Learned, Answer<Settled>),
@@ -166,7 +161,7 @@ impl Unit {
     }
 }
 
-/// Changes that are made together.
+/// Units that are carried out together.
 struct Changes<'a> {
     driver: &'a Driver,
     stores: &'a mut Stores,
@@ -202,7 +197,7 @@ impl Units for Changes<'_> {
                     let of_set = matches!(&error, Error::Apply(ApplyError::Set { set, .. }) if outcome.changed_sets.contains(set));
                     let most = if of_set { Some(Suspicion::Guilty) } else { most };
                     match most.unwrap_or(Suspicion::Innocent) {
-                        // The units before it may be to blame.
+                        // The units before it may have caused it.
                         Suspicion::Guilty if !alone => Suspicion::Suspect,
                         other => other,
                     }
@@ -236,7 +231,7 @@ impl Units for Changes<'_> {
     }
 
     fn refuse(&mut self, units: Vec<Unit>, error: Error) {
-        // Only a unit alone is guilty.
+        // Only a unit that was tried alone is certain to have caused it.
         if let Some(unit) = units.into_iter().next() {
             unit.refuse(error);
         }
@@ -252,7 +247,7 @@ impl Units for Changes<'_> {
     }
 }
 
-/// What was done for one of several transactions.
+/// The result of one of several transactions.
 fn share(applied: &Applied, Outcome { ports, changed_sets, .. }: &Outcome) -> Applied {
     let is_about = |warning: &&Warning| ports.contains(warning.port());
     Applied {

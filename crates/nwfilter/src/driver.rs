@@ -1,4 +1,4 @@
-//! The driver: holds filters and bindings, decides which ruleset each port must have, and brings the kernel there.
+//! The driver: holds filters and bindings, decides which ruleset each port must have, and applies it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -20,8 +20,8 @@ use crate::{Error, Host, Phase, Transaction};
 
 /// A network-filter driver over two directories and a backend.
 ///
-/// Every change is all or nothing: it either does all it says, or returns an error and leaves stores and kernel as they
-/// were; [`Driver::commit`] makes several changes one. A driver may be used from many threads, whose changes are then
+/// Every change is all or nothing: it succeeds, or returns an error and leaves stores and kernel unchanged.
+/// [`Driver::commit`] makes several changes one. A driver may be used from many threads, whose changes are then
 /// made together. It works in the network namespace of its configuration, see [`NetworkNamespace`](crate::NetworkNamespace).
 /// Other processes may work on the same directories; changes are serialised by a lock in the state
 /// directory, and each operation sees what others wrote before it.
@@ -53,14 +53,14 @@ pub struct Driver {
     pub(crate) reporter: Reporter,
 }
 
-/// What a driver owns together with its threads, which learn addresses and repair: they change it as callers do.
+/// The state that a driver shares with its threads. These learn addresses and repair, and change it as callers do.
 struct Shared {
     config: Config,
     backend: Box<dyn Backend>,
-    /// The stores as they were seen last. Held only to read or replace them, never while the kernel is changed. Only the
+    /// The stores as they were last read. Locked only to read or replace them, never during a change of the kernel. Only the
     /// thread that leads the queue changes them.
     view: Mutex<Arc<Stores>>,
-    /// What threads ask for, also those of the driver.
+    /// The requests of callers and of the driver's own threads.
     queue: Queue,
     feed: Feed,
     meter: Meter,
@@ -72,7 +72,7 @@ impl Driver {
         Self::builder().config(config).open(backend)
     }
 
-    /// The steps to a driver with other options.
+    /// Builds a driver with other options.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -100,13 +100,13 @@ impl Driver {
         Ok(Self { shared: Arc::new(shared), learner, reporter })
     }
 
-    /// The same driver for a thread of its own, which may carry out what others ask for.
+    /// The same driver for one of its own threads, which may carry out requests of others.
     pub(crate) fn for_thread(&self) -> Self {
         let (learner, reporter) = (Background::elsewhere(), self.reporter.clone());
         Self { shared: self.shared.clone(), learner, reporter }
     }
 
-    /// What enforces the rules, as users choose it: `xtables`.
+    /// The name of the backend, as users choose it: `xtables`.
     pub fn backend_name(&self) -> &'static str {
         self.backend().name()
     }
@@ -138,8 +138,8 @@ impl Driver {
 
     // ---- filters ----
 
-    /// Reads a filter and puts it into the store, in place of one of its name, whose UUID it then keeps unless it
-    /// names one. Ports that use it are updated first; if that fails, nothing changes.
+    /// Stores a filter. It replaces one of its name, and keeps that one's UUID unless it has its own. Ports that use it are
+    /// updated first; if that fails, nothing changes.
     ///
     /// `document` names the text in errors. Ignored and replaced attributes are logged as warnings. A rule that libvirt
     /// would make match more than is written is refused, as [`Strictness::Strict`] says.
@@ -147,7 +147,7 @@ impl Driver {
         self.define_filter_with(document, text, Strictness::Strict)
     }
 
-    /// The same, with the filter read as strictly as that.
+    /// The same with this strictness.
     pub fn define_filter_with(
         &self,
         document: &str,
@@ -186,7 +186,7 @@ impl Driver {
         Ok(self.look()?.filters.documents().cloned().collect())
     }
 
-    /// Whether the store has a filter of that name; a stock filter alone is none.
+    /// Whether the store has a filter of that name. Stock filters do not count.
     pub fn is_stored(&self, name: &FilterName) -> Result<bool, Error> {
         Ok(self.look()?.filters.get(name.as_str()).is_some())
     }
@@ -198,19 +198,18 @@ impl Driver {
         self.alone(|transaction| transaction.create_binding(binding))
     }
 
-    /// Filters a port, whatever it had before: one ruleset takes the place of the other in a single transaction a
-    /// table. Its network interface must exist. If the port has this very binding already, only what the kernel lost
-    /// of it is written.
+    /// Filters a port, and replaces its binding if it has one, in one transaction a table. Its network interface must exist. If
+    /// the port already has an equal binding, only missing rules are written.
     pub fn replace_binding(&self, binding: Binding) -> Result<Applied, Error> {
         self.alone(|transaction| transaction.replace_binding(binding))
     }
 
-    /// Stops filtering a port; no trace of it is left in the kernel.
+    /// Stops filtering a port, and removes all its rules.
     pub fn delete_binding(&self, port: &PortDev) -> Result<Applied, Error> {
         self.alone(|transaction| transaction.delete_binding(port))
     }
 
-    /// Gives a port's binding to another name, which must be that of an interface without binding.
+    /// Moves a binding to another port name, which must be an interface without a binding.
     pub(crate) fn rename_binding(&self, from: &PortDev, to: PortDev) -> Result<(), Error> {
         let mut binding = Arc::unwrap_or_clone(self.binding(from)?);
         binding.port = to;
@@ -239,14 +238,13 @@ impl Driver {
 
     // ---- the kernel ----
 
-    /// The ruleset a binding would have now, without touching anything: a provisional one where it lacks an address
-    /// that would be learned.
+    /// The ruleset that a binding would have now: a provisional one if its address must be learned. Changes nothing.
     pub fn ruleset(&self, binding: &Binding) -> Result<Ruleset, Error> {
         let stores = self.look()?;
         stores.ruleset(&stores.filter_map(), binding)
     }
 
-    /// The files of the stores that are as if they were not there, sorted by their paths.
+    /// The files of the stores that are ignored because they are damaged, sorted by path.
     pub fn problems(&self) -> Result<Vec<Problem>, Error> {
         let stores = self.look()?;
         let mut problems: Vec<_> = {
@@ -277,18 +275,18 @@ impl Driver {
         Ok(view.clone())
     }
 
-    /// The stores as they were seen last.
+    /// The stores as they were last read.
     pub(crate) fn last_seen(&self) -> Arc<Stores> {
         self.view().clone()
     }
 
     fn view(&self) -> MutexGuard<'_, Arc<Stores>> {
-        // A panic while the stores were held left them at most out of date, and they are read again before each use.
+        // After a panic the stores are at most out of date, and they are read again before each use.
         self.shared.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a change of the thread that leads the queue while no other process makes one, on a copy of the stores. Lookups
-    /// see the copy when the change is done.
+    /// Runs a change of the thread that leads the queue, under the lock against other processes, on a copy of the stores.
+    /// Lookups see the copy when the change is done.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Stores)) -> Result<(), Error> {
         let _lock = lock(&self.shared.config.state_dir, self.shared.config.patience)?;
         let mut stores = Arc::unwrap_or_clone(self.look()?);
@@ -299,7 +297,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Changes several files of the stores, of which lookups see all or none.
+    /// Changes several files of the stores. Lookups see all changes or none.
     pub(crate) fn publish<T>(&self, stores: &mut Stores, change: impl FnOnce(&mut Stores) -> T) -> T {
         let mut view = self.view();
         let done = change(stores);

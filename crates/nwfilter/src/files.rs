@@ -1,5 +1,4 @@
-//! A directory of XML documents, one file each: reading it again when it changes, writing it atomically, and setting
-//! aside what is no document.
+//! A directory of XML documents, one in each file: reads changes, writes atomically, and renames damaged files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,33 +16,31 @@ use tempfile::NamedTempFile;
 use crate::config::Layout;
 use crate::{Error, atomic};
 
-/// What tells whether a file is still the one that was read.
+/// Identifies the version of a file that was read.
 type Stamp = (u64, i64, i64, u64);
 
-/// What a damaged file's name has behind its own.
+/// The suffix of a damaged file's name.
 const DAMAGED: &str = ".damaged";
-/// Damaged files of one name that are kept.
+/// The most damaged files of one name that are kept.
 const MAX_DAMAGED: u32 = 100;
 
-/// A file of a store that is as if it were not there, because it holds no document of its name.
+/// A file of a store that is ignored, because it contains no document of its name.
 ///
-/// A damaged file is moved aside by the next operation that writes: `NAME.xml` becomes `NAME.xml.damaged`, or
-/// `NAME.xml.damaged.1` and so on where that exists already. Its content stays as it is, and an editor that is about
-/// to write it goes on in the file that was moved. Operations that only look move nothing. In libvirt's own stores
-/// ([`Layout::Libvirt`]) a file stays where it is, because libvirt may be able to read it; it is
-/// moved only so that a new document of its name does not overwrite it, and a process that has read its document before
-/// goes on with that. A file that cannot be read is never moved
-/// and never overwritten.
+/// The next operation that writes renames a damaged file: `NAME.xml` becomes `NAME.xml.damaged`, or `NAME.xml.damaged.1` and so
+/// on if that exists. Its content stays as it is. Operations that only read rename nothing. In libvirt's own stores
+/// ([`Layout::Libvirt`]) a file stays where it is, because libvirt may be able to read it; it is renamed only before a new
+/// document of its name is stored. A process that has read the document before continues to use it. A file that cannot be read
+/// is neither renamed nor overwritten.
 ///
-/// A stock filter does not stand in for a filter of its name whose file is damaged, also after that was moved aside,
-/// until the filter is defined anew or the file removed: ports that use it keep the rules they have.
+/// A stock filter does not replace a damaged filter of its name until the filter is defined again or the file is removed: ports
+/// that use it keep their rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
     pub kind: ProblemKind,
-    /// The same for people, in one line or several.
+    /// The same as text of one line or several.
     pub why: String,
 }
 
@@ -51,11 +48,11 @@ pub struct Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// It is no valid document, or one about another name.
+    /// It is not a valid document, or contains another name.
     Damaged,
     /// It cannot be read.
     Unreadable,
-    /// It was damaged and has been moved aside, and nothing has taken its place.
+    /// It was damaged and renamed, and is not yet replaced.
     SetAside,
 }
 
@@ -65,7 +62,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A directory in which each file `NAME.xml` holds one document, kept in step with what is on disk.
+/// A directory in which each file `NAME.xml` contains one document, and its documents as last read.
 #[derive(Clone)]
 pub(crate) struct Directory<T> {
     path: PathBuf,
@@ -73,29 +70,29 @@ pub(crate) struct Directory<T> {
     read: fn(&str, &str) -> Reading<T>,
     name_of: fn(&T) -> String,
     loaded: BTreeMap<String, (Stamp, Content<T>)>,
-    /// The damaged files that were moved aside, by the name that they had.
+    /// The renamed damaged files, by their original name.
     aside: BTreeMap<String, BTreeSet<PathBuf>>,
-    /// What processes that were killed did not give its name.
+    /// Temporary files that killed processes left.
     leftovers: Vec<PathBuf>,
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone)]
 enum Content<T> {
     Document(Arc<T>),
     None {
         problem: Problem,
-        /// What it held before.
+        /// Its content before.
         last: Option<Arc<T>>,
     },
 }
 
-/// A change of one file that is still to be made.
+/// A pending change of one file.
 pub(crate) struct Step {
     target: PathBuf,
-    /// A document that is on disk, but not yet under its name; `None` if there shall be none.
+    /// The document, on disk under a temporary name; `None` to remove the file.
     content: Option<NamedTempFile>,
-    /// Whether a damaged file has the name.
+    /// Whether a damaged file has this name.
     over_damaged: bool,
 }
 
@@ -110,8 +107,7 @@ impl<T> Directory<T> {
         Self { path: path.to_owned(), layout, read, name_of, loaded, aside, leftovers }
     }
 
-    /// Reads what changed since the last call. A directory that does not exist is empty. A file that is no document
-    /// is said in the log.
+    /// Reads changes since the last call. A missing directory is empty. Damaged files are logged.
     pub(crate) fn refresh(&mut self) -> Result<(), Error> {
         let mut previous = std::mem::take(&mut self.loaded);
         let listed = list(&self.path)?;
@@ -142,7 +138,7 @@ impl<T> Directory<T> {
         Ok(())
     }
 
-    /// Takes note of a document that was written here, without reading it again.
+    /// Records a document that was written here, without reading it.
     pub(crate) fn is_written(&mut self, name: &str, document: &Arc<T>) -> Result<(), Error> {
         let path = self.file(name);
         let file = fs::metadata(&path).map_err(|source| Error::Store { path, source })?;
@@ -153,7 +149,7 @@ impl<T> Directory<T> {
     /// Reads a file, of which `last` was read before.
     fn load(&self, name: &str, path: &Path, last: Option<Arc<T>>) -> Content<T> {
         let document = path.display().to_string();
-        // libvirt, too, goes on with what it has loaded. In other stores the file is moved aside.
+        // libvirt, too, continues with the loaded document. In other stores the file is renamed.
         let last = last.filter(|_| self.layout == Layout::Libvirt);
         let ignored = if last.is_some() { "ignored; what was read before stays in force" } else { "ignored" };
         let (kind, why) = match fs::read(path) {
@@ -184,7 +180,7 @@ impl<T> Directory<T> {
         reading.into_result()
     }
 
-    /// The files that hold no document of their name, sorted by name.
+    /// The files without a document of their name, sorted by name.
     pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
         let present = self.loaded.values().filter_map(|(_, content)| match content {
             Content::Document(_) => None,
@@ -199,7 +195,7 @@ impl<T> Directory<T> {
         present.chain(aside)
     }
 
-    /// Whether there was a document of that name of which only a damaged file is left.
+    /// Whether only a damaged file of this name is left.
     pub(crate) fn is_lost(&self, name: &str) -> bool {
         match self.loaded.get(name) {
             Some((_, content)) => content.document().is_none(),
@@ -207,7 +203,7 @@ impl<T> Directory<T> {
         }
     }
 
-    /// Moves damaged files aside, if the directory is not libvirt's. What cannot be moved stays.
+    /// Renames damaged files, if the directory is not libvirt's. One that cannot be renamed stays.
     pub(crate) fn set_damaged_aside(&mut self) {
         if self.layout == Layout::Libvirt {
             return;
@@ -218,7 +214,7 @@ impl<T> Directory<T> {
             else {
                 continue;
             };
-            // Somebody may have put it right since it was read.
+            // It may have been corrected since it was read.
             if fs::metadata(path).is_ok_and(|file| stamp_of(&file) == *stamp) {
                 match set_aside(path) {
                     Ok(aside) => moved.push((name.clone(), aside)),
@@ -232,7 +228,7 @@ impl<T> Directory<T> {
         }
     }
 
-    /// Removes what processes that were killed left. The caller holds the lock, so nobody is writing.
+    /// Removes files that killed processes left. The caller holds the lock, so no process is writing.
     pub(crate) fn remove_leftovers(&mut self) {
         for path in self.leftovers.drain(..) {
             if let Err(error) = not_found_is(fs::remove_file(&path), ()) {
@@ -250,7 +246,7 @@ impl<T> Directory<T> {
         self.loaded.get(name)?.1.document()
     }
 
-    /// Puts a document's text on disk. It gets its name when the step is carried out.
+    /// Writes a document under a temporary name. The step renames it.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<Step, Error> {
         let failed = |source| Error::Store { path: self.path.clone(), source };
         let over_damaged = match self.loaded.get(name) {
@@ -268,7 +264,7 @@ impl<T> Directory<T> {
         Ok(Step { target: self.file(name), content: Some(file), over_damaged })
     }
 
-    /// The removal of a document. One that is gone already is no error.
+    /// The removal of a document. A missing file is not an error.
     pub(crate) fn remove(&self, name: &str) -> Step {
         Step { target: self.file(name), content: None, over_damaged: false }
     }
@@ -301,7 +297,7 @@ impl Step {
     }
 }
 
-/// Takes steps, in their order, and takes them back if one fails.
+/// Carries out steps in order, and reverts them if one fails.
 pub(crate) fn carry_out(steps: Vec<Step>) -> Result<(), Error> {
     let mut taken: Vec<(PathBuf, Option<Vec<u8>>)> = Vec::new();
     let mut directories = BTreeSet::new();
@@ -347,12 +343,12 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {
     made.map_err(|source| Error::Store { path: path.to_owned(), source })
 }
 
-/// A name that was made is only safe once its directory is on disk.
+/// A new name is durable only after its directory is synced.
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Gives a damaged file a name that no file has.
+/// Renames a damaged file to a free name.
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
     for number in 0..MAX_DAMAGED {
         let mut aside = path.as_os_str().to_owned();
@@ -374,12 +370,12 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("{MAX_DAMAGED} damaged files of its name are there already")))
 }
 
-/// Logs what of a document is ignored or replaced: as an error where a rule matches more than is written.
+/// Logs the ignored and replaced parts of a document: as errors if a rule matches more than is written.
 pub(crate) fn log_warnings(warnings: &Diagnostics) {
     log::log!(if warnings.widen_a_rule() { log::Level::Error } else { log::Level::Warn }, "{warnings}");
 }
 
-/// What a directory holds.
+/// The files of a directory.
 #[derive(Default)]
 struct Listed {
     /// Every `NAME.xml`.

@@ -1,4 +1,4 @@
-//! Group commit: what threads ask for while one is at work is carried out together.
+//! Group commit: requests that arrive while a thread is at work are carried out together.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -12,22 +12,21 @@ use crate::namespace::Id;
 use crate::transaction::{Committed, Transaction};
 use crate::{Error, Reloaded};
 
-/// A change of stores or kernel that a thread waits for. There is no other way to change either.
+/// A change of stores or kernel that a thread waits for. All changes of both go through this queue.
 pub(crate) enum Request {
-    /// Of a caller.
+    /// A transaction of a caller.
     Commit(Transaction, Answer<Committed>),
-    /// Of the learner: what it found out about the guests at ports, and the ports whose rules it could not have applied
-    /// before.
+    /// From the learner: what it learned about guests, and the ports whose rules it could not apply before.
     Learn(Vec<(PortDev, Change)>, BTreeSet<PortDev>, Answer<Settled>),
-    /// Of a caller or the reconciler: the whole kernel.
+    /// A reload, from a caller or the reconciler.
     Reload(Answer<Reloaded>),
 }
 
-/// The requests that wait to be carried out, in the order of their arrival.
+/// The waiting requests, in the order of their arrival.
 #[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
-    /// A thread that led has ended.
+    /// Signals that the leading thread has finished.
     ended: Condvar,
 }
 
@@ -56,7 +55,7 @@ pub(crate) struct Ticket<T> {
 }
 
 impl Queue {
-    /// Lets a request wait. Only requests of one network namespace are carried out together.
+    /// Adds a request. Only requests of one network namespace are carried out together.
     pub(crate) fn join<T>(
         &self,
         namespace: Option<Id>,
@@ -70,7 +69,7 @@ impl Queue {
         Ticket { number, namespace, answer }
     }
 
-    /// Waits until the request was carried out by another thread, or this one is to do it.
+    /// Waits until another thread has carried out the request, or until this thread must lead.
     pub(crate) fn turn<T>(&self, ticket: &Ticket<T>) -> Turn<'_, T> {
         let mut state = self.state();
         loop {
@@ -92,15 +91,15 @@ impl Queue {
     }
 }
 
-/// What a thread that waits has to do.
+/// What a waiting thread does next.
 pub(crate) enum Turn<'a, T> {
-    /// Nothing: this is the answer.
+    /// Return this answer.
     Answered(Result<T, Error>),
-    /// To carry out what waits.
+    /// Carry out the waiting requests.
     Leads(Lead<'a>),
 }
 
-/// The right of one thread to carry out what waits. The others go on when it is dropped.
+/// The right of one thread to carry out requests. The others continue when it is dropped.
 pub(crate) struct Lead<'a> {
     queue: &'a Queue,
     /// Those of its own request.
@@ -109,7 +108,7 @@ pub(crate) struct Lead<'a> {
 }
 
 impl Lead<'_> {
-    /// The requests that wait and can be carried out by this thread, its own among them.
+    /// The waiting requests that this thread can carry out, including its own.
     pub(crate) fn take(&self) -> Vec<Request> {
         let joins = |other: &mut Waiting| {
             let near = other.namespace.is_some() && other.namespace == self.namespace;

@@ -1,4 +1,4 @@
-//! The host of a driver: which network interfaces its ports have.
+//! The host of a driver: the network interfaces of its ports.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,13 +26,12 @@ impl Host {
         Self(Interfaces::Kernel)
     }
 
-    /// A host for tests, on which every port is an interface in a bridge until [`Host::set`] says otherwise. Clones
-    /// share what is set.
+    /// A host for tests. Every port is an interface in a bridge until [`Host::set`] changes it. Clones share their state.
     pub fn fake() -> Self {
         Self(Interfaces::Fake(Arc::default()))
     }
 
-    /// Says what a port of a fake host is attached to. No effect on the kernel's.
+    /// Sets what a port of a fake host is attached to. Has no effect on the kernel's host.
     pub fn set(&self, port: &PortDev, attachment: Attachment) {
         if let Interfaces::Fake(ports) = &self.0 {
             ports.lock().unwrap_or_else(PoisonError::into_inner).insert(port.clone(), attachment);
@@ -44,7 +43,7 @@ impl Host {
         matches!(self.0, Interfaces::Kernel)
     }
 
-    /// Answers for many ports, with one way to ask.
+    /// Looks up many ports.
     pub(crate) fn ports(&self) -> io::Result<Ports> {
         Ok(match &self.0 {
             Interfaces::Kernel => Ports::Kernel(Links::open()?),

@@ -1,4 +1,4 @@
-//! What becomes of the network interfaces of the host, as the kernel's rtnetlink tells it.
+//! Watches the network interfaces of the host over rtnetlink.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -15,26 +15,26 @@ use crate::links::{Link, Links, messages};
 
 /// The multicast group of changes of interfaces, `RTNLGRP_LINK`.
 const LINK_GROUP: u32 = 1;
-/// Bytes of notifications that may wait; when more are lost, the kernel says so.
+/// Size of the receive buffer. If it overflows, the kernel reports it.
 const BACKLOG: usize = 4 << 20;
 
-/// What became of an interface.
+/// A change of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkChange {
-    /// There is a new interface of that name, or one was put into a bridge.
+    /// An interface of this name is new, or was added to a bridge.
     Ready(String),
-    /// An interface got another name.
+    /// An interface was renamed.
     Renamed { from: String, to: String },
 }
 
-/// Follows the interfaces.
+/// Watches interfaces.
 pub(crate) struct LinkWatch {
     socket: Socket,
     known: BTreeMap<u32, Link>,
 }
 
 impl LinkWatch {
-    /// Follows from now on.
+    /// Watches from now on.
     pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -44,7 +44,7 @@ impl LinkWatch {
         Ok(Self { socket, known: Links::open()?.all()? })
     }
 
-    /// What happened since the last call, without waiting.
+    /// The changes since the last call. Does not block.
     pub(crate) fn changes(&mut self) -> io::Result<Vec<LinkChange>> {
         let mut changes = Vec::new();
         loop {
@@ -67,7 +67,7 @@ impl LinkWatch {
     }
 
     fn take(&mut self, message: &NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkChange> {
-        // A bridge also tells of its ports, as messages of its own family.
+        // A bridge also sends messages of its own family about its ports.
         let is_about = |link: &LinkMessage| link.header.interface_family == AddressFamily::Unspec;
         match message {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) if is_about(link) => {
@@ -94,7 +94,7 @@ impl LinkWatch {
         change
     }
 
-    /// Finds out what was missed.
+    /// Compares all interfaces after notifications were lost.
     fn catch_up(&mut self) -> io::Result<Vec<LinkChange>> {
         let now = Links::open()?.all()?;
         self.known.retain(|index, _| now.contains_key(index));

@@ -11,11 +11,11 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nwfilter_xml::PortDev;
 
-/// Whether packets of a port get to its rules.
+/// Whether the packets of a port pass its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Attachment {
-    /// It is a port of a bridge.
+    /// It is in a bridge.
     Bridged,
     /// It is in no bridge: its rules see none of its packets.
     Unbridged,
@@ -23,7 +23,7 @@ pub enum Attachment {
     Absent,
 }
 
-/// Asks the kernel about interfaces.
+/// Queries the kernel for interfaces over rtnetlink.
 pub(crate) struct Links(Socket);
 
 impl Links {
@@ -90,12 +90,12 @@ impl Links {
     }
 }
 
-/// What is known of an interface.
+/// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) is_bridged: bool,
-    /// The index of the bridge or the like that it is a port of.
+    /// The index of its master, such as a bridge.
     pub(crate) controller: Option<u32>,
 }
 
@@ -122,7 +122,7 @@ impl Link {
     }
 }
 
-/// The messages of a datagram. After one that is not understood come no more.
+/// The messages of a datagram, up to the first malformed one.
 pub(crate) fn messages(
     datagram: &[u8],
 ) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
@@ -131,7 +131,7 @@ pub(crate) fn messages(
         let bytes = rest.take().filter(|bytes| !bytes.is_empty())?;
         match NetlinkMessage::deserialize(bytes) {
             Ok(message) => {
-                // Messages begin at multiples of four bytes.
+                // Messages are aligned to four bytes.
                 let length = (message.header.length as usize).next_multiple_of(4);
                 rest = bytes.get(length..);
                 Some(Ok(message.payload))

@@ -1,4 +1,4 @@
-//! The lock of a state directory, by which processes and threads take turns.
+//! The lock of a state directory, by which processes take turns.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,11 +14,11 @@ use nix::sys::stat::{major, minor};
 use crate::Error;
 use crate::files::make_directory;
 
-/// How long somebody waits before it is logged.
+/// How long to wait before the holder is logged.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Holds the directory until the returned value is dropped. Waits for others, and after a second logs for whom; `patience`
-/// limits the wait.
+/// Locks the directory until the returned value is dropped. Waits for other processes, and logs the holder after a second;
+/// `patience` limits the wait.
 pub(crate) fn lock(directory: &Path, patience: Option<Duration>) -> Result<Flock<File>, Error> {
     make_directory(directory)?;
     let path = directory.join(".lock");
@@ -51,8 +51,8 @@ pub(crate) fn lock(directory: &Path, patience: Option<Duration>) -> Result<Flock
     }
 }
 
-/// Waits for the lock in a thread, because the kernel knows no deadline for it. If nobody waits for the thread any more, it
-/// lets go of the lock when it gets it.
+/// Waits for the lock in a thread, because flock(2) has no timeout. If the caller has given up, the thread releases the lock
+/// when it gets it.
 fn lock_in_thread(mut file: File) -> io::Result<Receiver<io::Result<Flock<File>>>> {
     let (sender, locked) = channel();
     let wait = move || {
@@ -69,7 +69,7 @@ fn lock_in_thread(mut file: File) -> io::Result<Receiver<io::Result<Flock<File>>
     Ok(locked)
 }
 
-/// Who holds a lock, as far as the kernel tells: see proc_locks(5).
+/// The holder of a lock, if proc_locks(5) shows it.
 fn holder(path: &Path) -> String {
     let find = || {
         let file = fs::metadata(path).ok()?;

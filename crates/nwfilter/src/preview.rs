@@ -1,4 +1,4 @@
-//! What a transaction would change, without changing it.
+//! Previews what a transaction would change.
 
 use nwfilter_rules::{Difference, Planned, Warning};
 
@@ -13,15 +13,14 @@ pub struct Preview {
     /// The rules of the transaction's ports that would be written ([`Missing`](crate::rules::DifferenceKind::Missing)) and
     /// removed ([`Foreign`](crate::rules::DifferenceKind::Foreign)), sorted. Rules that others changed are among them.
     pub differences: Vec<Difference>,
-    /// What would not work although the rules were in the kernel, sorted.
+    /// What the host does not support, sorted.
     pub warnings: Vec<Warning>,
 }
 
 impl Driver {
-    /// What a transaction would change if it were committed now. Nothing is changed.
+    /// What a transaction would change if it were committed now. Changes nothing.
     ///
-    /// It is refused for whatever the stores would refuse it. Whether the kernel takes the rules is only known when it is
-    /// committed.
+    /// Refuses what the stores would refuse. Whether the kernel accepts the rules is known only by a commit.
     pub fn preview(&self, transaction: &Transaction) -> Result<Preview, Error> {
         self.inside(|| self.preview_here(transaction))
     }

@@ -24,21 +24,21 @@ use crate::learn::engine::Waker;
 use crate::link_watch::{LinkChange, LinkWatch};
 use crate::{Driver, Error, Reloaded};
 
-/// How long it must be quiet before a change is looked at: tools write table by table.
+/// A change is handled after this time without another one, because tools write table by table.
 const QUIET: Duration = Duration::from_millis(100);
-/// When a change is looked at in any case.
+/// A change is handled after this time in any case.
 const LATEST: Duration = Duration::from_millis(500);
-/// More repairs than these within [`A_WHILE`] are a fight.
+/// More repairs than this within [`A_WHILE`] mean that another program undoes them.
 const MANY: usize = 10;
 const A_WHILE: Duration = Duration::from_secs(60);
-/// The first pause in a fight, or after a failure, and the longest; each is twice the one before.
+/// The first and the longest pause between such repairs, or after a failure. Each pause is twice the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Differences, and programs, that are told of one repair.
+/// The most differences, and programs, that the log names for one repair.
 const SHOWN: usize = 10;
-/// Who did what the kernel does not name anybody for.
+/// The name for an unknown process.
 const SOMEBODY: &str = "somebody";
 
-/// Keeps the kernel as the bindings ask for; dropping it ends that, and leaves the rules.
+/// Keeps the kernel in the desired state until it is dropped. The rules stay after that.
 #[derive(Debug)]
 pub struct Reconciler {
     waker: Arc<Waker>,
@@ -47,12 +47,12 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// How often something was brought back since it keeps.
+    /// The number of repairs so far.
     pub fn repairs(&self) -> u64 {
         self.repairs.load(Ordering::Relaxed)
     }
 
-    /// Whether its thread runs: it ends only by a panic.
+    /// Whether its thread runs. It ends only by a panic.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
@@ -69,13 +69,12 @@ impl Drop for Reconciler {
 }
 
 impl Driver {
-    /// Brings the kernel to what the bindings ask for, and keeps it there until the returned value is dropped: what
-    /// others change is brought back after 100 to 500 ms and the time of a [`Driver::reload`], and said in the log as a
-    /// warning, with who did it.
+    /// Applies all bindings, and keeps the kernel so until the returned value is dropped. A change by others is repaired after
+    /// 100 to 500 ms and the time of a [`Driver::reload`], and logged as a warning with the process that made it.
     ///
-    /// A thread does it, for all bindings of the store, also those that other processes make. Rules of others, and changes that leave the rules of ports and the way to them
-    /// alone, cause no write. A bound interface that comes back gets its rules without that delay, and the binding of an
-    /// interface that gets another name follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
+    /// A thread does this for all bindings of the store, including those that other processes make. Unrelated rule changes are
+    /// ignored. A bound interface that comes back gets its rules without that delay, and the binding of a renamed interface
+    /// follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
     pub fn keep(&self) -> Result<Reconciler, Error> {
         // A thread is in the namespace in which it is started.
         self.inside(|| self.start_reconciler())
@@ -101,9 +100,9 @@ impl Driver {
 /// What the thread works with.
 struct Worker {
     driver: Driver,
-    /// `None` after it failed, until there is another.
+    /// `None` after it failed, until it is replaced.
     watch: Option<Box<dyn Watch>>,
-    /// `None` where the interfaces are not the kernel's.
+    /// `None` if the host is a fake.
     links: Option<LinkWatch>,
     waker: Arc<Waker>,
     repairs: Arc<AtomicU64>,
@@ -111,15 +110,15 @@ struct Worker {
     pace: Pace,
     /// The pause after the last failure; zero after a success.
     retry: Duration,
-    /// Nothing is tried before this.
+    /// The earliest time of the next attempt.
     rests_until: Option<Instant>,
 }
 
-/// Changes that were not looked at yet.
+/// Changes that are not yet handled.
 struct Pending {
     first: Instant,
     last: Instant,
-    /// Who made them, as far as it is shown.
+    /// The processes that made them, as many as are logged.
     by: BTreeSet<Process>,
     /// Bound ports whose interfaces are new, or were put into a bridge.
     returned: BTreeSet<PortDev>,
@@ -144,7 +143,7 @@ impl Worker {
             retry: Duration::ZERO,
             rests_until: None,
         };
-        // What was changed before the changes were followed.
+        // Changes from before the watch began.
         worker.hear_of([]);
         worker
     }
@@ -166,12 +165,12 @@ impl Worker {
         }
     }
 
-    /// Waits for word of a change, for a change to become due, or to be woken.
+    /// Waits for a change, until a change is due, or to be woken.
     fn wait(&self) {
         let due = self.due().map(|due| due.saturating_duration_since(Instant::now()));
         let interval = self.watch.as_ref().and_then(|watch| watch.interval());
         let timeout = match due.into_iter().chain(interval).min() {
-            // A millisecond more, so that the time has come when the wait ends.
+            // A millisecond more, so that the time is over when the wait ends.
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
@@ -188,7 +187,7 @@ impl Worker {
         }
     }
 
-    /// Takes what the watch tells. One that failed is replaced, and what it may have missed is looked for.
+    /// Takes the changes of the watch. If it failed, replaces it and checks for missed changes.
     fn listen(&mut self) {
         let told = match &mut self.watch {
             Some(watch) => watch.changes(),
@@ -226,7 +225,7 @@ impl Worker {
         }
     }
 
-    /// Takes what became of the interfaces.
+    /// Takes the changes of interfaces.
     fn follow_links(&mut self) {
         let Some(links) = &mut self.links else { return };
         let changes = links.changes().unwrap_or_else(|error| {
@@ -262,7 +261,7 @@ impl Worker {
         }
     }
 
-    /// Gives the binding of a port to the name that its interface has now.
+    /// Moves the binding of a renamed interface.
     fn follow_rename(&self, from: &str, to: &str) {
         // An interface whose name is that of no port has no binding.
         let Ok(port) = from.parse() else { return };
@@ -279,18 +278,18 @@ impl Worker {
         }
     }
 
-    /// When what is pending is to be looked at.
+    /// When the pending changes are due.
     fn due(&self) -> Option<Instant> {
         let pending = self.pending.as_ref()?;
         if !pending.returned.is_empty() {
-            // It may be open, and nobody fights for that.
+            // The port may be unfiltered, and such changes do not repeat.
             return Some(pending.first);
         }
         let due = (pending.last + QUIET).min(pending.first + LATEST);
         Some(self.rests_until.map_or(due, |rests_until| due.max(rests_until)))
     }
 
-    /// Brings back what differs. What cannot be is tried again.
+    /// Repairs what differs. What fails is tried again.
     fn repair(&mut self, mut pending: Pending) {
         match self.driver.reload() {
             Ok(Reloaded { applied: Applied { differences, .. }, .. }) => {
@@ -310,7 +309,7 @@ impl Worker {
     }
 
     fn repaired(&mut self, pending: &Pending, differences: &[Difference]) {
-        // Something was perhaps told while it was repaired.
+        // Changes may have arrived during the repair.
         self.listen();
         let later = self.pending.iter().flat_map(|pending| &pending.by);
         let processes: BTreeSet<_> = pending.by.iter().chain(later).collect();
@@ -366,7 +365,7 @@ fn longer(pause: Duration) -> Duration {
     (pause * 2).clamp(PAUSES.0, PAUSES.1)
 }
 
-/// How often repairs may be.
+/// Limits how often repairs happen.
 #[derive(Debug, Default)]
 struct Pace {
     /// The times of the last repairs, at most [`MANY`].
@@ -375,8 +374,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// Counts a repair; the pause before the next one, where there must be one. Once there is, there is one after
-    /// each repair until [`A_WHILE`] has passed without any.
+    /// Counts a repair and returns the pause before the next one, if any. After the first pause each repair is followed by one,
+    /// until [`A_WHILE`] has passed without a repair.
     fn repaired(&mut self, now: Instant) -> Option<Duration> {
         let recent = |then: Option<&Instant>| then.is_some_and(|then| now.duration_since(*then) < A_WHILE);
         let goes_on = !self.pause.is_zero() && recent(self.repairs.back());

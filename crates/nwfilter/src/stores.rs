@@ -1,4 +1,4 @@
-//! The documents of a driver, and what they ask for.
+//! The documents of a driver, and the rulesets that they define.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -54,7 +54,7 @@ impl Filters for FilterMap {
 /// The directory of the filter store that the sets are in.
 const SETS: &str = "sets";
 
-/// The stores as they were read last.
+/// The stores as they were last read.
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) filters: Directory<Filter>,
@@ -66,10 +66,10 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
-    /// The stores of these directories; nothing is read.
+    /// The stores of these directories. Reads nothing.
     pub(crate) fn new(config: &Config) -> Self {
         let state_dir: &Path = &config.state_dir;
-        // Libvirt has made rules of its files as it reads them, and guests run with these rules.
+        // libvirt made rules from its files as it reads them, and guests run with these rules.
         let read = if config.layout == Layout::Libvirt { read_as_libvirt } else { read_filter };
         Self {
             filters: Directory::new(&config.config_dir, config.layout, read, |filter| {
@@ -86,7 +86,7 @@ impl Stores {
         }
     }
 
-    /// Reads what others wrote since the last call.
+    /// Reads the changes of others since the last call.
     pub(crate) fn refresh(&mut self) -> Result<(), Error> {
         self.filters.refresh()?;
         self.bindings.refresh()?;
@@ -94,7 +94,7 @@ impl Stores {
         self.known.refresh()
     }
 
-    /// Moves damaged files out of the way, and removes what killed processes left. The caller holds the lock.
+    /// Renames damaged files, and removes files that killed processes left. The caller holds the lock.
     pub(crate) fn tidy(&mut self) {
         self.filters.remove_leftovers();
         self.bindings.remove_leftovers();
@@ -104,7 +104,7 @@ impl Stores {
         self.sets.set_damaged_aside();
     }
 
-    /// The filter of a name: that of the store, or a stock filter. None stands in for one whose file is damaged.
+    /// The filter of a name, from the store or a stock filter. A stock filter does not replace a damaged file.
     pub(crate) fn filter(&self, name: &FilterName) -> Option<&Arc<Filter>> {
         let stock = || stock_filters().get(name).filter(|_| !self.filters.is_lost(name.as_str()));
         self.filters.get(name.as_str()).or_else(stock)
@@ -119,7 +119,7 @@ impl Stores {
         FilterMap { filters, sets }
     }
 
-    /// The ruleset that a binding asks for, of these filters.
+    /// The ruleset of a binding with these filters.
     pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
         Ok(wanted(filters, binding, &self.known, Past::Counts)?.ruleset)
     }

@@ -1,4 +1,4 @@
-//! Changes that are made together or not at all.
+//! Transactions: changes that are all made or none.
 
 mod sets;
 
@@ -23,11 +23,10 @@ use crate::{Error, Event, Host, Phase};
 
 use self::sets::Touched;
 
-/// Changes that are made together or not at all, in stores and kernel: [`Driver::commit`](crate::Driver::commit).
+/// Changes of stores and kernel that [`Driver::commit`](crate::Driver::commit) makes all or none.
 ///
-/// Each operation is judged by what those before it leave; rules are made of what all of them leave. So a filter may
-/// be defined together with the first binding to it, and a filter whose parameters change together with the bindings
-/// that give them.
+/// Each operation is checked against the result of those before it; rules are made from the result of all. So one transaction
+/// can define a filter and bind a port to it, or change a filter's parameters and the bindings that pass them.
 ///
 /// ```no_run
 /// # use nwfilter::{Driver, Error, Transaction, xml};
@@ -66,8 +65,7 @@ pub struct Committed {
     pub filters: Vec<Arc<Filter>>,
     /// The sets that were defined or changed, as they are in the store, in the order of their operations.
     pub sets: Vec<Arc<FilterSet>>,
-    /// What was written for the transaction's ports. The commits are those that carried it out, perhaps together
-    /// with the transactions of other threads.
+    /// What was written for the transaction's ports. The commits may have included transactions of other threads.
     pub applied: Applied,
 }
 
@@ -77,8 +75,8 @@ impl Transaction {
         Self::default()
     }
 
-    /// Puts a filter into the store, in place of one of its name, whose UUID it keeps unless it has one. Ports that
-    /// use it are updated, if their interfaces exist.
+    /// Stores a filter. It replaces one of its name, and keeps that one's UUID unless it has its own. Ports that use it are
+    /// updated, if their interfaces exist.
     pub fn define_filter(&mut self, filter: Filter) -> &mut Self {
         self.with(Operation::Define(filter, None))
     }
@@ -101,13 +99,13 @@ impl Transaction {
         self.with(Operation::Create(binding))
     }
 
-    /// Filters a port, whatever it had before. Its network interface must exist. If the port has this very binding
-    /// already, only what the kernel lost of it is written.
+    /// Filters a port, and replaces its binding if it has one. Its network interface must exist. If the port already has an
+    /// equal binding, only missing rules are written.
     pub fn replace_binding(&mut self, binding: Binding) -> &mut Self {
         self.with(Operation::Replace(binding))
     }
 
-    /// Stops filtering a port; no trace of it is left in the kernel.
+    /// Stops filtering a port, and removes all its rules.
     pub fn delete_binding(&mut self, port: &PortDev) -> &mut Self {
         self.with(Operation::Delete(port.clone()))
     }
@@ -119,23 +117,23 @@ impl Transaction {
         self.operations.iter().filter(binds).count()
     }
 
-    /// Puts a set into the store, in place of one of its name, and what it holds into the kernel. The sets that it includes
-    /// must be there, and of its family. While a set is used, its family stays.
+    /// Stores a set, and its content in the kernel. It replaces one of its name. The sets that it includes must exist and have
+    /// its family. The family of a set in use cannot change.
     pub fn define_set(&mut self, set: FilterSet) -> &mut Self {
         self.with(Operation::DefineSet(set))
     }
 
-    /// Adds entries to a set; those that it has already only get the comment that is given with them.
+    /// Adds entries to a set. An entry that it already has only gets the new comment.
     pub fn add_to_set(&mut self, name: &SetName, entries: Vec<SetEntry>) -> &mut Self {
         self.with(Operation::ChangeSet(name.clone(), EntryChange::Add(entries)))
     }
 
-    /// Takes entries out of a set. Each must be one of its own.
+    /// Removes entries from a set. Each must be an entry of the set itself.
     pub fn remove_from_set(&mut self, name: &SetName, entries: Vec<SetRange>) -> &mut Self {
         self.with(Operation::ChangeSet(name.clone(), EntryChange::Remove(entries)))
     }
 
-    /// Puts entries in the place of all that a set has. Its includes and tags stay.
+    /// Replaces all entries of a set. Its includes and tags stay.
     pub fn replace_in_set(&mut self, name: &SetName, entries: Vec<SetEntry>) -> &mut Self {
         self.with(Operation::ChangeSet(name.clone(), EntryChange::Replace(entries)))
     }
@@ -151,20 +149,20 @@ impl Transaction {
     }
 }
 
-/// What transactions change.
+/// The changes of transactions.
 #[derive(Clone, Default)]
 pub(crate) struct Change {
-    /// Filters that are put into the store, and those that are taken out.
+    /// The filters to store, and `None` for those to remove.
     filters: BTreeMap<FilterName, Option<Arc<Filter>>>,
     /// The files that some of them were read from.
     sources: BTreeMap<FilterName, PathBuf>,
-    /// Bindings likewise.
+    /// The same for bindings.
     bindings: BTreeMap<PortDev, Option<Arc<Binding>>>,
-    /// Sets likewise.
+    /// The same for sets.
     sets: BTreeMap<SetName, Option<Arc<FilterSet>>>,
-    /// The ports of whose guests nothing is known any longer.
+    /// The ports whose learned addresses are forgotten.
     pub(crate) forgotten: BTreeSet<PortDev>,
-    /// What ports must have.
+    /// The desired state of ports.
     pub(crate) batch: Batch,
 }
 
@@ -179,7 +177,7 @@ pub(crate) struct Draft<'a> {
     change: Change,
 }
 
-/// What one unit of a draft is about.
+/// What one unit of a draft concerns.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) filters: Vec<Arc<Filter>>,
@@ -188,11 +186,11 @@ pub(crate) struct Outcome {
     pub(crate) changed_sets: BTreeSet<SetName>,
     /// The ports whose rules it may change.
     pub(crate) ports: BTreeSet<PortDev>,
-    /// What there is to tell when it is carried out.
+    /// The events to publish when it is done.
     pub(crate) events: Vec<Event>,
-    /// The ports that were bound just so before.
+    /// The ports that already had an equal binding.
     pub(crate) confirmed: BTreeSet<PortDev>,
-    /// The ports whose guests have no address left to learn, of those that were followed.
+    /// The watched ports whose guests have no address left to learn.
     pub(crate) complete: Vec<PortDev>,
 }
 
@@ -255,8 +253,7 @@ impl<'a> Draft<'a> {
         Ok(outcome)
     }
 
-    /// Makes the rules of bound ports anew, of whose guests more is known now. A port whose rules cannot be made keeps those
-    /// that it has.
+    /// Makes the rules of ports again after addresses were learned. A port whose rules cannot be made keeps its rules.
     pub(crate) fn follow(&mut self, ports: &BTreeSet<PortDev>) -> Outcome {
         let (mut outcome, mut touched) = (Outcome::default(), Touched::default());
         for port in ports.difference(&self.change.forgotten) {
@@ -331,7 +328,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// `None` if the port is bound just so.
+    /// `None` if the port already has an equal binding.
     fn bind(&mut self, mut binding: Binding) -> Result<Option<Event>, Error> {
         let port = binding.port.clone();
         if !self.host.has(&port) {
@@ -357,7 +354,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Makes the rules of ports anew; those without a binding have none.
+    /// Makes the rules of ports again. Ports without a binding have none.
     fn make_rules(&mut self, ports: &BTreeSet<PortDev>) -> Result<(), Error> {
         for (done, port) in ports.iter().enumerate() {
             self.reporter.report(Phase::Rules, done, ports.len());
@@ -411,15 +408,15 @@ impl<'a> Draft<'a> {
         self.bindings().filter(move |binding| needed.get(&binding.filter) == Some(&true))
     }
 
-    /// The ports among them that have an interface: one without has its binding for nothing.
+    /// Those of the ports that have an interface.
     fn present_users(&self, names: &BTreeSet<FilterName>) -> BTreeSet<PortDev> {
         self.users(names).map(|user| user.port.clone()).filter(|port| self.host.has(port)).collect()
     }
 }
 
 impl Change {
-    /// What has to be done in the stores, the documents being on disk already. In this order a binding never names a
-    /// filter that is not there, whenever it ends.
+    /// The steps in the stores; the documents are already on disk. In this order a binding never names a missing filter, even
+    /// if the process is killed in between.
     pub(crate) fn prepare(&self, stores: &Stores) -> Result<Vec<Step>, Error> {
         let mut steps = Vec::new();
         for (name, set) in &self.sets {
@@ -447,7 +444,7 @@ impl Change {
         Ok(steps)
     }
 
-    /// Brings the stores to what the steps have left on disk; `is_stored` says whether that is the change.
+    /// Updates the stores in memory after the steps; `is_stored` says whether these succeeded.
     pub(crate) fn take_note(&self, stores: &mut Stores, is_stored: bool) -> Result<(), Error> {
         self.filters.keys().try_for_each(|name| stores.filters.refresh_one(name.as_str()))?;
         for (name, set) in &self.sets {
