@@ -1,17 +1,17 @@
-//! Rulesets as classes and values: what ports of the same filter share, and what is a port's own.
+//! Splits rulesets into classes, which ports of the same filter share, and values, which each port has.
 //!
-//! A class is a ruleset without the values that come from variables of the port. Where a rule compares a field with
-//! such a value, the class looks the port and the field up in a set: `iifname . ether saddr @clean-1c0ffee-0`. Two
-//! ports are of the same class only where their rulesets are then the same:
+//! A class is a ruleset without the values of the port's variables. If a rule compares a field with such a value, the class
+//! looks up the port and the field in a set: `iifname . ether saddr @clean-1c0ffee-0`. Two ports share a class only if
+//! their rulesets without these values are equal:
 //!
-//! * Rules that stand one behind the other and differ only in values of variables, as those of a list do, are one rule
-//!   whose set holds the values of each. Several variables of one rule are one set of concatenations.
-//! * A rule that matches where a field has *not* the value looks for its absence, which is the same for one value only.
-//!   Of more, each rule keeps its value in the class.
-//! * A value that is no single value of a field (a network, a range, masked bits) stays in the class, and so does one of
-//!   a field that nft has no type for.
+//! * Successive rules that differ only in values of variables, such as those of a list, become one rule, and its set holds the
+//!   values of all. Several variables of one rule become one set of concatenations.
+//! * A negated rule tests that the value is not in the set, which is equivalent only for one value. With more values, each
+//!   rule keeps its value in the class.
+//! * A value that is not a single value of a field (a network, a range, masked bits) stays in the class. So does a value of a
+//!   field without an nft type.
 //!
-//! Whoever has the same sets and chains is of the same class, which is therefore named after their digest.
+//! Ports with equal sets and chains share a class, so a class is named after the digest of these.
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -25,20 +25,20 @@ use crate::condition::{self, All, Condition, Inexpressible};
 use crate::kernel::Datatype;
 use crate::kernel::expr::{Connlimit, IFNAMSIZ, Load, Register, Reject};
 
-/// What ports of the same filter share.
+/// The chains and sets that ports of the same filter share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Class {
-    /// Where it comes from, for people: the name of a filter.
+    /// The name of the filter, for people.
     pub(crate) title: String,
     /// Its chains.
     pub(crate) chains: Vec<ClassChain>,
-    /// Where frames that the guest sends enter; `None` if all pass.
+    /// The first chain for frames from the guest; `None` if all pass.
     pub(crate) from_guest: Option<ChainIndex>,
-    /// Where frames that the guest receives enter; `None` if all pass.
+    /// The first chain for frames to the guest; `None` if all pass.
     pub(crate) to_guest: Option<ChainIndex>,
-    /// Where frames to the guest enter when they come to the bridge; `None` if none is answered.
+    /// The first chain for frames to the guest when they enter the bridge; `None` if the class rejects none.
     pub(crate) toward_guest: Option<ChainIndex>,
-    /// Whether packets to the guest are dropped that should be answered.
+    /// Whether packets to the guest are dropped although they should be rejected.
     pub(crate) lacks_answers: bool,
     /// The sets of its ports' values.
     pub(crate) sets: Vec<ClassSet>,
@@ -48,7 +48,7 @@ pub(crate) struct Class {
     pub(crate) helpers: BTreeSet<HelperKind>,
 }
 
-/// The values of one port for each set of its class: the fields behind the port's name.
+/// The values of one port for each set of its class: the fields after the port's name.
 pub(crate) type Values = Vec<BTreeSet<Vec<Vec<u8>>>>;
 
 /// A chain of a class.
@@ -57,7 +57,7 @@ pub(crate) type ChainIndex = usize;
 /// A set of a class. Its keys begin with the port's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClassSet {
-    /// The fields behind the name.
+    /// The fields after the name.
     pub(crate) fields: Vec<Datatype>,
     /// The variables that the values come from.
     pub(crate) variables: String,
@@ -66,7 +66,7 @@ pub(crate) struct ClassSet {
 /// A chain of a class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClassChain {
-    /// Its name behind that of the class.
+    /// Its name, without that of the class.
     pub(crate) suffix: String,
     /// Whether it is for frames that the guest sends.
     pub(crate) way: Way,
@@ -74,37 +74,36 @@ pub(crate) struct ClassChain {
     pub(crate) rules: Vec<ClassRule>,
 }
 
-/// Which frames a chain is for.
+/// The frames of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Way {
-    /// Those that the guest sends: the port is the one they come by.
+    /// From the guest: the port is the input interface.
     FromGuest,
-    /// Those that the guest receives: the port is the one they leave by.
+    /// To the guest: the port is the output interface.
     ToGuest,
-    /// Those to the guest when they come to the bridge, which is the only place where the kernel answers. The rules are
-    /// those for frames that the guest receives, but what they drop or let pass goes on, to meet them again as such.
+    /// To the guest, when they enter the bridge: only there the kernel can reject. The rules are those for frames to the guest,
+    /// but frames that they drop or accept continue, and meet the rules again on their way out.
     Ahead,
 }
 
-/// The ways of frames that are found by the names of ports.
+/// The ways that are dispatched by the names of ports.
 pub(crate) const BY_PORT: [Way; 2] = [Way::FromGuest, Way::ToGuest];
 
 /// A rule of a class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClassRule {
-    /// What must hold.
+    /// Its conditions.
     pub(crate) matches: Vec<ClassMatch>,
-    /// What then happens.
+    /// Its verdict.
     pub(crate) action: Action,
-    /// The filter's rule; that of no filter for what leads from chain to chain.
+    /// The filter's rule; built-in for rules between chains.
     pub(crate) origin: Origin,
-    /// What people are told of it: where it comes from, and what the filter's author said of it.
+    /// Its comment: its origin, and the comment in the filter.
     pub(crate) comment: Option<String>,
 }
 
 impl Hash for ClassRule {
-    /// On which line of its filter a rule stands is no part of it: the document that a filter is defined from has other
-    /// lines than the one in the store.
+    /// Does not hash the rule's line: a filter has other lines in the store than in the file it was defined from.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.matches.hash(state);
         self.action.hash(state);
@@ -114,33 +113,33 @@ impl Hash for ClassRule {
     }
 }
 
-/// What must hold for a rule of a class.
+/// A condition of a rule of a class.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ClassMatch {
     /// The same for all ports.
     Literal(Condition),
     /// The port and fields of the packet are in a set, or are not.
     Member { set: usize, loads: Vec<Load>, negated: bool },
-    /// The connections of the port and an address are more than that, or not more.
+    /// The port and an address have more connections than that, or not.
     Connlimit { counted: usize, source: Load, limit: Connlimit },
 }
 
-/// What happens to a packet that a rule matches.
+/// The verdict of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     /// It passes.
     Accept,
     /// It is dropped.
     Drop,
-    /// It is dropped and its sender told.
+    /// It is rejected.
     Reject(Reject),
-    /// It goes on behind the jump to this chain.
+    /// It continues after the jump to this chain.
     Return,
     /// It is counted.
     Continue,
-    /// It goes on in another chain, and comes back at its end.
+    /// It continues in another chain, and returns at its end.
     Jump(ChainIndex),
-    /// It goes on in another chain.
+    /// It continues in another chain.
     Goto(ChainIndex),
     /// Its connection gets a helper.
     Helper(HelperKind),
@@ -168,7 +167,7 @@ impl HelperKind {
 /// NFT_REJECT_ICMPX_PORT_UNREACH
 const PORT_UNREACHABLE: Reject = Reject::Icmpx(1);
 
-/// The class of a ruleset, and what the port adds to it.
+/// The class of a ruleset, and the port's values.
 pub(crate) fn of(ruleset: &Ruleset) -> Result<(Class, Values), Unsupported> {
     let mut builder = Builder { class: Class::empty(title(ruleset)), values: Values::new() };
     builder.side(ruleset, Way::FromGuest)?;
@@ -177,7 +176,7 @@ pub(crate) fn of(ruleset: &Ruleset) -> Result<(Class, Values), Unsupported> {
     Ok((builder.class, builder.values))
 }
 
-/// The filter that a ruleset begins with.
+/// The filter of the first rule of a ruleset.
 fn title(ruleset: &Ruleset) -> String {
     let first = ruleset.rules().find_map(|rule| rule.origin().filter.clone());
     first.map_or_else(|| "nwfilter".to_string(), |filter| filter.to_string())
@@ -198,7 +197,7 @@ impl Class {
         }
     }
 
-    /// What tells it from other classes.
+    /// Its digest.
     pub(crate) fn digest(&self) -> u64 {
         let mut digest = Digest::default();
         self.hash(&mut digest);
@@ -243,7 +242,7 @@ impl Hasher for Digest {
     }
 }
 
-/// A rule of which nothing is in a set yet.
+/// A rule before its values are moved to sets.
 struct Flat {
     conditions: Vec<(Condition, Option<String>)>,
     action: Action,
@@ -306,7 +305,7 @@ impl Builder {
         let assigns = |helper: &&HelperRule| helper.side == helper_side && way != Way::Ahead;
         let helpers: Vec<_> = ruleset.helpers.iter().filter(assigns).collect();
         let has_ip = ruleset.has_ip_rules() || !helpers.is_empty();
-        // What passes the Ethernet rules meets those of its IP family.
+        // Frames that pass the Ethernet rules meet those of their IP family.
         let ip = if has_ip { Some(self.ip_chains(&parts, &helpers, way)?) } else { None };
         let entry = match (ethernet, ip) {
             (Some(side), ip) => Some(self.ethernet_chains(side, ip, way)?),
@@ -320,7 +319,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The chains that answer packets to the guest, where a rule rejects some.
+    /// The chains that reject packets to the guest, if a rule rejects.
     fn answers(&mut self, ruleset: &Ruleset) -> Result<(), Unsupported> {
         let to_guest = ip_rules(ruleset, |part| &part.to_guest);
         let mut rules = to_guest.iter().flat_map(|(_, rules)| *rules);
@@ -452,7 +451,7 @@ impl Builder {
 
     /// Adds rules; those that differ only in values of variables become one.
     fn rules(&mut self, chain: ChainIndex, flat: Vec<Flat>) {
-        // What is counted on the way to a guest is counted where it gets there.
+        // Packets to a guest are counted on their way out.
         let flat: Vec<_> = match self.class.chains[chain].way {
             Way::Ahead => flat.into_iter().filter(|rule| rule.action != Action::Continue).collect(),
             _ => flat,
@@ -499,7 +498,7 @@ impl Builder {
         let is_negated =
             |index: &usize| matches!(first.conditions[*index].0, Condition::Value { negated: true, .. });
         let (negated, plain): (Vec<usize>, Vec<usize>) = own.into_iter().partition(is_negated);
-        // As many fields at once as there are registers for.
+        // As many fields in one set as fit into the registers.
         let mut begin = 0;
         while begin < plain.len() {
             let mut end = begin + 1;
@@ -527,7 +526,7 @@ impl Builder {
         self.push(chain, rule);
     }
 
-    /// The look-up of these conditions of each rule of a group.
+    /// The lookup of these conditions of each rule of a group.
     fn member(&mut self, group: &[Flat], indices: &[usize], negated: bool) -> ClassMatch {
         let (mut loads, mut variables) = (Vec::new(), Vec::new());
         for (condition, of) in indices.iter().filter_map(|index| group[0].conditions.get(*index)) {
@@ -609,7 +608,7 @@ fn flatten_ethernet(
 ) -> Result<(), Unsupported> {
     let action = match rule.verdict {
         Verdict::Accept | Verdict::Pass => accept.clone(),
-        // Behind the root chain stands nothing that could stop the frame.
+        // After the root chain no rule can drop the frame.
         Verdict::Return if in_root => accept.clone(),
         Verdict::Return => Action::Return,
         // As with ebtables, which cannot reject.
@@ -620,7 +619,7 @@ fn flatten_ethernet(
         EthernetTest::EtherType(number) if !m.negated => Some(number),
         _ => None,
     });
-    // The type of a frame before what lies behind it.
+    // The EtherType before the fields after it.
     let mut matches: Vec<_> = rule.matches.iter().collect();
     matches.sort_by_key(|m| !matches!(m.test, EthernetTest::EtherType(_)));
     let matches = matches
@@ -631,11 +630,11 @@ fn flatten_ethernet(
 
 fn flatten_ip(rule: &IpRule, family: Family, way: Way, flat: &mut Vec<Flat>) -> Result<(), Unsupported> {
     let action = match (rule.verdict, way) {
-        // What the sending port lets pass meets the rules of the receiving one behind this chain.
+        // Packets that the sending port accepts meet the rules of the receiving port after this chain.
         (Verdict::Accept | Verdict::Pass | Verdict::Return, _) => Action::Accept,
         (Verdict::Drop, way) => dropped(way),
         (Verdict::Reject, Way::FromGuest | Way::Ahead) => Action::Reject(PORT_UNREACHABLE),
-        // The kernel answers no packet that leaves already; what gets here was not answered before.
+        // The kernel cannot reject a packet that leaves; one that comes here was not rejected before.
         (Verdict::Reject, Way::ToGuest) => Action::Drop,
         (Verdict::Continue, _) => Action::Continue,
     };
@@ -719,7 +718,7 @@ fn flatten(
     Ok(())
 }
 
-/// Leaves out what was there already.
+/// Removes repetitions.
 fn distinct<T: PartialEq>(items: Vec<T>) -> Vec<T> {
     let mut kept = Vec::with_capacity(items.len());
     for item in items {

@@ -1,8 +1,7 @@
-//! What one test of a ruleset asks of a packet, in expressions of nf_tables.
+//! Translates a test of a ruleset into expressions of nf_tables.
 //!
-//! A test becomes alternatives, of which one must hold; each is a list of conditions, which all must hold. Where a
-//! header is not there, or a fragment has none, an expression does not match: as with iptables and ebtables also in a
-//! negated test.
+//! A test becomes alternatives, one of which must hold; each is a list of conditions that must all hold. If a packet lacks the
+//! header, or is a later fragment, the expression does not match, not even in a negated test, as with iptables and ebtables.
 
 use std::net::IpAddr;
 
@@ -18,10 +17,10 @@ use crate::kernel::expr::{
 use crate::kernel::{Rule, SetName, field};
 use crate::sets;
 
-/// Something that must hold.
+/// A condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Condition {
-    /// A field has a value, or has not. The value can as well be that of a set.
+    /// A field has a value, or not. The value can be moved to a set.
     Value {
         /// The field.
         load: Load,
@@ -30,16 +29,16 @@ pub(crate) enum Condition {
         /// Whether it must not have it.
         negated: bool,
     },
-    /// Expressions that take no value of a port.
+    /// Expressions without a value of a port.
     Exprs(Vec<Expr>),
-    /// More connections than that, or not more, are open from the same address.
+    /// The same address has more open connections than that, or not.
     Connlimit {
         /// The source address.
         source: Load,
         /// How many.
         limit: Connlimit,
     },
-    /// Two bytes of the packet are the same, or are not; see [`SAME_BYTES`].
+    /// Two bytes of the packet are equal, or not; see [`SAME_BYTES`].
     SameBytes {
         /// Both of them.
         pair: [Load; 2],
@@ -48,7 +47,7 @@ pub(crate) enum Condition {
     },
 }
 
-/// Conditions that all must hold.
+/// Conditions that must all hold.
 pub(crate) type All = Vec<Condition>;
 
 /// The set of all pairs of the same byte: two fields of a packet are compared byte by byte, because nf_tables cannot
@@ -89,7 +88,7 @@ fn keep(mask: impl Into<Vec<u8>>) -> Expr {
     Expr::Bitwise(Bitwise { sreg: SREG, dreg: SREG, mask, xor })
 }
 
-/// The bits of a field that a mask keeps are those of a value.
+/// A field under a mask equals a value under the mask.
 fn masked(load: Load, mask: &[u8], bits: &[u8], negated: bool) -> Condition {
     if mask.iter().all(|byte| *byte == 0xff) {
         return value(load, bits, negated);
@@ -107,7 +106,7 @@ fn range(load: Load, from: &[u8], to: &[u8], negated: bool) -> Condition {
         (false, _) => {
             loaded(load, [compare(Relation::GreaterOrEqual, from), compare(Relation::LessOrEqual, to)])
         }
-        // An empty range holds no value, so that every one is outside.
+        // Every value is outside an empty range.
         (true, true) => loaded(load, []),
         (true, false) => {
             loaded(load, [Expr::Range(Range { sreg: SREG, negate: true, from: from.into(), to: to.into() })])
@@ -147,7 +146,7 @@ fn one(condition: Condition) -> Vec<All> {
     vec![vec![condition]]
 }
 
-/// None of them holds all: one of the conditions fails. Each is given as it holds and as it fails.
+/// The alternatives for the negation of several conditions: one of them fails. `conditions` makes them plain or negated.
 fn negate<const N: usize>(conditions: impl Fn(bool) -> [Condition; N], negated: bool) -> Vec<All> {
     if negated {
         conditions(true).into_iter().map(|failed| vec![failed]).collect()
@@ -162,7 +161,7 @@ const fn network_field(offset: u32, len: u32) -> Load {
     Load::Payload { base: Base::Network, offset, len }
 }
 
-/// LLC header and protocol number of spanning tree, as all its frames begin.
+/// The LLC header and protocol number at the beginning of all spanning-tree frames.
 const STP_HEADER: Load = network_field(0, 6);
 const STP_HEADER_BYTES: [u8; 6] = [0x42, 0x42, 0x03, 0, 0, 0];
 const STP_TYPE: Load = network_field(6, 1);
@@ -185,7 +184,7 @@ fn stp_field(field: StpRange) -> Load {
     }
 }
 
-/// What a test on frames asks. `ether_type` is that of the rule, where it names one.
+/// The alternatives of a test on frames. `ether_type` is that of the rule, if it names one.
 pub(crate) fn of_ethernet(
     m: &Match<EthernetTest>,
     ether_type: Option<u16>,
@@ -218,7 +217,7 @@ pub(crate) fn of_ethernet(
         Test::DstIp(addr) => {
             one(network(if ipv6 { field::IP6_DADDR } else { field::IP_DADDR }, addr, negated))
         }
-        // ebtables looks at the last header of IPv6, too.
+        // ebtables, too, looks at the last header of IPv6.
         Test::IpProtocol(number) => {
             one(value(if ipv6 { field::L4PROTO } else { field::IP_PROTOCOL }, [*number], negated))
         }
@@ -245,7 +244,7 @@ fn traffic_class(mask: u8, bits: u8, negated: bool) -> Condition {
     masked(field::IP6_TRAFFIC_CLASS, &shifted(mask), &shifted(bits), negated)
 }
 
-/// Fields of spanning-tree frames. Those behind the type are only in frames of the type configuration.
+/// Fields of spanning-tree frames. Only configuration frames have those after the type.
 fn stp(test: &EthernetTest, negated: bool) -> Vec<All> {
     let field = match test {
         EthernetTest::StpType(number) => {
@@ -289,7 +288,7 @@ fn gratuitous(negated: bool) -> Vec<All> {
 
 // ---- packets ----
 
-/// What a test on IP packets of a family asks.
+/// The alternatives of a test on IP packets of a family.
 pub(crate) fn of_ip(m: &Match<IpTest>, family: Family) -> Result<Vec<All>, Inexpressible> {
     use IpTest as Test;
     let negated = m.negated;
@@ -349,11 +348,11 @@ pub(crate) fn of_ip(m: &Match<IpTest>, family: Family) -> Result<Vec<All>, Inexp
 }
 
 fn masked_flags(mask: u8, set: u8, negated: bool) -> Condition {
-    // Bits outside the mask can never be set: as written, not cut to the mask.
+    // Bits outside the mask can never match. They are not removed, so such a rule matches nothing.
     loaded(field::TCP_FLAGS, [keep([mask]), compare(equality(negated), [set])])
 }
 
-/// iptables takes the type 255 for any.
+/// For iptables the type 255 means any.
 fn icmp(kind: u8, code: Option<u8>, family: Family, negated: bool) -> Vec<All> {
     const ANY: u8 = 255;
     let kind_is = |negated| match (kind, family) {
@@ -384,7 +383,7 @@ fn connection_state(states: States, negated: bool) -> Condition {
     loaded(field::CT_STATE, [keep(wanted.to_ne_bytes()), compare(relation, [0; 4])])
 }
 
-/// The expressions of a condition that takes no value of a port. `same_bytes` is [`SAME_BYTES`].
+/// The expressions of a condition without a value of a port. `same_bytes` is [`SAME_BYTES`].
 pub(crate) fn literal(condition: &Condition, same_bytes: &SetName) -> Vec<Expr> {
     match condition {
         Condition::Value { load, value, negated } => {

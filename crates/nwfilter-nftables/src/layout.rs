@@ -1,4 +1,4 @@
-//! How classes and ports look in the table: names, base chains, and the rules of a class in the kernel's terms.
+//! The layout of the table: names, base chains, and the rules of a class as expressions.
 //!
 //! ```text
 //! table bridge nwfilter {
@@ -34,19 +34,19 @@ use crate::kernel::{
 pub(crate) const TABLE: &str = "bridge nwfilter";
 /// The same without its family.
 pub(crate) const TABLE_NAME: &str = "nwfilter";
-/// Where frames that guests send are looked up. Behind the tracking of connections, which comes at -200.
+/// The priority of the chain that dispatches frames from guests: after connection tracking, which is at -200.
 const PREROUTING_PRIORITY: i32 = -150;
 /// The name of the set of [`zone_0`].
 pub(crate) const ZONE_0: &str = "zone-0";
-/// Where connections get their zone: before the tracking of connections.
+/// The priority of the chain that sets zones: before connection tracking.
 const ZONES_PRIORITY: i32 = -300;
-/// How many zones there are beside zone 0.
+/// The number of zones beside zone 0.
 const ZONES: u32 = u16::MAX as u32;
-/// Where packets to guests are answered: behind the rules of whoever sent them.
+/// The priority of the chain that rejects packets to guests: after the rules of their senders.
 const TOWARD_PRIORITY: i32 = PREROUTING_PRIORITY + 1;
 /// The name of the map of [`dispatch_map`] for frames on their way to a guest.
 pub(crate) const TOWARD_GUEST: &str = "toward-guest";
-/// Addresses that a set of counted connections has at most.
+/// The most addresses of a set of counted connections.
 const COUNTED: u32 = 65_536;
 /// The longest part of a filter's name in names of chains.
 const TITLE: usize = 48;
@@ -54,14 +54,14 @@ const TITLE: usize = 48;
 const BRIDGE_GROUP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
 const BRIDGE_GROUP_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
 
-/// Takes text as the name of something; what no name can have becomes `_`.
+/// Makes a name of a text; invalid characters become `_`.
 fn name<T: std::str::FromStr>(text: &str) -> Option<T> {
     let valid =
         |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/') { c } else { '_' };
     text.chars().map(valid).collect::<String>().parse().ok()
 }
 
-/// A name that is right.
+/// A name that is a valid constant.
 #[expect(
     clippy::expect_used,
     reason = "called with names of this module, which begin with a letter and are short"
@@ -75,7 +75,7 @@ pub(crate) fn table() -> TableId {
     TableId::bridge(fixed(TABLE_NAME))
 }
 
-/// The map that leads ports to their chains; on the way to a guest, its bridge and its MAC address.
+/// The map from ports to their chains; for frames on their way to a guest, from its bridge and MAC address.
 pub(crate) fn dispatch_map(way: Way) -> Arc<Set> {
     let (name, key) = match way {
         Way::FromGuest => ("from-guest", vec![Datatype::Ifname]),
@@ -90,14 +90,14 @@ fn base_chain(name: &str, hook: Hook, priority: i32) -> Chain {
     Chain { name: fixed(name), base: Some(base) }
 }
 
-/// The chain that leads frames to guests to what answers them.
+/// The chain that dispatches frames to guests to the chains that reject them.
 pub(crate) fn toward() -> (Chain, Vec<Rule>) {
     let map = dispatch_map(Way::Ahead);
     let rule = Rule::new().vmap(&[field::IBRNAME, field::ETHER_DADDR], &map.name);
     (base_chain("toward", Hook::Prerouting, TOWARD_PRIORITY), vec![rule])
 }
 
-/// The base chains that are always there, and their rules. `rejects` says whether any class answers packets.
+/// The permanent base chains and their rules. `rejects` says whether any class rejects packets.
 pub(crate) fn base_chains(rejects: bool) -> Vec<(Chain, Vec<Rule>)> {
     let base = |name: &str, hook, priority, rule| (base_chain(name, hook, priority), vec![rule]);
     let (from, to) = (dispatch_map(Way::FromGuest), dispatch_map(Way::ToGuest));
@@ -119,8 +119,7 @@ pub(crate) fn base_chains(rejects: bool) -> Vec<(Chain, Vec<Rule>)> {
     ]
 }
 
-/// Lets pass what the kernel itself answers a guest whose packet is rejected: the host sends it, and it belongs to no
-/// connection.
+/// Accepts the kernel's own errors to a guest whose packet was rejected: the host sends them, outside of any connection.
 fn answers() -> Vec<Rule> {
     // Protocol, type "unreachable", code "port".
     let answers = [([0x08, 0x00], 1, [3], [3]), ([0x86, 0xdd], 58, [1], [4])];
@@ -137,19 +136,18 @@ fn answers() -> Vec<Rule> {
     answers.into_iter().map(rule).collect()
 }
 
-/// The bridge whose connections are in zone 0, as all are with iptables: those that are known when this backend takes
-/// over from it stay known.
+/// The set with the bridge whose connections are in zone 0, as all are with iptables: its connections survive a change of the
+/// backend.
 pub(crate) fn zone_0() -> Arc<Set> {
     Arc::new(Set::new(fixed(ZONE_0), [Datatype::Ifname]))
 }
 
-/// The chain that keeps connections of bridges apart, so that guests with the same addresses do not share them.
+/// The chain that gives each bridge a conntrack zone, so that guests with equal addresses do not share connections.
 ///
-/// A zone is a number of 16 bits made of the bridge's name: a bridge that comes later has one with its first frame. Two
-/// bridges have the same one in 65,535 cases. What goes to the host itself stays in zone 0, where the kernel looks for
-/// what the host answers.
+/// A zone is a hash of the bridge's name of 16 bits, so a new bridge has one with its first frame. Two bridges share a zone in
+/// one of 65,535 cases. Traffic to the host stays in zone 0, where the kernel looks up the host's replies.
 pub(crate) fn zones() -> (Chain, Vec<Rule>) {
-    /// PACKET_HOST: a bridge marks a frame that goes to its own MAC address so, before it asks any rule.
+    /// PACKET_HOST: a bridge sets this for a frame to its own MAC address, before any rule.
     const TO_HOST: [u8; 1] = [0];
     let rules = vec![
         Rule::new().equal(Load::Meta(MetaKey::Pkttype), TO_HOST).verdict(Verdict::Accept),
@@ -159,13 +157,13 @@ pub(crate) fn zones() -> (Chain, Vec<Rule>) {
     (base_chain("zones", Hook::Prerouting, ZONES_PRIORITY), rules)
 }
 
-/// Gives the packet's connection the zone of its bridge.
+/// Sets the zone of the packet's bridge.
 pub(crate) fn zone_by_bridge() -> Rule {
     let set_zone = Expr::CtSet { key: CtKey::Zone, sreg: Register::FIRST, direction: None };
     Rule::new().jhash(field::IBRNAME, ZONES, 0, 1).expr(set_zone)
 }
 
-/// Whether a rule asks about connections.
+/// Whether a rule tests connections.
 pub(crate) fn tracks(rule: &Rule) -> bool {
     let limits = |stateful: &Stateful| matches!(stateful, Stateful::Connlimit(_));
     rule.exprs.iter().any(|expr| match expr {
@@ -176,14 +174,14 @@ pub(crate) fn tracks(rule: &Rule) -> bool {
     })
 }
 
-/// Whether a rule answers packets.
+/// Whether a rule rejects packets.
 pub(crate) fn rejects(rule: &Rule) -> bool {
     rule.exprs.iter().any(|expr| matches!(expr, Expr::Reject(_)))
 }
 
-/// The set with which fields of a packet are compared with each other.
+/// The set that compares fields of a packet with each other.
 pub(crate) fn same_bytes() -> (Arc<Set>, Vec<Element>) {
-    // A type of one byte. nft cannot list concatenations of numbers that have no type.
+    // A type of one byte. nft cannot list concatenations of numbers without a type.
     let set = Set::new(fixed(SAME_BYTES), [Datatype::InetProto, Datatype::InetProto]);
     let elements = (0..=u8::MAX).map(|byte| Element::new(ElementKey::one(&[[byte], [byte]]))).collect();
     (Arc::new(set), elements)
@@ -201,7 +199,7 @@ pub(crate) fn helper(kind: HelperKind) -> Object {
     })
 }
 
-/// The name of a class: that of its filter and its digest.
+/// The name of a class: its filter and its digest.
 pub(crate) fn class_name(class: &Class) -> String {
     let title: String = class
         .title
@@ -209,7 +207,7 @@ pub(crate) fn class_name(class: &Class) -> String {
         .take(TITLE)
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' })
         .collect();
-    // Names begin with a letter.
+    // Names start with a letter.
     let letter = if title.starts_with(|c: char| c.is_ascii_alphabetic()) { "" } else { "f-" };
     format!("{letter}{title}-{:012x}", class.digest() & 0xffff_ffff_ffff)
 }
@@ -219,41 +217,41 @@ pub(crate) fn class_of(name: &str) -> Option<&str> {
     name.split_once('.').map(|(class, _)| class)
 }
 
-/// Whether a chain of a class answers packets on their way to a guest.
+/// Whether a chain of a class rejects packets to a guest.
 pub(crate) fn is_ahead(name: &str) -> bool {
     name.split_once('.').is_some_and(|(_, suffix)| suffix.starts_with("toward"))
 }
 
 /// The key of a port in the maps.
 pub(crate) fn port_key(port: &PortDev) -> Vec<u8> {
-    // The names of ports are names of interfaces.
+    // Names of ports are names of interfaces.
     field::ifname(port.as_str()).unwrap_or_default().to_vec()
 }
 
-/// A class in the kernel's terms.
+/// A class as chains, rules and sets of the kernel.
 #[derive(Debug)]
 pub(crate) struct Rendered {
     /// Its name.
     pub(crate) name: String,
-    /// Its chains, with the rules of each and where they come from.
+    /// Its chains, with their rules and origins.
     pub(crate) chains: Vec<(ChainName, Vec<(Rule, Origin)>)>,
     /// The sets of ports' values, as the class numbers them.
     pub(crate) sets: Vec<Arc<Set>>,
     /// The sets of counted addresses.
     pub(crate) counted: Vec<Arc<Set>>,
-    /// The chains that frames of its ports enter.
+    /// The first chains for frames of its ports.
     pub(crate) entries: Vec<(Way, ChainName)>,
     /// The helpers it assigns.
     pub(crate) helpers: Vec<HelperKind>,
     /// Whether it compares fields with each other.
     pub(crate) needs_same_bytes: bool,
-    /// Whether it asks about connections.
+    /// Whether it tests connections.
     pub(crate) tracks: bool,
-    /// Whether it answers packets.
+    /// Whether it rejects packets.
     pub(crate) rejects: bool,
-    /// The chain that answers packets to the guest.
+    /// The chain that rejects packets to the guest.
     pub(crate) toward: Option<ChainName>,
-    /// Whether packets to the guest are dropped that should be answered.
+    /// Whether packets to the guest are dropped although they should be rejected.
     pub(crate) lacks_answers: bool,
 }
 
@@ -302,13 +300,13 @@ pub(crate) fn render(class: &Class) -> Rendered {
     }
 }
 
-/// A chain's name, cut where it is too long. What tells chains of a class apart stands first.
+/// A chain's name, truncated if it is too long. The distinguishing part comes first.
 fn clipped(prefix: &str, suffix: &str) -> String {
     let suffix = suffix.replace('.', "_");
     format!("{prefix}.{suffix}").chars().take(127).collect()
 }
 
-/// The names of what rules of a class refer to.
+/// The names of the objects that rules of a class refer to.
 struct Names<'a> {
     chains: &'a [ChainName],
     sets: &'a [Arc<Set>],
@@ -379,12 +377,12 @@ pub(crate) fn value_element(port: &PortDev, fields: &[Vec<u8>]) -> Element {
     Element::new(ElementKey::one(&key))
 }
 
-/// The element that leads a port to a chain.
+/// The element that dispatches a port to a chain.
 pub(crate) fn dispatch_element(port: &PortDev, chain: &ChainName) -> Element {
     Element::with(ElementKey::One(port_key(port)), ElementValue::Verdict(Verdict::Goto(chain.clone())))
 }
 
-/// The element that leads frames to a guest to a chain. Its comment is the port.
+/// The element that dispatches frames to a guest to a chain. Its comment is the port.
 pub(crate) fn toward_element(
     port: &PortDev,
     bridge: [u8; IFNAMSIZ],

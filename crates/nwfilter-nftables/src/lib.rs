@@ -1,10 +1,9 @@
 //! The native nftables backend: one transaction over netlink for every change, no process started.
 //!
-//! [`Nftables`] gives ports their rulesets in `table bridge nwfilter`, which filters frames of all protocols where they
-//! enter and leave the bridge. Ports of the same filter share its chains, a *class*; what is a port's own (MAC and IP
-//! addresses, any variable) is elements of sets, `vnet0 . 52:54:00:7b:35:93`. So attaching a port beside a thousand of
-//! the same filter adds a few elements, and redefining the filter replaces the chains of its class, for all its ports at
-//! once.
+//! [`Nftables`] writes the rulesets of ports to `table bridge nwfilter`, which filters frames of all protocols when they enter
+//! and leave the bridge. Ports of the same filter share chains, a *class*. A port's own values (MAC and IP addresses, any
+//! variable) are elements of sets, such as `vnet0 . 52:54:00:7b:35:93`. So attaching a port beside a thousand of the same filter
+//! adds a few elements, and redefining the filter replaces the chains of its class for all ports at once.
 //!
 //! ```no_run
 //! use nwfilter_nftables::Nftables;
@@ -17,8 +16,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`kernel`] speaks nf_tables: typed rules, sets and transactions, reading our own tables back, and notifications.
-//! It knows nothing of filters or ports.
+//! [`kernel`] is the interface to nf_tables: typed rules, sets and transactions, reading back our own tables, and
+//! notifications. It knows nothing of filters or ports.
 
 #![forbid(unsafe_code)]
 

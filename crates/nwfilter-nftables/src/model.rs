@@ -1,4 +1,4 @@
-//! What the table holds, as it was read, and kept in step with what is written.
+//! The contents of the table, as read from the kernel and updated by each commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use crate::kernel::{
 };
 use crate::{layout, sets};
 
-/// What the table holds.
+/// The contents of the table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
-    /// Whether there is the table.
+    /// Whether the table exists.
     pub(crate) exists: bool,
-    /// How it is held.
+    /// Its flags.
     pub(crate) flags: TableFlags,
-    /// The netlink port of its owner, where it has one.
+    /// The netlink port of its owner, if it has one.
     pub(crate) owner: Option<u32>,
     /// The chains and their rules.
     pub(crate) chains: BTreeMap<ChainName, (Chain, Vec<Rule>)>,
     /// The sets and maps.
     pub(crate) sets: BTreeMap<SetName, HeldSet>,
-    /// What the sets of the store hold.
+    /// The contents of the sets of the store.
     contents: BTreeMap<SetName, SetContent>,
     /// The helpers.
     pub(crate) objects: BTreeMap<ObjectName, Object>,
-    /// The classes that ask about connections.
+    /// The classes that test connections.
     tracking: BTreeSet<String>,
-    /// The classes that answer packets.
+    /// The classes that reject packets.
     rejecting: BTreeSet<String>,
     /// The element of each port in the map of frames on their way to a guest.
     toward: BTreeMap<PortKey, ElementKey>,
-    /// How many elements of the maps lead to each class.
+    /// The number of map elements that lead to each class.
     users: BTreeMap<String, usize>,
     /// The sets with elements of each port.
     by_port: BTreeMap<Vec<u8>, BTreeSet<SetName>>,
@@ -63,7 +63,7 @@ impl Model {
             model.chains.insert(name, (chain.chain, rules));
         }
         for (name, set) in table.sets {
-            // What is in these comes from packets.
+            // Packets add the elements of these.
             let dynamic = set.set.flags.dynamic;
             if let Some(family) = sets::family_of(&set.set) {
                 let ranges = set.elements.iter().filter_map(|e| sets::range_of(family, &e.element));
@@ -79,7 +79,7 @@ impl Model {
         model
     }
 
-    /// What a set of the store holds; `None` if there is none of that name, or another kind of set has it.
+    /// The content of a set of the store. `None` if it does not exist, or has another type.
     pub(crate) fn content(&self, set: &SetName) -> Option<&SetContent> {
         self.contents.get(set)
     }
@@ -90,14 +90,14 @@ impl Model {
         map.elements.get(&ElementKey::One(port.to_vec()))
     }
 
-    /// The ports that maps lead somewhere.
+    /// The ports that the maps dispatch.
     pub(crate) fn dispatched_ports(&self) -> BTreeSet<&[u8]> {
         let maps = [Way::FromGuest, Way::ToGuest].map(|way| layout::dispatch_map(way).name.clone());
         let elements = maps.iter().filter_map(|map| self.sets.get(map)).flat_map(|map| map.elements.keys());
         elements.filter_map(port_of).collect()
     }
 
-    /// All ports that sets or maps have elements of.
+    /// All ports with elements in sets or maps.
     pub(crate) fn ports(&self) -> impl Iterator<Item = &[u8]> {
         self.by_port.keys().map(Vec::as_slice)
     }
@@ -116,24 +116,24 @@ impl Model {
         values
     }
 
-    /// How many elements of the maps lead to a class.
+    /// The number of map elements that lead to a class.
     pub(crate) fn users(&self, class: &str) -> usize {
         self.users.get(class).copied().unwrap_or(0)
     }
 
-    /// The classes that there are chains or sets of.
+    /// The classes with chains or sets.
     pub(crate) fn classes(&self) -> BTreeSet<&str> {
         let chains = self.chains.keys().map(ChainName::as_str);
         let sets = self.sets.keys().map(SetName::as_str);
         chains.chain(sets).filter_map(layout::class_of).collect()
     }
 
-    /// The classes that ask about connections.
+    /// The classes that test connections.
     pub(crate) fn tracking(&self) -> impl Iterator<Item = &str> {
         self.tracking.iter().map(String::as_str)
     }
 
-    /// The classes that answer packets.
+    /// The classes that reject packets.
     pub(crate) fn rejecting(&self) -> impl Iterator<Item = &str> {
         self.rejecting.iter().map(String::as_str)
     }
@@ -170,7 +170,7 @@ impl Model {
         self.sets.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
     }
 
-    /// What makes the table again, with these flags, as it is: a table that nobody ever owned cannot be claimed.
+    /// A transaction that recreates the table with these flags: an existing table without an owner cannot be claimed.
     pub(crate) fn made_again(&self, flags: TableFlags) -> Vec<Operation> {
         let table = layout::table;
         let mut operations =
@@ -199,7 +199,7 @@ impl Model {
         operations
     }
 
-    /// Takes note of what was carried out.
+    /// Applies a committed transaction.
     pub(crate) fn carry_out(&mut self, operation: Operation) {
         match operation {
             Operation::AddTable { flags, .. } => (self.exists, self.flags) = (true, flags),
@@ -214,7 +214,7 @@ impl Model {
             }
             Operation::DeleteChain { chain, .. } => {
                 self.chains.remove(&chain);
-                // The chains of a class go together.
+                // The chains of a class are removed together.
                 if let Some(class) = layout::class_of(chain.as_str()) {
                     self.tracking.remove(class);
                     self.rejecting.remove(class);
@@ -259,7 +259,7 @@ impl Model {
             Operation::DeleteObject { object, .. } => {
                 self.objects.remove(object.name());
             }
-            // This crate's plans have no others.
+            // Plans have no other operations.
             _ => {}
         }
     }
@@ -320,7 +320,7 @@ type PortKey = [u8; IFNAMSIZ];
 /// The port that an element of a set is of.
 fn port_in(set: &SetName, element: &Element) -> Option<PortKey> {
     match set.as_str() {
-        // A bridge is no port.
+        // A bridge is not a port.
         layout::ZONE_0 => None,
         layout::TOWARD_GUEST => field::ifname(element.comment.as_ref()?.as_str()),
         _ => port_of(&element.key)?.try_into().ok(),

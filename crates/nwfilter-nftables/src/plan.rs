@@ -1,4 +1,4 @@
-//! What differs between what the table holds and what ports must have, as one transaction.
+//! Plans the transactions from the current table to the desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
@@ -20,11 +20,11 @@ use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
 use crate::sets;
 
-/// What a port must have.
+/// The desired state of a port.
 pub(crate) enum Wanted {
     /// The rules of a class, with these values, for a guest of this MAC address.
     Class(Arc<Rendered>, Values, Option<MacAddr>),
-    /// Nothing.
+    /// No rules.
     Gone,
 }
 
@@ -38,18 +38,18 @@ impl Classes {
     }
 }
 
-/// Where an operation comes from.
+/// The cause of an operation, for refusals and differences.
 #[derive(Clone, Debug)]
 pub(crate) struct Cause {
-    /// The first port that asks for it; `None` for what all share.
+    /// The first port that needs it; `None` for shared objects.
     pub(crate) port: Option<PortDev>,
     /// The filter's rule.
     pub(crate) origin: Origin,
-    /// Where it is.
+    /// The object.
     pub(crate) object: KernelObject,
     /// The rule.
     pub(crate) rule: String,
-    /// The set of the store that it is about.
+    /// The set of the store that it changes.
     pub(crate) set: Option<SetName>,
 }
 

@@ -1,7 +1,7 @@
 //! Sets of the store as interval sets of the table: `set set-NAME { type ipv4_addr; flags interval; }`.
 //!
-//! A change of a set is a change of its elements; rules that ask it stay. The ranges of a set never touch, so that the
-//! kernel never has to tell the end of one from the beginning of the next.
+//! A change of a set changes elements and no rules. The ranges of a set never touch, so that the kernel never has to tell the end
+//! of one from the beginning of the next.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use nwfilter_xml::{SetFamily, SetName, SetRange};
 use crate::kernel::{self, Datatype, Element, ElementKey, Set};
 use crate::layout;
 
-/// How sets of the store are named. No other set of the table begins so.
+/// The prefix of sets of the store. No other set of the table starts with it.
 const PREFIX: &str = "set-";
 
 /// The types of keys.
@@ -39,7 +39,7 @@ pub(crate) fn kernel_set(name: &SetName, family: SetFamily) -> Arc<Set> {
     Arc::new(Set::new(kernel_name(name), [key]).interval())
 }
 
-/// What a set of the table holds, if it is one of the store.
+/// The content of a set of the table, if it is one of the store.
 pub(crate) fn family_of(set: &Set) -> Option<SetFamily> {
     let name = name_of(&set.name)?;
     let (family, _) = TYPES.iter().find(|(_, datatype)| set.key == [*datatype])?;
