@@ -1,10 +1,7 @@
 //! Which backend a driver gets. The choice is the one of `nwfilterctl --backend`.
 
-use std::fs;
-use std::path::Path;
-
 use nwfilter::{Backend, Fake, Layout};
-use nwfilter_nftables::{Nftables, check_kernel};
+use nwfilter_nftables::{Nftables, suits};
 use nwfilter_xtables::{Dispatch, Settings, Xtables};
 
 use crate::code::nwf_code;
@@ -31,16 +28,11 @@ pub(crate) fn choose(options: &Options) -> Result<Box<dyn Backend>, Failure> {
         nwf_backend::NWF_BACKEND_FAKE => return Ok(Box::new(Fake::new())),
         nwf_backend::NWF_BACKEND_NFTABLES => true,
         nwf_backend::NWF_BACKEND_XTABLES => false,
-        nwf_backend::NWF_BACKEND_AUTO => {
-            holds_ports(&nftables)
-                || !holds_ports(&xtables)
-                    && !names_an_ip_set(&options.config.config_dir)
-                    && check_kernel().is_ok()
-        }
+        nwf_backend::NWF_BACKEND_AUTO => suits(&nftables, &xtables, || options.config.names_an_ip_set()).0,
     };
     let (nftables, xtables): (Box<dyn Backend>, Box<dyn Backend>) = (Box::new(nftables), Box::new(xtables));
     let (chosen, other) = if native { (nftables, xtables) } else { (xtables, nftables) };
-    if holds_ports(&*other) && !(native && holds_ports(&*chosen)) {
+    if other.filters_ports() && !(native && chosen.filters_ports()) {
         let (here, wanted) = (other.name(), chosen.name());
         let why = format!(
             "ports of this host are filtered by {here}: open the driver with it, or move them with \
@@ -49,15 +41,4 @@ pub(crate) fn choose(options: &Options) -> Result<Box<dyn Backend>, Failure> {
         return Err(Failure::Own(nwf_code::NWF_OTHER_BACKEND, why));
     }
     Ok(chosen)
-}
-
-/// Whether a backend filters ports. One that cannot be asked filters none.
-fn holds_ports(backend: &dyn Backend) -> bool {
-    backend.installed().is_ok_and(|installed| !installed.ports.is_empty())
-}
-
-/// Whether a filter of the store names an ipset. What cannot be read is reported when the store is opened.
-fn names_an_ip_set(config_dir: &Path) -> bool {
-    let mut files = fs::read_dir(config_dir).into_iter().flatten().flatten();
-    files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
 }

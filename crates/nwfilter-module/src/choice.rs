@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use nwfilter::{Backend, Config, with_causes};
-use nwfilter_nftables::{LibvirtsTables, Nftables, check_kernel, remove_libvirts_tables};
+use nwfilter_nftables::{LibvirtsTables, Nftables, remove_libvirts_tables, suits};
 use nwfilter_settings::{Key, Settings, Source};
 use nwfilter_xml::PortDev;
 use nwfilter_xtables::{Dispatch, Settings as Chains, Xtables};
@@ -53,20 +53,9 @@ impl Choice {
 
     /// What filters ports here already, or else is the best for this host.
     fn found() -> (Self, String) {
-        let already = || "it filters ports here already".to_owned();
-        if holds_ports(&Nftables::new()) {
-            return (Self::Nftables, already());
-        }
-        if holds_ports(&Xtables::default()) {
-            return (Self::Xtables, already());
-        }
-        if names_an_ip_set(&Config::libvirt().config_dir) {
-            return (Self::Xtables, "a stored filter names an ipset".into());
-        }
-        match check_kernel() {
-            Ok(()) => (Self::Nftables, "the kernel tracks connections in bridges".into()),
-            Err(error) => (Self::Xtables, with_causes(&error)),
-        }
+        let config = Config::libvirt();
+        let (native, why) = suits(&Nftables::new(), &Xtables::default(), || config.names_an_ip_set());
+        (if native { Self::Nftables } else { Self::Xtables }, why)
     }
 
     /// The backend. The native one owns its table, and serves others in the directory of the bindings.
@@ -102,7 +91,7 @@ impl Choice {
             Self::Xtables => Box::new(Nftables::new().beside(Config::libvirt().state_dir)),
             Self::Nftables => Box::new(Xtables::default()),
         };
-        if !holds_ports(&*other) {
+        if !other.filters_ports() {
             return;
         }
         match other.clear() {
@@ -116,16 +105,6 @@ impl Choice {
             Err(error) => log::error!("the rules of {} stay: {}", other.name(), with_causes(&error)),
         }
     }
-}
-
-/// Whether a backend filters ports. One that cannot be asked filters none.
-fn holds_ports(backend: &dyn Backend) -> bool {
-    backend.installed().is_ok_and(|installed| !installed.ports.is_empty())
-}
-
-fn names_an_ip_set(store: &Path) -> bool {
-    let mut files = fs::read_dir(store).into_iter().flatten().flatten();
-    files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
 }
 
 /// What libvirt's file says, if there is one that says something.

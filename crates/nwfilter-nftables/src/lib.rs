@@ -23,6 +23,7 @@
 
 mod backend;
 mod bridges;
+mod choice;
 mod class;
 mod condition;
 mod held;
@@ -37,5 +38,6 @@ mod relay;
 mod sets;
 
 pub use backend::Nftables;
+pub use choice::suits;
 pub use libvirts::{LibvirtsTables, remove_libvirts_tables};
 pub use probe::check as check_kernel;

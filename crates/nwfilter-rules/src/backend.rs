@@ -35,6 +35,11 @@ pub trait Backend: Send + Sync {
     /// The ports for which the kernel holds rules of this backend.
     fn installed(&self) -> Result<Installed, ApplyError>;
 
+    /// Whether this backend filters any port. One that cannot be asked filters none.
+    fn filters_ports(&self) -> bool {
+        self.installed().is_ok_and(|installed| !installed.ports.is_empty())
+    }
+
     /// The rules that the kernel holds for the filtered ports of the batch, each with the filter's rule that it comes
     /// from and its counter. Changes nothing.
     ///

@@ -1,5 +1,6 @@
 //! The configuration of a driver: its stores, its host, and how long it waits.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,13 @@ impl Config {
     pub fn libvirt() -> Self {
         let config = Self::new("/etc/libvirt/nwfilter", "/run/libvirt/nwfilter-binding");
         Self { layout: Layout::Libvirt, ..config }
+    }
+
+    /// Whether a stored filter names an ipset, for a choice of the backend before the driver is opened. Files that cannot be
+    /// read do not count: opening the driver reports them.
+    pub fn names_an_ip_set(&self) -> bool {
+        let mut files = fs::read_dir(&self.config_dir).into_iter().flatten().flatten();
+        files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use nwfilter::{Backend, with_causes};
-use nwfilter_nftables::{Nftables, check_kernel};
+use nwfilter::Backend;
+use nwfilter_nftables::{Nftables, suits};
 use nwfilter_xtables::Xtables;
 
 /// The backends, by the names that users give them.
@@ -40,14 +40,14 @@ pub(crate) fn choose(
     name: BackendName,
     nftables: Nftables,
     xtables: Xtables,
-    needs_ip_sets: impl Fn() -> bool,
+    needs_ip_sets: impl FnOnce() -> bool,
 ) -> Choice {
     let native = match name {
         BackendName::Xtables => false,
         // Filters without rules on connections work on every kernel; the others are refused with the reason.
         BackendName::Nftables => true,
         BackendName::Auto => {
-            let (native, why) = found(&nftables, &xtables, needs_ip_sets);
+            let (native, why) = suits(&nftables, &xtables, needs_ip_sets);
             log::info!("backend {}: {why}", if native { "nftables" } else { "xtables" });
             native
         }
@@ -57,36 +57,14 @@ pub(crate) fn choose(
     Choice { backend, other }
 }
 
-/// Whether the native backend is the right one here, and why.
-fn found(nftables: &Nftables, xtables: &Xtables, needs_ip_sets: impl Fn() -> bool) -> (bool, String) {
-    if holds_ports(nftables) {
-        return (true, "it filters ports here already".into());
-    }
-    if holds_ports(xtables) {
-        return (false, "it filters ports here already".into());
-    }
-    if needs_ip_sets() {
-        return (false, "a stored filter names an ipset".into());
-    }
-    match check_kernel() {
-        Ok(()) => (true, "the kernel tracks connections in bridges".into()),
-        Err(error) => (false, with_causes(&error)),
-    }
-}
-
-/// Whether a backend filters ports. One that cannot be asked filters none.
-fn holds_ports(backend: &dyn Backend) -> bool {
-    backend.installed().is_ok_and(|installed| !installed.ports.is_empty())
-}
-
 impl Choice {
     /// Refuses to filter beside the other backend: a port would have to pass the rules of both.
     pub(crate) fn refuse_a_second_backend(&self) -> Result<()> {
         // To ask iptables takes long, and the tables of the native backend are ours alone.
-        if self.backend.name() != "xtables" && holds_ports(&*self.backend) {
+        if self.backend.name() != "xtables" && self.backend.filters_ports() {
             return Ok(());
         }
-        if holds_ports(&*self.other) {
+        if self.other.filters_ports() {
             let (here, wanted) = (self.other.name(), self.backend.name());
             bail!(
                 "ports of this host are filtered by {here}; use --backend {here}, or move them with \
@@ -113,7 +91,7 @@ pub struct Former(Box<dyn Backend>);
 impl Former {
     /// Removes what it left in the kernel. Returns its name and how many ports it filtered, if there were any.
     pub fn clear(&self) -> Result<Option<(&'static str, usize)>> {
-        if !holds_ports(&*self.0) {
+        if !self.0.filters_ports() {
             return Ok(None);
         }
         let cleared = self.0.clear().with_context(|| format!("the rules of {} stay", self.0.name()))?;

@@ -293,7 +293,7 @@ impl Options {
             Some(directory) => xtables.remembering_in(directory),
             None => xtables,
         };
-        choose(self.backend(), nftables, xtables, || self.names_an_ip_set())
+        choose(self.backend(), nftables, xtables, || self.config().names_an_ip_set())
     }
 
     /// The native backend, which asks the table's owner for changes where there is one.
@@ -304,14 +304,6 @@ impl Options {
     fn backend(&self) -> BackendName {
         let name = self.settings.get(Key::Backend).unwrap_or_default();
         BackendName::from_str(name, false).unwrap_or(BackendName::Xtables)
-    }
-
-    /// Whether a filter of the store names an ipset. What cannot be read is reported when the store is opened.
-    fn names_an_ip_set(&self) -> bool {
-        let files = fs::read_dir(&self.config_dir).into_iter().flatten().flatten();
-        files
-            .into_iter()
-            .any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
     }
 
     /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
