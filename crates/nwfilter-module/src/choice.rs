@@ -69,8 +69,7 @@ impl Choice {
     /// Removes what the other backend, and libvirt's own drivers, left, once this one filters every port of these.
     pub(crate) fn take_over(self, bound: &BTreeSet<PortDev>) {
         self.clear_other();
-        let is_gone = |port: &PortDev| nix::net::if_::if_nametoindex(port.as_str()).is_err();
-        match remove_libvirts_tables(|port| bound.contains(port) || is_gone(port)) {
+        match remove_libvirts_tables(|port| bound.contains(port)) {
             Ok(LibvirtsTables::None) => {}
             Ok(LibvirtsTables::Removed(ports)) => {
                 log::info!("the tables of libvirt's nftables driver are removed, with {} ports", ports.len());

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 
+use nix::net::if_::if_nametoindex;
 use nwfilter_rules::{ApplyError, Scope};
 use nwfilter_xml::PortDev;
 
@@ -35,18 +36,17 @@ pub enum LibvirtsTables {
 }
 
 /// Removes the tables of libvirt's own nftables driver, in the network namespace of the calling thread, if every port that they
-/// filter is filtered elsewhere or has no interface any more. `is_done_without` says of a port whether that is so.
+/// filter is filtered elsewhere, as `is_filtered` says, or has no interface any more.
 ///
 /// Its rules must be in force before: until the tables are gone, a frame passes only what both let pass.
-pub fn remove_libvirts_tables(
-    is_done_without: impl Fn(&PortDev) -> bool,
-) -> Result<LibvirtsTables, ApplyError> {
+pub fn remove_libvirts_tables(is_filtered: impl Fn(&PortDev) -> bool) -> Result<LibvirtsTables, ApplyError> {
     let tables = [ETHERNET, INET].map(|name| TableId::bridge(layout::fixed(name)));
     let failed = |why: String| ApplyError::Unavailable {
         scope: Scope::Everything,
         what: "the tables of libvirt's nftables driver".into(),
         why,
     };
+    let needs_them = |port: &&PortDev| !is_filtered(port) && if_nametoindex(port.as_str()).is_ok();
     // Without nf_tables there are no such tables.
     let Ok(mut connection) = Connection::open() else { return Ok(LibvirtsTables::None) };
     for _ in 0..ATTEMPTS {
@@ -63,7 +63,7 @@ pub fn remove_libvirts_tables(
         let ports = ports(chains.iter().flat_map(|(table, names)| {
             names.iter().filter(|_| table.name.as_str() == INET).map(String::as_str)
         }));
-        let left: BTreeSet<_> = ports.iter().filter(|port| !is_done_without(port)).cloned().collect();
+        let left: BTreeSet<_> = ports.iter().filter(needs_them).cloned().collect();
         if !left.is_empty() {
             return Ok(LibvirtsTables::Left(left));
         }

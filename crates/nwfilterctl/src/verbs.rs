@@ -264,8 +264,7 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
 /// Removes what libvirt's own nftables driver has in the kernel, once every port has its rules here.
 pub(crate) fn take_over_from_libvirt(driver: &Driver) -> Result<()> {
     let bound: BTreeSet<_> = driver.bindings()?.iter().map(|binding| binding.port.clone()).collect();
-    let is_gone = |port: &PortDev| nix::net::if_::if_nametoindex(port.as_str()).is_err();
-    match remove_libvirts_tables(|port| bound.contains(port) || is_gone(port))? {
+    match remove_libvirts_tables(|port| bound.contains(port))? {
         LibvirtsTables::None => {}
         LibvirtsTables::Removed(ports) => {
             log::info!(
