@@ -15,6 +15,7 @@ const PORT_NAME_MAX: usize = 15;
 /// Bytes a file name may have on Linux (`NAME_MAX`), less the `.xml` under which a filter is stored.
 const FILTER_NAME_MAX: usize = 255 - ".xml".len();
 
+/// A type for texts that its `FromStr` has found to be valid names.
 macro_rules! string_newtype {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -49,6 +50,8 @@ macro_rules! string_newtype {
         }
     };
 }
+
+pub(crate) use string_newtype;
 
 string_newtype! {
     /// The name of a filter. It is also a file name of the filter store, so it has no `/`, no control

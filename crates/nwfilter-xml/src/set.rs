@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use crate::Error;
-use crate::names::MacAddr;
+use crate::names::{MacAddr, string_newtype};
 use crate::text::serde_as_text;
 
 /// Most entries that a set may have, those of the sets that it includes and of its tags among them.
@@ -21,13 +21,15 @@ const NAME_MAX: usize = 22;
 /// Bytes a tag may have.
 const TAG_MAX: usize = 64;
 
-/// The name of a set: a letter, then up to 21 of `[a-zA-Z0-9_-]`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetName(String);
+string_newtype! {
+    /// The name of a set: a letter, then up to 21 of `[a-zA-Z0-9_-]`.
+    SetName
+}
 
-/// What ports are marked with, so that sets may hold the addresses of all that have it: 1 to 64 of `[a-zA-Z0-9_.]`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tag(String);
+string_newtype! {
+    /// What ports are marked with, so that sets may hold the addresses of all that have it: 1 to 64 of `[a-zA-Z0-9_.]`.
+    Tag
+}
 
 impl FromStr for SetName {
     type Err = Error;
@@ -60,33 +62,6 @@ impl FromStr for Tag {
         }
     }
 }
-
-macro_rules! as_text {
-    ($($name:ident),+) => {$(
-        impl $name {
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", self.0)
-            }
-        }
-        impl std::borrow::Borrow<str> for $name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-    )+};
-}
-as_text!(SetName, Tag);
 
 /// What a set holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
