@@ -55,4 +55,4 @@ pub use ruleset::{
     Rule, Ruleset, SubChain, Verdict,
 };
 pub use sets::{DesiredSet, SetChange, SetContent, set_differences, sets_of};
-pub use tree::{Filters, MAX_EXPANSION, includes_itself, reachable, too_large};
+pub use tree::{Filters, MAX_EXPANSION, cycle, includes_itself, reachable, too_large};

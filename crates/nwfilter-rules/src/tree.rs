@@ -47,24 +47,34 @@ impl<S: BuildHasher> Filters for HashMap<FilterName, Filter, S> {
 /// The cycle of includes that would exist if `filter` replaced the filter of its name; its first name is also its last.
 /// Missing filters include nothing.
 pub fn includes_itself(filters: &impl Filters, filter: &Filter) -> Option<Vec<FilterName>> {
-    let goal = &filter.name;
+    let includes = |filter: &Filter| filter.includes().map(|include| include.filter.clone()).collect();
+    cycle(&filter.name, includes(filter), |name| filters.filter(name).map(includes))
+}
+
+/// The cycle by which a document includes itself; its first name is also its last. `includes_of` returns the names that the
+/// document of a name includes; `None` if it is missing.
+pub fn cycle<N: Clone + Ord>(
+    goal: &N,
+    includes: Vec<N>,
+    includes_of: impl Fn(&N) -> Option<Vec<N>>,
+) -> Option<Vec<N>> {
     let mut seen = BTreeSet::new();
-    // The path from the first filter to the current one, each with the includes that are still to follow. This does not
+    // The path from the first document to the current one, each with the includes that are still to follow. This does not
     // recurse, because chains of includes may be deeper than the stack.
-    let mut path = vec![(filter, filter.includes())];
+    let mut path = vec![(goal.clone(), includes.into_iter())];
     while let Some((_, includes)) = path.last_mut() {
-        let Some(include) = includes.next() else {
+        let Some(name) = includes.next() else {
             path.pop();
             continue;
         };
-        if include.filter == *goal {
-            let names = path.iter().map(|(filter, _)| &filter.name);
-            return Some(names.chain([goal]).cloned().collect());
+        if name == *goal {
+            return Some(path.into_iter().map(|(name, _)| name).chain([name]).collect());
         }
-        if let Some(next) = filters.filter(&include.filter)
-            && seen.insert(&next.name)
+        if !seen.contains(&name)
+            && let Some(next) = includes_of(&name)
         {
-            path.push((next, next.includes()));
+            seen.insert(name.clone());
+            path.push((name, next.into_iter()));
         }
     }
     None

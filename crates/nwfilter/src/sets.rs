@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, SetContent};
+use nwfilter_rules::{Applied, SetContent, cycle};
 use nwfilter_xml::{
     Binding, Field, Filter, FilterSet, Literal, MAX_SET_ENTRIES, SetEntry, SetName, SetRange, Tag, Value,
     read_set,
@@ -91,25 +91,9 @@ pub(crate) fn content(sets: &impl Sets, members: &Members, set: &FilterSet) -> R
     Ok(SetContent::of(set.family, ranges))
 }
 
-/// The circle of includes that a set closes; its first name is also its last.
+/// The cycle of includes that a set closes; its first name is also its last.
 pub(crate) fn includes_itself(sets: &impl Sets, set: &FilterSet) -> Option<Vec<SetName>> {
-    let mut seen = BTreeSet::new();
-    let mut path = vec![(set, set.includes.iter())];
-    while let Some((_, includes)) = path.last_mut() {
-        let Some(name) = includes.next() else {
-            path.pop();
-            continue;
-        };
-        if *name == set.name {
-            return Some(path.iter().map(|(set, _)| &set.name).chain([name]).cloned().collect());
-        }
-        if let Some(next) = sets.set(name)
-            && seen.insert(name)
-        {
-            path.push((next, next.includes.iter()));
-        }
-    }
-    None
+    cycle(&set.name, set.includes.clone(), |name| sets.set(name).map(|set| set.includes.clone()))
 }
 
 /// How a filter names a set.
