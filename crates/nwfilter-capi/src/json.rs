@@ -6,8 +6,7 @@ use nwfilter::explain::{Explanation, Packet, Way};
 use nwfilter::rules::{Counts, RuleCount, Ruleset};
 use nwfilter::xml::PortDev;
 use nwfilter::{
-    Attachment, BindingState, Committed, Drift, Driver, Error, ExplainedPort, FailedPort, Metrics,
-    PortStatus, Preview, Reloaded, RemainingLease, with_causes,
+    Committed, Drift, Driver, Error, ExplainedPort, FailedPort, Metrics, Preview, Reloaded, with_causes,
 };
 use serde_json::{Value, json};
 
@@ -25,7 +24,7 @@ pub(crate) fn filters(driver: &Driver) -> Result<String, Error> {
 }
 
 pub(crate) fn bindings(driver: &Driver) -> Result<String, Error> {
-    Ok(driver.port_statuses()?.iter().map(port).collect::<Value>().to_string())
+    Ok(json!(driver.port_statuses()?).to_string())
 }
 
 pub(crate) fn committed(committed: &Committed, draft: &Draft) -> String {
@@ -93,7 +92,7 @@ pub(crate) fn status(driver: &Driver) -> Result<String, Error> {
         "backend": driver.backend_name(),
         "filters": stored,
         "stock_filters": filters - stored,
-        "ports": ports.iter().map(port).collect::<Value>(),
+        "ports": ports,
         "problems": texts(&problems),
         "differences": drift.as_ref().map(|drift| drift.differences.len()).ok(),
         "error": drift.as_ref().err().map(|error| with_causes(error)),
@@ -136,45 +135,6 @@ pub(crate) fn explanation(
     answer["packet"] = json!(packet.to_string());
     answer["why"] = json!(explanation.nearest.as_ref().map(ToString::to_string));
     answer.to_string()
-}
-
-fn port(status: &PortStatus) -> Value {
-    let binding = &status.binding;
-    json!({
-        "port": binding.port,
-        "filter": binding.filter,
-        "mac": binding.mac,
-        "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid},
-        "address": address(status),
-    })
-}
-
-fn address(status: &PortStatus) -> Value {
-    let mut address = json!({"state": status.state_name()});
-    if status.attachment != Attachment::Bridged {
-        return address;
-    }
-    match &status.state {
-        Ok(BindingState::Learning { family, method } | BindingState::Unattended { family, method }) => {
-            address["variable"] = json!(family.variable());
-            address["method"] = json!(method.to_string());
-        }
-        Ok(BindingState::Refused { address: refused }) => address["address"] = json!(refused),
-        Ok(BindingState::Learned { addresses, source }) => {
-            address["addresses"] = json!(addresses);
-            address["source"] = json!(source.to_string());
-        }
-        Ok(BindingState::Leased { leases }) => {
-            let lease = |lease: &RemainingLease| {
-                let remaining = lease.remaining.map(|remaining| remaining.as_secs());
-                json!({"address": lease.address, "server": lease.server, "remaining": remaining})
-            };
-            address["leases"] = leases.iter().map(lease).collect();
-        }
-        Ok(_) => (),
-        Err(error) => address["error"] = json!(error.to_string()),
-    }
-    address
 }
 
 fn failures(failed: &[FailedPort]) -> Value {

@@ -141,13 +141,9 @@ fn rule_json(places: &mut Places<'_>, rule: &RuleCount) -> Value {
         "stops": rule.stops,
         "packets": rule.count.packets,
         "bytes": rule.count.bytes,
-        "ports": names(&rule.ports),
+        "ports": verbs::names(rule.ports.iter()),
         "at": at,
     })
-}
-
-fn names(ports: &BTreeSet<PortDev>) -> Vec<&str> {
-    ports.iter().map(PortDev::as_str).collect()
 }
 
 // ---- top ----
@@ -174,7 +170,7 @@ pub(crate) fn top(driver: &Driver, asked: &Top, as_json: bool) -> Result<Answer>
     let mut places = Places::new(driver);
     if as_json {
         let of_ports = by_port.iter().map(
-            |(ports, count)| json!({"ports": names(ports), "packets": count.packets, "bytes": count.bytes}),
+            |(ports, count)| json!({"ports": verbs::names(ports.iter()), "packets": count.packets, "bytes": count.bytes}),
         );
         let of_ports: Value = of_ports.collect();
         return Ok(Answer::json(&json!({"rules": rules_json(&mut places, &rules), "ports": of_ports})));

@@ -6,7 +6,7 @@ use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nwfilter::{Attachment, BindingState, Difference, Driver, Location, PortStatus, RemainingLease};
+use nwfilter::{Attachment, BindingState, Difference, Driver, Location, PortStatus};
 use serde_json::{Value, json};
 
 use crate::places::Places;
@@ -32,12 +32,12 @@ impl Answer {
         Self::text(format!("{value:#}\n"))
     }
 
-    /// The same, with the exit code 1 if that does not hold.
     /// Whether all is as it should be.
     pub(crate) fn is_good(&self) -> bool {
         !self.is_bad
     }
 
+    /// The same, with the exit code 1 if that does not hold.
     pub(crate) fn good_if(self, good: bool) -> Self {
         Self { is_bad: !good, ..self }
     }
@@ -81,7 +81,7 @@ pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
 pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     let ports = driver.port_statuses()?;
     if as_json {
-        return Ok(Answer::json(&ports.iter().map(port_json).collect()));
+        return Ok(Answer::json(&json!(ports)));
     }
     let mut lines = vec![format!(" {:15}   {:24}   Address", "Port Dev", "Filter"), "-".repeat(72)];
     for status in &ports {
@@ -89,17 +89,6 @@ pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
         lines.push(format!(" {port:15}   {filter:24}   {}", address_text(status)).trim_end().to_owned());
     }
     Ok(Answer::lines(lines))
-}
-
-pub(crate) fn port_json(status: &PortStatus) -> Value {
-    let binding = &status.binding;
-    json!({
-        "port": binding.port.as_str(),
-        "filter": binding.filter.as_str(),
-        "mac": binding.mac.to_string(),
-        "owner": {"name": binding.owner.name, "uuid": binding.owner.uuid.to_string()},
-        "address": address(status),
-    })
 }
 
 /// How the address of a port's guest is known, and why the port is not filtered if it is not; empty where there is nothing
@@ -112,34 +101,6 @@ pub(crate) fn address_text(PortStatus { state, attachment, .. }: &PortStatus) ->
         (_, Ok(state)) => state.to_string(),
         (_, Err(error)) => format!("no rules: {error}"),
     }
-}
-
-fn address(status: &PortStatus) -> Value {
-    let mut address = json!({"state": status.state_name()});
-    if status.attachment != Attachment::Bridged {
-        return address;
-    }
-    match &status.state {
-        Ok(BindingState::Learning { family, method } | BindingState::Unattended { family, method }) => {
-            address["variable"] = json!(family.variable());
-            address["method"] = json!(method.to_string());
-        }
-        Ok(BindingState::Refused { address: refused }) => address["address"] = json!(refused.to_string()),
-        Ok(BindingState::Learned { addresses, source }) => {
-            address["addresses"] = json!(addresses);
-            address["source"] = json!(source.to_string());
-        }
-        Ok(BindingState::Leased { leases }) => {
-            let lease = |lease: &RemainingLease| {
-                let remaining = lease.remaining.map(|remaining| remaining.as_secs());
-                json!({"address": lease.address, "server": lease.server, "remaining": remaining})
-            };
-            address["leases"] = leases.iter().map(lease).collect();
-        }
-        Ok(_) => (),
-        Err(error) => address["error"] = json!(error.to_string()),
-    }
-    address
 }
 
 /// Every rule that is missing (-) or foreign (+), and where it is written.

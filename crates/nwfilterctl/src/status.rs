@@ -7,7 +7,7 @@ use nwfilter::{Driver, PortStatus};
 use nwfilterctl_shared::{Options, with_causes};
 use serde_json::json;
 
-use crate::output::{Answer, address_text, number_of, port_json};
+use crate::output::{Answer, address_text, number_of};
 use crate::places::Places;
 use crate::set;
 use crate::verbs::{tell_of_ports, warn_all};
@@ -24,7 +24,6 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
     let is_good = drift.as_ref().is_ok_and(nwfilter::Drift::is_empty);
     if as_json {
         let differences = drift.as_ref().map(|drift| drift.differences.len()).ok();
-        let ports: Vec<_> = ports.iter().map(port_json).collect();
         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         let status = json!({
             "backend": driver.backend_name(),

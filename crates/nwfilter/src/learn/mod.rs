@@ -5,7 +5,7 @@
 //! is applied once the address is known. [`wanted`] decides what a port must have, [`packets`] what a frame says,
 //! [`port`] what that means for the port, [`serving`] whose answers count, [`taken`] which
 //! addresses are not free, [`known`] keeps it on disk, [`capture`], [`sieve`], [`program`]
-//! and [`bpf`] are the kernel's part, and [`engine`] the thread.
+//! and [`bpf`] are the kernel's part, and [`engine`] the thread. [`shown`] is a port's status for programs.
 
 pub(crate) mod bpf;
 pub(crate) mod capture;
@@ -17,6 +17,7 @@ pub(crate) mod program;
 pub(crate) mod provisional6;
 pub(crate) mod service;
 pub(crate) mod serving;
+mod shown;
 pub(crate) mod sieve;
 pub(crate) mod taken;
 pub(crate) mod wanted;
@@ -104,7 +105,7 @@ pub enum BindingState {
     },
 }
 
-/// A port that is filtered.
+/// A port that is filtered. Serialized it is what `nwfilterctl binding-list --json` prints of it.
 #[derive(Debug)]
 pub struct PortStatus {
     /// Its binding.
