@@ -4,31 +4,12 @@ mod support;
 
 use anyhow::Result;
 use nwfilter_nftables::Nftables;
-use nwfilter_rules::{IpTest, Ruleset, Verdict};
+use nwfilter_testlab::conformance::stateless;
 use nwfilter_testlab::{Need, requirements, skip_unless};
 use support::{Lab, compare, is_known, trees};
 
 /// How many generated trees are tried.
 const GENERATED: usize = 20;
-
-/// The ruleset as far as it asks for no connections and no ipset: the part that the native backend has on every kernel.
-fn stateless(mut ruleset: Ruleset) -> Ruleset {
-    ruleset.helpers.clear();
-    for part in [&mut ruleset.ipv4, &mut ruleset.ipv6].into_iter().flatten() {
-        for rules in [&mut part.from_guest, &mut part.to_guest] {
-            rules.retain(|rule| !rule.matches.iter().any(|m| matches!(m.test, IpTest::IpSet { .. })));
-            for rule in rules {
-                rule.matches.retain(|m| {
-                    !matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_))
-                });
-                if rule.verdict == Verdict::Reject {
-                    rule.verdict = Verdict::Drop;
-                }
-            }
-        }
-    }
-    ruleset
-}
 
 /// With rules on connections where the kernel follows those of a bridge, as in the virtual machine, else without.
 #[test]

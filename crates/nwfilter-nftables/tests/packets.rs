@@ -13,11 +13,11 @@ use nwfilter_nftables::Nftables;
 use nwfilter_rules::{
     Applied, Backend, Batch, EthernetSide, EthernetTest, KernelObject, Match, Rule, Ruleset, Verdict,
 };
-use nwfilter_testlab::conformance::{Case, random_case};
+use nwfilter_testlab::conformance::{Case, random_case, stateless};
 use nwfilter_testlab::{Host, Mac, Need, skip_unless};
 use nwfilter_xml::{MacAddr, Params, read_filter};
 use nwfilter_xtables::{Settings, Xtables};
-use support::{GUEST, PEER, Side, fixtures, ruleset, stateless};
+use support::{GUEST, PEER, Side, fixtures};
 
 #[test]
 fn the_same_frames_pass_as_with_iptables_and_ebtables() -> Result<()> {
@@ -34,7 +34,7 @@ fn the_same_frames_pass_as_with_iptables_and_ebtables() -> Result<()> {
     let (xtables, nftables) = (Xtables::new(Settings::default()), Nftables::new());
     let (mut compared, mut passed) = (0, 0);
     for case in cases {
-        let Some(ruleset) = ruleset(&case).map(stateless).map(Arc::new) else { continue };
+        let Some(ruleset) = case.ruleset().map(stateless).map(Arc::new) else { continue };
         // What the tools refuse is no matter of this backend.
         if theirs.apply(&xtables, ruleset.clone()).is_err() {
             continue;
@@ -55,7 +55,7 @@ fn a_filter_with_states_is_refused_with_advice_if_the_kernel_does_not_track_brid
 {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     let side = Side::new()?;
-    let mut rulesets = fixtures()?.into_iter().filter_map(|case| ruleset(&case));
+    let mut rulesets = fixtures()?.into_iter().filter_map(|case| case.ruleset());
     let with_states =
         rulesets.find(|ruleset| stateless(ruleset.clone()) != *ruleset).expect("the seed has states");
     let applied = side.apply(&Nftables::new(), Arc::new(with_states));
@@ -126,7 +126,7 @@ fn attaching_beside_ports_of_the_same_filter_adds_elements_only() -> Result<()> 
         let mut case = case.clone();
         case.params = Params::new();
         case.params.insert("IP".parse()?, &format!("10.0.0.{number}"))?;
-        let ruleset = ruleset(&case).expect("the filter and its parameter are right");
+        let ruleset = case.ruleset().expect("the filter and its parameter are right");
         let mut batch = Batch { report_differences: true, ..Batch::default() };
         batch.filter(format!("vnet{number}").parse()?, Arc::new(ruleset));
         Ok(host.enter(|| nftables.apply(&batch))?)
@@ -191,7 +191,7 @@ fn fields_of_a_configuration_are_not_in_other_frames_of_spanning_tree() -> Resul
         );
         let filter = read_filter("f.xml", &text).into_result()?;
         let case = Case { name: attributes.into(), filters: vec![filter], params: Params::new() };
-        let ruleset = Arc::new(ruleset(&case).unwrap());
+        let ruleset = Arc::new(case.ruleset().unwrap());
         assert_eq!(passes(&ours, &nftables, &ruleset)?, !is_dropped, "{attributes}");
         assert_eq!(passes(&theirs, &xtables, &ruleset)?, !is_dropped, "{attributes}, ebtables");
     }
@@ -205,7 +205,7 @@ fn a_set_that_others_made_again_with_another_type_is_repaired() -> Result<()> {
     let nftables = Nftables::new();
     let case = fixtures()?.into_iter().find(|case| case.name == "clean-traffic").unwrap();
     let mut batch = Batch { report_differences: true, ..Batch::default() };
-    batch.filter("tap0".parse()?, Arc::new(ruleset(&case).map(stateless).unwrap()));
+    batch.filter("tap0".parse()?, Arc::new(case.ruleset().map(stateless).unwrap()));
     let apply = || host.enter(|| nftables.apply(&batch));
     apply()?;
     let listed = host.run(&["nft", "list", "table", "bridge", "nwfilter"])?;

@@ -18,7 +18,7 @@ use nwfilter_testlab::seed::SeedLab;
 use nwfilter_testlab::{Ends, Need, skip_unless};
 use nwfilter_xml::{Filter, read_binding, read_filter};
 use nwfilter_xtables::{Settings, Xtables};
-use support::{GUEST, PEER, Side, fixtures, ruleset, stock_and};
+use support::{GUEST, PEER, Side, fixtures, stock_and};
 
 const BY_PORT: &str = include_str!("../../../xml-fixtures/seed/ftp-by-port.xml");
 const BY_STATE: &str = include_str!("../../../xml-fixtures/seed/ftp-by-state.xml");
@@ -148,7 +148,7 @@ fn compare(cases: impl IntoIterator<Item = Case>) -> Result<usize> {
     let (xtables, nftables) = (Xtables::new(Settings::default()), Nftables::new());
     let (mut compared, mut differ) = (0, Vec::new());
     for case in cases {
-        let Some(ruleset) = ruleset(&case).map(Arc::new) else { continue };
+        let Some(ruleset) = case.ruleset().map(Arc::new) else { continue };
         if !ruleset.has_ip_rules()
             || nftables.check(&ruleset).is_err()
             || theirs.apply(&xtables, ruleset.clone()).is_err()

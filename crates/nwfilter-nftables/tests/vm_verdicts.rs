@@ -12,7 +12,7 @@ use nwfilter_rules::{Backend, Batch, Ruleset};
 use nwfilter_testlab::probes::{Place, Stations, probes};
 use nwfilter_testlab::{Arrival, Host, Need, Tap, Verdicts, skip_unless};
 use nwfilter_xtables::Xtables;
-use support::{fixtures, ruleset};
+use support::fixtures;
 
 /// A host with the port `tap0`, a neighbour and an uplink.
 struct Lab {
@@ -53,7 +53,7 @@ fn every_probe_has_the_same_effect_as_with_iptables_and_ebtables() -> Result<()>
     let (mut compared, mut differences) = (0, Vec::new());
     // Each rule by itself is compared in `vm_packets.rs`.
     for case in fixtures()?.into_iter().filter(|case| !case.name.starts_with("rule ")) {
-        let Some(ruleset) = ruleset(&case).map(Arc::new) else { continue };
+        let Some(ruleset) = case.ruleset().map(Arc::new) else { continue };
         if nftables.check(&ruleset).is_err() || theirs.host.enter(|| xtables.apply(&batch(&ruleset))).is_err()
         {
             continue;

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nwfilter_rules::{IpTest, Ruleset, Verdict, instantiate};
 use nwfilter_xml::{
-    ChainName, Entry, Field, Filter, FilterName, Include, Kind, Layer, Literal, Params, Place, Priority,
-    Protocol, Rule, Value, VarName, read_filter,
+    Binding, ChainName, Entry, Field, Filter, FilterName, Include, Kind, Layer, Literal, Params, Place,
+    Priority, Protocol, Rule, Value, VarName, read_binding, read_filter,
 };
 
 use crate::generate::{Generator, Options};
@@ -23,6 +24,45 @@ pub struct Case {
     pub filters: Vec<Filter>,
     /// The parameters of the binding.
     pub params: Params,
+}
+
+impl Case {
+    /// Its ruleset for a guest with the MAC address 52:54:00:7b:35:93 at port `tap0`; `None` if it is refused.
+    pub fn ruleset(&self) -> Option<Ruleset> {
+        let filters: BTreeMap<_, _> =
+            self.filters.iter().map(|filter| (filter.name.clone(), filter.clone())).collect();
+        instantiate(&filters, &self.binding().ok()?).ok()
+    }
+
+    fn binding(&self) -> Result<Binding> {
+        let last = &self.filters.last().context("no filter")?.name;
+        let text = format!(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='tap0'/><mac address='52:54:00:7b:35:93'/><filterref filter='{last}'/></filterbinding>"
+        );
+        let mut binding = read_binding("b.xml", &text).into_result()?;
+        binding.params = self.params.clone();
+        Ok(binding)
+    }
+}
+
+/// A ruleset as far as it needs no tracking of connections and no ipset, and answers nobody.
+pub fn stateless(mut ruleset: Ruleset) -> Ruleset {
+    ruleset.helpers.clear();
+    for part in [&mut ruleset.ipv4, &mut ruleset.ipv6].into_iter().flatten() {
+        for rules in [&mut part.from_guest, &mut part.to_guest] {
+            rules.retain(|rule| !rule.matches.iter().any(|m| matches!(m.test, IpTest::IpSet { .. })));
+            for rule in rules {
+                rule.matches.retain(|m| {
+                    !matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_))
+                });
+                if rule.verdict == Verdict::Reject {
+                    rule.verdict = Verdict::Drop;
+                }
+            }
+        }
+    }
+    ruleset
 }
 
 // ---- of the fixtures ----

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nwfilter_xml::write_filter;
 
-pub use crate::cases::{Case, fixture_cases, random_case};
+pub use crate::cases::{Case, fixture_cases, random_case, stateless};
 pub use crate::pair::{Known, Pair, Side, Verdict};
 
 /// How often a failing case is tried in a smaller form.

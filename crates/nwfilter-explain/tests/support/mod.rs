@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nwfilter_explain::{Explainer, IpSets, Outcome, Packet, Way, protocol};
-use nwfilter_rules::{Backend, Batch, IpPart, IpTest, Match, Ruleset, instantiate};
-use nwfilter_testlab::conformance::{Case, fixture_cases, random_case};
+use nwfilter_rules::{Backend, Batch, IpPart, IpTest, Match, Ruleset};
+use nwfilter_testlab::conformance::{fixture_cases, random_case};
 use nwfilter_testlab::corpus::{OTHER, Speakers, close_to_the_corpus, corpus};
 use nwfilter_testlab::{Host, Mac, Tap};
-use nwfilter_xml::{Binding, Filter, read_binding};
 
 const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
@@ -142,23 +141,6 @@ fn follows_connections(part: &IpPart) -> bool {
         .any(|m| matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_)))
 }
 
-fn ruleset(case: &Case) -> Option<Ruleset> {
-    let filters: BTreeMap<_, Filter> =
-        case.filters.iter().map(|filter| (filter.name.clone(), filter.clone())).collect();
-    instantiate(&filters, &binding(case).ok()?).ok()
-}
-
-fn binding(case: &Case) -> Result<Binding> {
-    let last = &case.filters.last().context("no filter")?.name;
-    let text = format!(
-        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
-         <portdev name='tap0'/><mac address='{GUEST}'/><filterref filter='{last}'/></filterbinding>"
-    );
-    let mut binding = read_binding("b.xml", &text).into_result()?;
-    binding.params = case.params.clone();
-    Ok(binding)
-}
-
 /// Compares what passes on paper with what passes in the kernel, for the fixtures and this many generated trees.
 pub fn compare(
     lab: &Lab,
@@ -175,7 +157,7 @@ pub fn compare(
     );
     let (mut compared, mut passed, mut stopped, mut differing) = (0, 0, 0, Vec::new());
     for case in cases {
-        let Some(ruleset) = ruleset(&case).map(|ruleset| Arc::new(part(ruleset))) else { continue };
+        let Some(ruleset) = case.ruleset().map(|ruleset| Arc::new(part(ruleset))) else { continue };
         // What the backend refuses has no meaning.
         if lab.apply(ruleset.clone()).is_err() {
             continue;

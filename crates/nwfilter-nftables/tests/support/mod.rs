@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use nwfilter_rules::{Applied, Backend, Batch, IpRule, IpTest, Ruleset, Verdict, instantiate};
+use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
 use nwfilter_testlab::conformance::{Case, fixture_cases};
 use nwfilter_testlab::corpus::{Speakers, corpus};
 use nwfilter_testlab::{Host, Mac, Tap};
-use nwfilter_xml::{Binding, Filter, FilterName, read_binding};
+use nwfilter_xml::{Filter, FilterName};
 
 pub const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 pub const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
@@ -75,43 +75,6 @@ fn without_fragment_id(frame: &[u8]) -> Vec<u8> {
         frame.iter_mut().skip(14 + 40 + 4).take(4).for_each(|byte| *byte = 0);
     }
     frame
-}
-
-fn binding(case: &Case) -> Result<Binding> {
-    let last = &case.filters.last().unwrap().name;
-    let text = format!(
-        "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
-         <portdev name='tap0'/><mac address='{GUEST}'/><filterref filter='{last}'/></filterbinding>"
-    );
-    let mut binding = read_binding("b.xml", &text).into_result()?;
-    binding.params = case.params.clone();
-    Ok(binding)
-}
-
-pub fn ruleset(case: &Case) -> Option<Ruleset> {
-    let filters: BTreeMap<_, Filter> =
-        case.filters.iter().map(|filter| (filter.name.clone(), filter.clone())).collect();
-    instantiate(&filters, &binding(case).ok()?).ok()
-}
-
-/// The ruleset as far as it needs no tracking of connections and answers nobody.
-pub fn stateless(mut ruleset: Ruleset) -> Ruleset {
-    ruleset.helpers.clear();
-    for part in [&mut ruleset.ipv4, &mut ruleset.ipv6].into_iter().flatten() {
-        for rules in [&mut part.from_guest, &mut part.to_guest] {
-            rules
-                .retain(|rule: &IpRule| !rule.matches.iter().any(|m| matches!(m.test, IpTest::IpSet { .. })));
-            for rule in rules {
-                rule.matches.retain(|m| {
-                    !matches!(m.test, IpTest::States(_) | IpTest::CtDirection(_) | IpTest::ConnlimitAbove(_))
-                });
-                if rule.verdict == Verdict::Reject {
-                    rule.verdict = Verdict::Drop;
-                }
-            }
-        }
-    }
-    ruleset
 }
 
 /// The cases of the fixtures.
