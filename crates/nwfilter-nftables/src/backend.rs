@@ -15,6 +15,7 @@ use nwfilter_rules::{
 };
 use nwfilter_xml::PortDev;
 
+use crate::bridges;
 use crate::class;
 use crate::held;
 use crate::kernel::{
@@ -667,6 +668,16 @@ impl Backend for Nftables {
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         let monitor = Monitor::open(layout::table()).map_err(unavailable)?;
         Ok(Some(Box::new(Follower { monitor, own: self.shared.own.clone() })))
+    }
+
+    fn connection_zones(&self, ports: &BTreeSet<PortDev>) -> Result<BTreeMap<PortDev, u16>, ApplyError> {
+        let bridges = bridges::of(ports);
+        self.with_model(|model| {
+            let zone = |bridge: &bridges::Bridge| {
+                if model.is_in_zone_0(bridge) { 0 } else { layout::zone_of(bridge) }
+            };
+            bridges.iter().map(|(port, bridge)| ((*port).clone(), zone(bridge))).collect()
+        })
     }
 
     fn clear(&self) -> Result<Applied, ApplyError> {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use nwfilter_rules::Origin;
 use nwfilter_xml::{MacAddr, PortDev};
 
+use crate::bridges::Bridge;
 use crate::class::{Action, Class, ClassMatch, ClassRule, HelperKind, Way};
 use crate::condition::{self, Condition, SAME_BYTES};
 use crate::kernel::expr::{
@@ -161,6 +162,34 @@ pub(crate) fn zones() -> (Chain, Vec<Rule>) {
 pub(crate) fn zone_by_bridge() -> Rule {
     let set_zone = Expr::CtSet { key: CtKey::Zone, sreg: Register::FIRST, direction: None };
     Rule::new().jhash(field::IBRNAME, ZONES, 0, 1).expr(set_zone)
+}
+
+/// The zone that [`zone_by_bridge`] sets, as the kernel computes it: `jhash` of the name's 16 bytes with seed 0, scaled.
+pub(crate) fn zone_of(bridge: &Bridge) -> u16 {
+    let word = |at: usize| u32::from_le_bytes([bridge[at], bridge[at + 1], bridge[at + 2], bridge[at + 3]]);
+    // JHASH_INITVAL, the length and the seed.
+    let begin = 0xdead_beef_u32.wrapping_add(bridge.len() as u32);
+    let [mut a, mut b, mut c] = [word(0), word(4), word(8)].map(|word| begin.wrapping_add(word));
+    let step = |to: &mut u32, by: &mut u32, with: u32, bits: u32| {
+        *to = to.wrapping_sub(*by) ^ by.rotate_left(bits);
+        *by = by.wrapping_add(with);
+    };
+    for bits in [[4, 6, 8], [16, 19, 4]] {
+        step(&mut a, &mut c, b, bits[0]);
+        step(&mut b, &mut a, c, bits[1]);
+        step(&mut c, &mut b, a, bits[2]);
+    }
+    a = a.wrapping_add(word(12));
+    let last = |to: &mut u32, by: u32, bits: u32| *to = (*to ^ by).wrapping_sub(by.rotate_left(bits));
+    last(&mut c, b, 14);
+    last(&mut a, c, 11);
+    last(&mut b, a, 25);
+    last(&mut c, b, 16);
+    last(&mut a, c, 4);
+    last(&mut b, a, 14);
+    last(&mut c, b, 24);
+    let scaled = (u64::from(c) * u64::from(ZONES)) >> 32;
+    scaled as u16 + 1
 }
 
 /// Whether a rule tests connections.

@@ -148,6 +148,13 @@ impl Model {
         self.toward_guests()?.elements.get(self.toward.get(port)?)
     }
 
+    /// Whether the connections of a bridge are in zone 0.
+    pub(crate) fn is_in_zone_0(&self, bridge: &[u8]) -> bool {
+        let bridges = self.sets.get(&layout::zone_0().name).map(|held| &held.elements);
+        // Without the set, no chain sets zones.
+        bridges.is_none_or(|bridges| bridges.contains_key(&ElementKey::One(bridge.to_vec())))
+    }
+
     fn take_note(&mut self, chain: &ChainName, rule: &Rule) {
         let Some(class) = layout::class_of(chain.as_str()) else { return };
         for (classes, is) in [

@@ -57,6 +57,12 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// In which conntrack zone the bridged connections of these ports are; ports that are in no bridge may be left out.
+    /// Connections with the host itself are in zone 0.
+    fn connection_zones(&self, ports: &BTreeSet<PortDev>) -> Result<BTreeMap<PortDev, u16>, ApplyError> {
+        Ok(ports.iter().map(|port| (port.clone(), 0)).collect())
+    }
+
     /// Removes all rules of this backend from the kernel: those of ports, and those that lead to them.
     fn clear(&self) -> Result<Applied, ApplyError>;
 }
@@ -88,6 +94,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
         (**self).watch()
+    }
+
+    fn connection_zones(&self, ports: &BTreeSet<PortDev>) -> Result<BTreeMap<PortDev, u16>, ApplyError> {
+        (**self).connection_zones(ports)
     }
 
     fn clear(&self) -> Result<Applied, ApplyError> {

@@ -12,8 +12,8 @@ use crate::files::carry_out;
 use crate::group::{Answer, Request, Ticket, Turn};
 use crate::learn::service::{Learned, Settled};
 use crate::stores::Stores;
-use crate::transaction::{Change, Committed, Draft, Outcome, Transaction};
-use crate::{Driver, Error, Event, Phase};
+use crate::transaction::{Change, Committed, Concerned, Draft, Outcome, Transaction};
+use crate::{Cut, Driver, Error, Event, Phase};
 
 impl Driver {
     /// Makes the changes of a transaction, or none of them.
@@ -29,10 +29,10 @@ impl Driver {
     ///   bindings are removed before filters, so that no binding names a missing filter. Perhaps only the first documents
     ///   of the transaction are stored; the next [`Driver::reload`] applies those.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
-        let (begin, bound) = (Instant::now(), transaction.bound_ports());
+        let (begin, bound, cuts) = (Instant::now(), transaction.bound_ports(), transaction.cuts);
         let done = self.ask(|answer| Request::Commit(transaction, answer));
         self.meter().transaction(bound, begin.elapsed(), done.is_ok());
-        done
+        done.map(|done| if cuts { self.cut(done) } else { done })
     }
 
     /// Commits several transactions as if several threads called [`Driver::commit`]: together, and a refused one does not affect
@@ -43,13 +43,14 @@ impl Driver {
     ) -> Vec<Result<Committed, Error>> {
         let begin = Instant::now();
         let join = |transaction: Transaction| {
-            (transaction.bound_ports(), self.join(|answer| Request::Commit(transaction, answer)))
+            let (bound, cuts) = (transaction.bound_ports(), transaction.cuts);
+            (bound, cuts, self.join(|answer| Request::Commit(transaction, answer)))
         };
         let tickets: Vec<_> = transactions.into_iter().map(join).collect();
-        let outcome = |(bound, ticket): &(usize, Ticket<Committed>)| {
+        let outcome = |(bound, cuts, ticket): &(usize, bool, Ticket<Committed>)| {
             let done = self.outcome(ticket);
             self.meter().transaction(*bound, begin.elapsed(), done.is_ok());
-            done
+            done.map(|done| if *cuts { self.cut(done) } else { done })
         };
         let done = tickets.iter().map(outcome).collect();
         self.learner.listen_if_needed(self);
@@ -220,7 +221,14 @@ impl Units for Changes<'_> {
             match unit {
                 Unit::Transaction(_, answer) => {
                     let applied = if alone { applied.clone() } else { share(&applied, &outcome) };
-                    answer.give(Ok(Committed { filters: outcome.filters, sets: outcome.sets, applied }));
+                    let concerned = Concerned { ports: outcome.ports, sets: outcome.changed_sets };
+                    answer.give(Ok(Committed {
+                        filters: outcome.filters,
+                        sets: outcome.sets,
+                        applied,
+                        cut: Cut::default(),
+                        concerned,
+                    }));
                 }
                 Unit::Learned(Learned { refused, .. }, answer) => {
                     answer.give(Ok(Settled { complete: outcome.complete, refused }));

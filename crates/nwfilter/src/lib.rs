@@ -11,7 +11,9 @@ mod atomic;
 mod clock;
 mod commit;
 mod config;
+mod conntrack;
 mod counters;
+mod cut;
 mod driver;
 mod error;
 mod events;
@@ -39,6 +41,8 @@ mod written;
 
 pub use clock::Clock;
 pub use config::{Builder, Config, Layout};
+pub use conntrack::Flow;
+pub use cut::{Cut, CutConnection, CutFailure, MAX_CONNECTIONS};
 pub use driver::Driver;
 pub use error::{Error, with_causes};
 pub use events::{Event, EventQueue, Next};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use netlink_sys::Socket;
@@ -123,9 +123,9 @@ impl Link {
 }
 
 /// The messages of a datagram, up to the first malformed one.
-pub(crate) fn messages(
+pub(crate) fn messages<M: NetlinkDeserializable>(
     datagram: &[u8],
-) -> impl Iterator<Item = io::Result<NetlinkPayload<RouteNetlinkMessage>>> {
+) -> impl Iterator<Item = io::Result<NetlinkPayload<M>>> {
     let mut rest = Some(datagram);
     std::iter::from_fn(move || {
         let bytes = rest.take().filter(|bytes| !bytes.is_empty())?;

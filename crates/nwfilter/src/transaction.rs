@@ -19,7 +19,7 @@ use crate::sets::EntryChange;
 use crate::stock::stock_filters;
 use crate::stores::{FilterMap, Stores};
 use crate::written::comment;
-use crate::{Error, Event, Host, Phase};
+use crate::{Cut, Error, Event, Host, Phase};
 
 use self::sets::Touched;
 
@@ -43,6 +43,8 @@ use self::sets::Touched;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     operations: Vec<Operation>,
+    /// Whether connections that the new rules refuse are ended.
+    pub(crate) cuts: bool,
 }
 
 /// One change.
@@ -67,6 +69,19 @@ pub struct Committed {
     pub sets: Vec<Arc<FilterSet>>,
     /// What was written for the transaction's ports. The commits may have included transactions of other threads.
     pub applied: Applied,
+    /// The connections that were ended, if [`Transaction::cut_connections`] asked for it.
+    pub cut: Cut,
+    /// The ports and sets that the transaction concerns.
+    pub(crate) concerned: Concerned,
+}
+
+/// What connections may have ended for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Concerned {
+    /// The ports whose rules may have changed.
+    pub(crate) ports: BTreeSet<PortDev>,
+    /// The sets whose content may have changed.
+    pub(crate) sets: BTreeSet<SetName>,
 }
 
 impl Transaction {
@@ -141,6 +156,17 @@ impl Transaction {
     /// Removes a set from the store and the kernel. Refused while a filter, another set or a port uses it.
     pub fn undefine_set(&mut self, name: &SetName) -> &mut Self {
         self.with(Operation::UndefineSet(name.clone()))
+    }
+
+    /// Also ends the connections of the ports concerned that go on by a rule on established ones although the new rules
+    /// would not let them begin. That is done after the commit, and [`Committed::cut`] says which were ended.
+    ///
+    /// Concerned are the ports that are bound, those that use a filter which is defined, and those whose rules ask a set that
+    /// changes. A connection is looked at only if it is one of such a port: an address of the port's guest is at one of its
+    /// ends, and it is in the conntrack zone of the port's bridge.
+    pub fn cut_connections(&mut self) -> &mut Self {
+        self.cuts = true;
+        self
     }
 
     fn with(&mut self, operation: Operation) -> &mut Self {

@@ -130,6 +130,8 @@ pub(crate) enum Change {
         /// Take rules with elements and attributes that do not exist; they then match more than is written
         #[arg(long)]
         as_libvirt: bool,
+        #[command(flatten)]
+        cut: CutOption,
     },
     /// Remove filters from the store, all or none
     Undefine {
@@ -140,6 +142,8 @@ pub(crate) enum Change {
     BindingCreate {
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        cut: CutOption,
     },
     /// Stop filtering ports, all or none
     BindingDelete {
@@ -162,6 +166,8 @@ pub(crate) enum SetChange {
     SetDefine {
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        cut: CutOption,
     },
     /// Remove sets that nobody uses from the store, all or none
     SetUndefine {
@@ -182,6 +188,8 @@ pub(crate) enum SetChange {
         name: String,
         #[arg(required = true, value_name = "ENTRY")]
         entries: Vec<String>,
+        #[command(flatten)]
+        cut: CutOption,
     },
     /// Put the entries in a file, one a line, in the place of those of a set
     SetReplace {
@@ -189,7 +197,17 @@ pub(crate) enum SetChange {
         /// The file; `#` begins a comment
         #[arg(long)]
         file: PathBuf,
+        #[command(flatten)]
+        cut: CutOption,
     },
+}
+
+/// The option of verbs after which rules may refuse what they let pass before.
+#[derive(Args)]
+pub(crate) struct CutOption {
+    /// Also end the connections of the ports concerned that could not begin by the new rules; exit 1 if others may go on
+    #[arg(long)]
+    pub(crate) cut: bool,
 }
 
 /// The options of `import`.

@@ -32,12 +32,14 @@ pub(crate) fn edit(driver: &Driver, watch: &Watch, name: &str, as_json: bool) ->
         run_editor(&file)?;
         if fs::read_to_string(&file).is_ok_and(|edited| edited == text) {
             return Ok(match as_json {
-                true => verbs::defined(&Committed::default(), &[], true),
+                true => verbs::defined(&Committed::default(), &[], false, true),
                 false => Answer::lines([format!("Network filter {} not changed", filter.name)]),
             });
         }
         match define(driver, watch, &filter, &file) {
-            Ok(committed) => return Ok(verbs::defined(&committed, &["the editor".to_owned()], as_json)),
+            Ok(committed) => {
+                return Ok(verbs::defined(&committed, &["the editor".to_owned()], false, as_json));
+            }
             Err(error) => {
                 say(format_args!("error: {}", with_causes(error.chain())));
                 if !goes_on()? {

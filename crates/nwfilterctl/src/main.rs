@@ -9,6 +9,7 @@ mod cli;
 mod complete;
 mod config;
 mod counters;
+mod cut;
 mod doctor;
 mod documents;
 mod edit;
@@ -134,11 +135,13 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
 fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json: bool) -> Result<Answer> {
     Ok(match verb {
         Verb::Change(change) => match change {
-            Change::Define { files, as_libvirt } => {
-                verbs::define(driver, watch, &files, documents::strictness(as_libvirt), json)?
+            Change::Define { files, as_libvirt, cut } => {
+                verbs::define(driver, watch, &files, documents::strictness(as_libvirt), cut.cut, json)?
             }
             Change::Undefine { names } => verbs::undefine(driver, &names, json)?,
-            Change::BindingCreate { files } => verbs::binding_create(driver, watch, &files, json)?,
+            Change::BindingCreate { files, cut } => {
+                verbs::binding_create(driver, watch, &files, cut.cut, json)?
+            }
             Change::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
             Change::Import(asked) => archive::import(driver, watch, &asked, json)?,
             Change::Reload => verbs::reload(driver, watch, json)?,

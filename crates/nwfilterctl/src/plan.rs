@@ -15,11 +15,11 @@ use crate::verbs;
 
 pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Answer> {
     let preview = match change {
-        Change::Define { files, as_libvirt } => {
+        Change::Define { files, as_libvirt, .. } => {
             driver.preview(&verbs::definitions(&files, strictness(as_libvirt))?.0)?
         }
         Change::Undefine { names } => driver.preview(&verbs::undefinitions(driver, &names)?.0)?,
-        Change::BindingCreate { files } => driver.preview(&verbs::new_bindings(&files)?.0)?,
+        Change::BindingCreate { files, .. } => driver.preview(&verbs::new_bindings(&files)?.0)?,
         Change::BindingDelete { ports } => driver.preview(&verbs::deletions(&ports)?)?,
         Change::Import(asked) => driver.preview(&archive::imports(driver, &asked)?.transaction)?,
         Change::Set(change) => driver.preview(&set::transaction(driver, &change)?)?,

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use nwfilter::xml::{FilterSet, SetEntry, SetName, SetRange, read_set, write_set};
-use nwfilter::{Committed, Driver, Transaction};
+use nwfilter::{Driver, Transaction};
 use serde_json::{Value, json};
 
 use crate::cli::SetChange;
+use crate::cut;
 use crate::documents::{accepted, read, shown};
 use crate::output::{Answer, number_of};
 
@@ -15,7 +16,7 @@ use crate::output::{Answer, number_of};
 pub(crate) fn transaction(driver: &Driver, change: &SetChange) -> Result<Transaction> {
     let mut transaction = Transaction::new();
     match change {
-        SetChange::SetDefine { files } => {
+        SetChange::SetDefine { files, .. } => {
             for file in files {
                 transaction.define_set(set_in(file)?);
             }
@@ -30,11 +31,11 @@ pub(crate) fn transaction(driver: &Driver, change: &SetChange) -> Result<Transac
             let entry = |range| SetEntry { range, comment: comment.clone() };
             transaction.add_to_set(&set.name, ranges.into_iter().map(entry).collect());
         }
-        SetChange::SetRemove { name, entries } => {
+        SetChange::SetRemove { name, entries, .. } => {
             let (set, ranges) = given(driver, name, entries)?;
             transaction.remove_from_set(&set.name, ranges);
         }
-        SetChange::SetReplace { name, file } => {
+        SetChange::SetReplace { name, file, .. } => {
             let set = driver.set(&name.parse()?)?;
             let entries = FilterSet::read_entries(set.family, &shown(file), &read(file)?)?;
             transaction.replace_in_set(&set.name, entries);
@@ -45,21 +46,33 @@ pub(crate) fn transaction(driver: &Driver, change: &SetChange) -> Result<Transac
 
 /// Carries out a verb.
 pub(crate) fn change(driver: &Driver, change: &SetChange, as_json: bool) -> Result<Answer> {
-    let Committed { sets, .. } = driver.commit(transaction(driver, change)?)?;
-    if as_json {
-        let sets: Vec<_> = sets.iter().map(|set| row(driver, set)).collect::<Result<_>>()?;
-        let undefined = match change {
-            SetChange::SetUndefine { names } => names.as_slice(),
-            _ => &[],
-        };
-        return Ok(Answer::json(&json!({"sets": sets, "undefined": undefined})));
+    let mut transaction = transaction(driver, change)?;
+    let cut = match change {
+        SetChange::SetDefine { cut, .. }
+        | SetChange::SetRemove { cut, .. }
+        | SetChange::SetReplace { cut, .. } => cut.cut,
+        SetChange::SetAdd { .. } | SetChange::SetUndefine { .. } => false,
+    };
+    if cut {
+        transaction.cut_connections();
     }
-    if let SetChange::SetUndefine { names } = change {
-        return Ok(Answer::lines(names.iter().map(|name| format!("Set {name} undefined"))));
-    }
-    let verb = if matches!(change, SetChange::SetDefine { .. }) { "defined" } else { "changed" };
-    let line = |set: &FilterSet| format!("Set {} {verb}: {}", set.name, entries(set));
-    Ok(Answer::lines(sets.iter().map(|set| line(set))))
+    let committed = driver.commit(transaction)?;
+    let undefined = match change {
+        SetChange::SetUndefine { names } => names.as_slice(),
+        _ => &[],
+    };
+    let rows: Vec<_> = match as_json {
+        true => committed.sets.iter().map(|set| row(driver, set)).collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
+    let lines = || {
+        let verb = if matches!(change, SetChange::SetDefine { .. }) { "defined" } else { "changed" };
+        let line = |set: &std::sync::Arc<FilterSet>| format!("Set {} {verb}: {}", set.name, entries(set));
+        let gone = undefined.iter().map(|name| format!("Set {name} undefined"));
+        committed.sets.iter().map(line).chain(gone).collect()
+    };
+    let json = || json!({"sets": rows, "undefined": undefined});
+    Ok(cut::answer(&committed, cut, as_json, json, lines))
 }
 
 /// Every set.

@@ -18,6 +18,7 @@ use nwfilter_xtables::restore_text;
 use nwfilterctl_shared::{say, warn, with_causes};
 use serde_json::json;
 
+use crate::cut;
 use crate::documents::{accepted, binding_in, filter_in, is_stdin, read, shown};
 use crate::output::{Answer, differences, number_of};
 use crate::places::{Places, in_files};
@@ -30,14 +31,18 @@ pub(crate) fn define(
     watch: &Watch,
     files: &[PathBuf],
     strictness: Strictness,
+    cut: bool,
     as_json: bool,
 ) -> Result<Answer> {
-    let (transaction, read_from) = definitions(files, strictness)?;
+    let (mut transaction, read_from) = definitions(files, strictness)?;
+    if cut {
+        transaction.cut_connections();
+    }
     let committed =
         watch.during(|| driver.commit(transaction)).map_err(|error| in_files(error, &read_from))?;
     warn_all(&committed.applied.warnings);
     let sources: Vec<_> = files.iter().map(|file| shown(file)).collect();
-    Ok(defined(&committed, &sources, as_json))
+    Ok(defined(&committed, &sources, cut, as_json))
 }
 
 /// The definitions of filters in files, and which filter is in which file.
@@ -59,28 +64,27 @@ pub(crate) fn definitions(
 }
 
 /// Says which filters were defined, each from which source.
-pub(crate) fn defined(committed: &Committed, sources: &[String], as_json: bool) -> Answer {
+pub(crate) fn defined(committed: &Committed, sources: &[String], cut: bool, as_json: bool) -> Answer {
     let Committed { filters, applied, .. } = committed;
-    let filters = filters.iter().zip(sources);
-    if as_json {
-        let filters: Vec<_> = filters
-            .map(
-                |(filter, source)| json!({"name": filter.name.as_str(), "uuid": filter.uuid, "file": source}),
-            )
-            .collect();
-        return Answer::json(&json!({
-            "filters": filters,
+    let filters = || filters.iter().zip(sources);
+    let json = || {
+        let filter = |(filter, source): (&Arc<Filter>, &String)| json!({"name": filter.name.as_str(), "uuid": filter.uuid, "file": source});
+        json!({
+            "filters": filters().map(filter).collect::<Vec<_>>(),
             "updated": names(&applied.changed),
             "warnings": warnings(applied),
-        }));
-    }
-    let mut lines: Vec<_> = filters
-        .map(|(filter, source)| format!("Network filter {} defined from {source}", filter.name))
-        .collect();
-    if let (Some(last), ports @ 1..) = (lines.last_mut(), applied.changed.len()) {
-        *last += &format!(", {} updated", number_of(ports, "port"));
-    }
-    Answer::lines(lines)
+        })
+    };
+    let lines = || {
+        let mut lines: Vec<_> = filters()
+            .map(|(filter, source)| format!("Network filter {} defined from {source}", filter.name))
+            .collect();
+        if let (Some(last), ports @ 1..) = (lines.last_mut(), applied.changed.len()) {
+            *last += &format!(", {} updated", number_of(ports, "port"));
+        }
+        lines
+    };
+    cut::answer(committed, cut, as_json, json, lines)
 }
 
 pub(crate) fn undefine(driver: &Driver, names: &[String], as_json: bool) -> Result<Answer> {
@@ -129,18 +133,23 @@ pub(crate) fn binding_create(
     driver: &Driver,
     watch: &Watch,
     files: &[PathBuf],
+    cut: bool,
     as_json: bool,
 ) -> Result<Answer> {
-    let (transaction, created) = new_bindings(files)?;
-    let applied = watch.during(|| driver.commit(transaction))?.applied;
-    warn_all(&applied.warnings);
-    if as_json {
+    let (mut transaction, created) = new_bindings(files)?;
+    if cut {
+        transaction.cut_connections();
+    }
+    let committed = watch.during(|| driver.commit(transaction))?;
+    warn_all(&committed.applied.warnings);
+    let json = || {
         let created: Vec<_> =
             created.iter().map(|(port, file)| json!({"port": port.as_str(), "file": file})).collect();
-        return Ok(Answer::json(&json!({"created": created, "warnings": warnings(&applied)})));
-    }
-    let line = |(port, file)| format!("Network filter binding on {port} created from {file}");
-    Ok(Answer::lines(created.into_iter().map(line)))
+        json!({"created": created, "warnings": warnings(&committed.applied)})
+    };
+    let line =
+        |(port, file): &(PortDev, String)| format!("Network filter binding on {port} created from {file}");
+    Ok(cut::answer(&committed, cut, as_json, json, || created.iter().map(line).collect()))
 }
 
 /// The bindings in files, and which port is in which file.

@@ -203,7 +203,8 @@ fn what_every_verb_prints_is_what_its_schema_says() {
     lab.check("plan", &["plan", "set-define", "s.xml"]);
     lab.check("set-define", &["set-define", "s.xml"]);
     lab.check("set-add", &["set-add", "s", "10.1.0.0/16"]);
-    lab.check("set-remove", &["set-remove", "s", "10.1.0.0/16"]);
+    let removed = lab.check("set-remove", &["set-remove", "s", "10.1.0.0/16", "--cut"]);
+    lab.compare("cut", &removed["cut"]);
     lab.check("set-replace", &["set-replace", "s", "--file", "entries"]);
     lab.check("set-list", &["set-list"]);
     lab.check("set-dumpxml", &["set-dumpxml", "s"]);

@@ -130,3 +130,59 @@ fn sets_are_defined_changed_listed_and_removed() {
         assert_eq!(cli.run(&["set-list", "--json"]), "[]\n");
     }
 }
+
+#[test]
+fn connections_that_a_change_refuses_are_ended_where_that_is_asked_for() {
+    use nwfilter_testlab::frames::{self, tcp_flags};
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ipset"), Need::Tool("ebtables"));
+    let host = Host::new().unwrap();
+    let cli = Cli { dir: tempfile::tempdir().unwrap(), host: &host, backend: "xtables" };
+    let (guest, peer) = (host.tap("tap0").unwrap(), host.tap("tap1").unwrap());
+    cli.write(
+        "admins.xml",
+        "<filterset name='admins' family='ipv4'><entry value='10.0.0.9'/><entry value='10.0.0.8'/></filterset>",
+    );
+    cli.write(
+        "f.xml",
+        "<filter name='f'><rule action='accept' direction='inout' priority='100'><all state='ESTABLISHED'/></rule>
+         <rule action='accept' direction='in'><tcp ipset='admins' ipsetflags='src' state='NEW'/></rule>
+         <rule action='drop' direction='inout' priority='900'><all/></rule></filter>",
+    );
+    let binding = |parameter: &str| {
+        format!(
+            "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
+             <portdev name='tap0'/><mac address='52:54:00:00:00:02'/><filterref filter='f'>{parameter}</filterref></filterbinding>"
+        )
+    };
+    cli.write("b.xml", &binding("<parameter name='IP' value='10.0.0.2'/>"));
+    cli.write("anonymous.xml", &binding(""));
+    cli.run(&["set-define", "admins.xml"]);
+    cli.run(&["define", "f.xml"]);
+    cli.run(&["binding-create", "b.xml", "--cut"]);
+    let ends = nwfilter_testlab::Ends::v4(
+        "52:54:00:00:00:09".parse().unwrap(),
+        "10.0.0.9".parse().unwrap(),
+        "52:54:00:00:00:02".parse().unwrap(),
+        "10.0.0.2".parse().unwrap(),
+    );
+    let open = frames::tcp_segment(&ends, (1009, 22), (1, 0), tcp_flags::SYN, &[]);
+    let answer = tcp_flags::SYN | tcp_flags::ACK;
+    let answer = frames::tcp_segment(&ends.reverse(), (22, 1009), (1, 2), answer, &[]);
+    assert!(peer.delivers(&guest, &open).unwrap() && guest.delivers(&peer, &answer).unwrap());
+    let said = cli.run(&["set-remove", "admins", "10.0.0.9", "--cut"]);
+    assert_eq!(
+        said,
+        "Set admins changed: 1 entry\nConnection ended on tap0: tcp 10.0.0.9:1009 → 10.0.0.2:22\n"
+    );
+    let told: Value =
+        serde_json::from_str(&cli.run(&["--json", "set-define", "admins.xml", "--cut"])).unwrap();
+    assert_eq!(told["cut"], json!({"ended": [], "failures": []}));
+
+    // The change is made although not all can be ended.
+    cli.run(&["binding-delete", "tap0"]);
+    cli.run(&["binding-create", "anonymous.xml"]);
+    let said = cli.refused(&["set-remove", "admins", "10.0.0.9", "--cut"]);
+    assert!(said.contains("port 'tap0': its connections are not known"), "{said}");
+    assert!(cli.run(&["set-dumpxml", "admins"]).contains("10.0.0.8"));
+    assert!(!cli.run(&["set-dumpxml", "admins"]).contains("10.0.0.9"));
+}

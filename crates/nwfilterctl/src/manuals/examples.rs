@@ -89,7 +89,11 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "Print all addresses that a set holds now, those of its tags' ports among them.",
     ),
     ("set-list", "nwfilterctl set-list", "List the sets."),
-    ("set-remove", "nwfilterctl set-remove admins 10.1.0.0/16", "Take a network out of a set."),
+    (
+        "set-remove",
+        "nwfilterctl set-remove admins 10.1.0.0/16 --cut",
+        "Take a network out of a set, and end its connections that rules on established ones would let go on.",
+    ),
     (
         "set-replace",
         "nwfilterctl set-replace blocked --file blocked.txt",
