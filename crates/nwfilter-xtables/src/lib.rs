@@ -230,15 +230,17 @@ impl Xtables {
         let mut steps = steps_for(memory.tables()?);
         let mut attempts = 1..ATTEMPTS;
         let applied = loop {
-            let error = match steps::commit(&steps) {
+            let failed = match steps::commit(&steps) {
                 Ok(applied) => break applied,
-                Err(error) => error,
+                Err(failed) => failed,
             };
             memory.forget();
-            // Unchanged tables would refuse again.
             match memory.tables().map(&mut steps_for) {
-                Ok(again) if again != steps && attempts.next().is_some() => steps = again,
-                _ => return Err(error),
+                // Otherwise the tools would refuse the same again.
+                Ok(again) if (failed.in_a_race || again != steps) && attempts.next().is_some() => {
+                    steps = again;
+                }
+                _ => return Err(failed.error),
             }
         };
         memory.committed(&steps);

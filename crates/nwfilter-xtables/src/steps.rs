@@ -136,8 +136,16 @@ fn join(tool: Tool, saved: &SavedTable, port: &PortDev, wanted: &PortTable) -> (
 
 // ---- commit ----
 
+/// Why steps were not committed.
+pub(crate) struct Failed {
+    pub(crate) error: ApplyError,
+    /// Whether a tool refused its text while the kernel's rules changed. The nf_tables tools then send their changes again, and
+    /// may delete a rule by a number that it no longer has: "RULE_DELETE failed (No such file or directory)".
+    pub(crate) in_a_race: bool,
+}
+
 /// Commits the steps. If one is refused, reverts those before it.
-pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
+pub(crate) fn commit(steps: &[Step]) -> Result<Applied, Failed> {
     let mut applied = Applied::default();
     for (done, step) in steps.iter().enumerate() {
         let Some(tool) = step.first().map(Plan::tool) else { continue };
@@ -145,9 +153,11 @@ pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
         if let Err(error) = commit_script(tool, &Script::of(step)) {
             // The kernel does not count changes by the legacy variants.
             let counted = tool::is_legacy(tool).is_ok_and(|legacy| !legacy);
-            let unchanged = counted && before.is_some() && before == Generation::now().ok();
+            let now = before.and_then(|_| Generation::now().ok());
+            let unchanged = counted && now.is_some() && before == now;
+            let in_a_race = counted && now.is_some() && before != now && error.is_refusal;
             take_back(if unchanged { &steps[..done] } else { &steps[..=done] });
-            return Err(error);
+            return Err(Failed { error: error.error, in_a_race });
         }
         applied.commits += step.len();
         applied.changed.extend(step.iter().flat_map(|plan| plan.changed.iter().cloned()));
@@ -155,19 +165,31 @@ pub(crate) fn commit(steps: &[Step]) -> Result<Applied, ApplyError> {
     Ok(applied)
 }
 
-fn commit_script(tool: Tool, script: &Script) -> Result<(), ApplyError> {
+/// Why a restore text was not committed.
+struct NotCommitted {
+    error: ApplyError,
+    /// Whether the tool ran and refused it.
+    is_refusal: bool,
+}
+
+fn commit_script(tool: Tool, script: &Script) -> Result<(), NotCommitted> {
     log::trace!("{}-restore --noflush\n{}", tool.name(), script.text);
-    let Err(refusal) = tool::restore(tool, &script.text)? else { return Ok(()) };
-    match refusal.line.and_then(|line| script.rule_at(line)) {
-        Some((rule, of_port)) => Err(ApplyError::Refused(Box::new(Refused {
+    let refusal = match tool::restore(tool, &script.text) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(refusal)) => refusal,
+        Err(error) => return Err(NotCommitted { error, is_refusal: false }),
+    };
+    let error = match refusal.line.and_then(|line| script.rule_at(line)) {
+        Some((rule, of_port)) => ApplyError::Refused(Box::new(Refused {
             port: of_port.port.clone(),
             origin: of_port.origin.clone(),
             object: of_port.object.clone(),
             rule: rule.to_owned(),
             why: refusal.message,
-        }))),
-        None => Err(tool::unavailable(format!("{}-restore", tool.name()), refusal.message)),
-    }
+        })),
+        None => tool::unavailable(format!("{}-restore", tool.name()), refusal.message),
+    };
+    Err(NotCommitted { error, is_refusal: true })
 }
 
 /// Reverts steps, the last one first. Reads the tables to find out which plans were committed: of a tool's two tables the
@@ -179,7 +201,7 @@ fn take_back(steps: &[Step]) {
             if !plan.is_committed(Saved::parse(&text).table(plan.table().name())) {
                 return Ok(());
             }
-            commit_script(tool, &Script::of([&plan.inverse()]))
+            commit_script(tool, &Script::of([&plan.inverse()])).map_err(|failed| failed.error)
         });
         if let Err(error) = result {
             log::error!("the change of {} could not be taken back: {error}", plan.table().label());

@@ -114,7 +114,13 @@ impl<T> Directory<T> {
         for (name, path, stamp) in listed.documents {
             let content = match previous.remove(&name) {
                 Some((known, content)) if known == stamp => content,
-                other => self.load(&name, &path, other.and_then(|(_, content)| content.document().cloned())),
+                other => {
+                    let last = other.and_then(|(_, content)| content.document().cloned());
+                    match self.load(&name, &path, last) {
+                        Some(content) => content,
+                        None => continue,
+                    }
+                }
             };
             self.loaded.insert(name, (stamp, content));
         }
@@ -129,8 +135,10 @@ impl<T> Directory<T> {
         match not_found_is(fs::metadata(&path).map(Some), None) {
             Ok(Some(file)) => {
                 let last = self.get(name).cloned();
-                let content = self.load(name, &path, last);
-                self.loaded.insert(name.to_owned(), (stamp_of(&file), content));
+                match self.load(name, &path, last) {
+                    Some(content) => drop(self.loaded.insert(name.to_owned(), (stamp_of(&file), content))),
+                    None => drop(self.loaded.remove(name)),
+                }
             }
             Ok(None) => drop(self.loaded.remove(name)),
             Err(source) => return Err(Error::Store { path, source }),
@@ -146,17 +154,18 @@ impl<T> Directory<T> {
         Ok(())
     }
 
-    /// Reads a file, of which `last` was read before.
-    fn load(&self, name: &str, path: &Path, last: Option<Arc<T>>) -> Content<T> {
+    /// Reads a file, of which `last` was read before. `None` if another process has removed it meanwhile.
+    fn load(&self, name: &str, path: &Path, last: Option<Arc<T>>) -> Option<Content<T>> {
         let document = path.display().to_string();
         // libvirt, too, continues with the loaded document. In other stores the file is renamed.
         let last = last.filter(|_| self.layout == Layout::Libvirt);
         let ignored = if last.is_some() { "ignored; what was read before stays in force" } else { "ignored" };
         let (kind, why) = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is {ignored}: {error}")),
             Ok(bytes) => match decode(&document, &bytes).and_then(|text| self.read_text(&document, text)) {
                 Ok(document) if (self.name_of)(&document) == name => {
-                    return Content::Document(Arc::new(document));
+                    return Some(Content::Document(Arc::new(document)));
                 }
                 Ok(document) => {
                     let about = (self.name_of)(&document);
@@ -169,7 +178,7 @@ impl<T> Directory<T> {
         };
         let problem = Problem { path: path.to_owned(), kind, why };
         log::error!("{problem}");
-        Content::None { problem, last }
+        Some(Content::None { problem, last })
     }
 
     fn read_text(&self, document: &str, text: &str) -> Result<T, Diagnostics> {

@@ -6,6 +6,7 @@ mod driver_support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use driver_support::{Lab, accepting, binding, binding_xml, define, names};
 use nwfilter::{Driver, Error, Fake, Layout, ProblemKind};
@@ -169,4 +170,30 @@ fn in_libvirts_stores_what_was_read_stays_in_force_while_its_file_is_damaged() {
 
     fs::remove_file(&file).unwrap();
     assert!(driver.filter(&filter_name("f")).is_err(), "a file that is gone is no damaged one");
+}
+
+#[test]
+fn a_file_that_another_process_removes_while_the_store_is_read_is_no_problem() {
+    skip_unless!(Need::Root);
+    let lab = Lab::new(0);
+    fs::create_dir(lab.bindings()).unwrap();
+    // Many, so that some are removed between the listing and the reading.
+    let paths: Vec<_> = (0..50).map(|port| lab.bindings().join(format!("p{port}.xml"))).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                for (port, path) in paths.iter().enumerate() {
+                    fs::write(path.with_extension("new"), binding_xml(&format!("p{port}"), "allow-arp"))
+                        .unwrap();
+                    fs::rename(path.with_extension("new"), path).unwrap();
+                }
+                paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+            }
+        });
+        let driver = lab.fake_driver(&Fake::new());
+        let problems: Vec<_> = (0..200).flat_map(|_| driver.problems().unwrap()).collect();
+        done.store(true, Relaxed);
+        assert_eq!(problems, []);
+    });
 }
