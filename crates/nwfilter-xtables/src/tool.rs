@@ -98,9 +98,38 @@ pub(crate) fn save(tool: Tool) -> Result<String, ApplyError> {
     let program = format!("{}-save", tool.name());
     let output = run(&program, &[], None)?;
     if !output.status.success() {
-        return Err(failure(program, &output));
+        let message = String::from_utf8_lossy(&output.stderr);
+        let unreadable = message.contains("Parsing nftables rule failed");
+        return Err(if unreadable { not_readable(program, tool, None) } else { failure(program, &output) });
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut ours = TableId::ALL.into_iter().filter(|table| table.tool() == tool);
+    match ours.find(|table| text.contains(&format!("# Table `{}' is incompatible", table.name()))) {
+        Some(table) => Err(not_readable(program, tool, Some(table))),
+        None => Ok(text),
+    }
+}
+
+/// The error for a table with a rule that the tool cannot show, which only nft and programs like it can make. The tool then
+/// shows none of the table's rules: taken for an empty table, the chains of all ports would be made anew for those of a batch.
+fn not_readable(program: String, tool: Tool, table: Option<TableId>) -> ApplyError {
+    let family = match tool {
+        Tool::Iptables => "ip",
+        Tool::Ip6tables => "ip6",
+        Tool::Ebtables => "bridge",
+    };
+    let (whose, list) = match table {
+        Some(table) => {
+            (format!("table {}", table.name()), format!("nft -a list table {family} {}", table.name()))
+        }
+        None => ("a table".to_owned(), format!("nft -a list ruleset {family}")),
+    };
+    let name = tool.name();
+    let why = format!(
+        "{whose} has a rule that {name} cannot read, and nothing is changed beside it: find it with '{list}', \
+         delete it, and have the program that made it use a table of its own"
+    );
+    unavailable(program, why)
 }
 
 /// The rules of one chain as `TOOL-save` prints them. `None` if listing it would change it.

@@ -182,18 +182,19 @@ fn a_file_that_another_process_removes_while_the_store_is_read_is_no_problem() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Relaxed) {
+            for _ in 0..300 {
                 for (port, path) in paths.iter().enumerate() {
-                    fs::write(path.with_extension("new"), binding_xml(&format!("p{port}"), "allow-arp"))
-                        .unwrap();
-                    fs::rename(path.with_extension("new"), path).unwrap();
+                    fs::write(path, binding_xml(&format!("p{port}"), "allow-arp")).unwrap();
                 }
                 paths.iter().for_each(|path| fs::remove_file(path).unwrap());
             }
+            done.store(true, Relaxed);
         });
         let driver = lab.fake_driver(&Fake::new());
-        let problems: Vec<_> = (0..200).flat_map(|_| driver.problems().unwrap()).collect();
-        done.store(true, Relaxed);
-        assert_eq!(problems, []);
+        while !done.load(Relaxed) {
+            let problems = driver.problems().unwrap();
+            // What is read while it is written is damaged.
+            assert!(!problems.iter().any(|problem| problem.kind == ProblemKind::Unreadable), "{problems:?}");
+        }
     });
 }
