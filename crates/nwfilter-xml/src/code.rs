@@ -135,8 +135,9 @@ codes! {
     43 IgnoredParameter "A parameter is ignored"
         "libvirt ignores a parameter without a name or a value, and one whose value has other characters than letters, \
          digits and `_ . :`."
-    44 MetadataWithoutEffect "A filter in the metadata has no effect"
-        "The interface has a `<filterref>` of its own, or the domain has no interface of this MAC address."
+    44 MetadataWithoutEffect "A filter or a tag in the metadata has no effect"
+        "The interface has a `<filterref>` of its own, or has none although it has tags, or the domain has no interface of this MAC \
+         address."
     45 NoSuchFilter "An included filter does not exist"
         "Neither the checked files nor the store nor the stock filters have a filter of this name. libvirt takes the \
          document, but no port can be bound to it."

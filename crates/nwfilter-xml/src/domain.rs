@@ -15,6 +15,7 @@ use crate::place::Place;
 /// <domain>
 ///   <metadata>
 ///     <nwf:filterrefs xmlns:nwf='https://nwfilter.org/xmlns/filterref/1'>
+///       <nwf:tag name='web'/>
 ///       <nwf:interface mac='52:54:00:12:34:56'>
 ///         <nwf:filterref filter='clean-traffic'>
 ///           <nwf:parameter name='IP' value='10.0.0.1'/>
@@ -24,6 +25,9 @@ use crate::place::Place;
 ///   </metadata>
 /// </domain>
 /// ```
+///
+/// A `<tag>` gives tags to all interfaces that have a filter, or within an `<interface>` to that one, also where the filter is
+/// that of the interface itself. They are added to the parameter `CTRL_TAGS` of its binding.
 pub const METADATA_NAMESPACE: &str = "https://nwfilter.org/xmlns/filterref/1";
 
 /// What a `<domain>` document says about filters.

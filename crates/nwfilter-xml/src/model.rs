@@ -1,6 +1,6 @@
 //! Filters, rules and includes as values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use crate::Error;
 use crate::names::{ChainName, FilterName, MacAddr, Priority, VarName};
 use crate::place::Place;
 use crate::schema::{Attribute, Field, Protocol};
+use crate::set::Tag;
 use crate::text::serde_as_text;
 use crate::value::{Literal, Value, VarRef};
 
@@ -276,6 +277,16 @@ impl Params {
     /// Gives a variable this value, unless it has one.
     pub(crate) fn set_default(&mut self, name: VarName, value: &MacAddr) {
         self.0.entry(name).or_insert_with(|| Arc::new(vec![value.to_string()]));
+    }
+
+    /// Adds tags to those of the parameter `CTRL_TAGS`.
+    pub(crate) fn add_tags<'a>(&mut self, tags: impl Iterator<Item = &'a Tag>) {
+        let mut tags = tags.peekable();
+        if tags.peek().is_some() {
+            let values = Arc::make_mut(self.0.entry(VarName::ctrl_tags()).or_default());
+            let has: BTreeSet<_> = values.iter().cloned().collect();
+            values.extend(tags.map(Tag::to_string).filter(|tag| !has.contains(tag)));
+        }
     }
 
     /// The values of a variable.

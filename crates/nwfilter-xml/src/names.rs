@@ -113,8 +113,15 @@ impl VarName {
     /// The IPv6 addresses of the port.
     pub const IPV6: &str = "IPV6";
 
+    /// The tags of the port.
+    pub const CTRL_TAGS: &str = "CTRL_TAGS";
+
     pub(crate) fn mac() -> Self {
         Self(Self::MAC.to_owned())
+    }
+
+    pub(crate) fn ctrl_tags() -> Self {
+        Self(Self::CTRL_TAGS.to_owned())
     }
 
     /// Whether the values are addresses of the guest, which are learned where none is given.

@@ -203,7 +203,7 @@ pub(crate) struct Reader<'t> {
     strictness: Strictness,
     size: Size,
     pub(crate) problems: Problems<'t>,
-    values: usize,
+    pub(crate) values: usize,
 }
 
 impl Reader<'_> {

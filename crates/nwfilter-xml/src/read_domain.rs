@@ -1,6 +1,6 @@
 //! Reads the parts of `<domain>` that concern filters, and passes over the rest.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use roxmltree::Node;
 
@@ -8,8 +8,9 @@ use crate::code::Code;
 use crate::domain::{Domain, Interface, METADATA_NAMESPACE};
 use crate::model::Include;
 use crate::names::MacAddr;
-use crate::read::{Reader, attribute, child, parse_uuid, text_of};
+use crate::read::{MAX_VALUES, Reader, attribute, child, parse_uuid, text_of};
 use crate::read_binding::read_mac;
+use crate::set::Tag;
 
 impl Reader<'_> {
     pub(crate) fn domain(&mut self, node: Node<'_, '_>) -> Option<Domain> {
@@ -75,6 +76,8 @@ impl Reader<'_> {
                 by_mac.entry(mac).or_insert(index);
             }
         }
+        let mut tags =
+            Tags { of_guest: BTreeSet::new(), of_interfaces: vec![BTreeSet::new(); interfaces.len()] };
         let ours = |child: &Node<'_, '_>| child.tag_name().namespace() == Some(METADATA_NAMESPACE);
         for root in node.children().filter(ours) {
             if root.tag_name().name() != "filterrefs" {
@@ -83,11 +86,28 @@ impl Reader<'_> {
             }
             for child in self.child_elements(root) {
                 match child.tag_name().name() {
-                    "interface" => self.metadata_interface(child, interfaces, &by_mac),
-                    _ => self.warn_unknown_element(child, &["interface"]),
+                    "interface" => self.metadata_interface(child, interfaces, &by_mac, &mut tags),
+                    "tag" => tags.of_guest.extend(self.guest_tag(child)),
+                    _ => self.warn_unknown_element(child, &["interface", "tag"]),
                 }
             }
         }
+        for (interface, own) in interfaces.iter_mut().zip(tags.of_interfaces) {
+            let Some(filter) = &mut interface.filter else { continue };
+            let tags = tags.of_guest.union(&own);
+            self.values += tags.clone().count();
+            if self.values > MAX_VALUES {
+                let message = format!("more than {MAX_VALUES} values and tags are passed");
+                self.problems.error(Code::TooManyValues, self.tag(node), message, None);
+                break;
+            }
+            filter.params.add_tags(tags);
+        }
+    }
+
+    fn guest_tag(&mut self, node: Node<'_, '_>) -> Option<Tag> {
+        self.warn_unknown_attributes(node, &["name"]);
+        self.needed::<Tag>(node, "name", "web", Code::BadName)
     }
 
     fn metadata_interface(
@@ -95,28 +115,50 @@ impl Reader<'_> {
         node: Node<'_, '_>,
         interfaces: &mut [Interface],
         by_mac: &HashMap<MacAddr, usize>,
+        tags: &mut Tags,
     ) {
         self.warn_unknown_attributes(node, &["mac"]);
-        self.warn_unknown_children(node, &["filterref"]);
-        let Some((mac, filter)) = self.metadata_filter(node) else { return };
-        match by_mac.get(&mac).and_then(|index| interfaces.get_mut(*index)) {
-            Some(Interface { filter: Some(_), .. }) => {
-                let message = "this has no effect: the interface has a <filterref> of its own";
+        self.warn_unknown_children(node, &["filterref", "tag"]);
+        let Some((mac, filter, own)) = self.metadata_filter(node) else { return };
+        let index = by_mac.get(&mac).copied();
+        let Some((index, interface)) = index.and_then(|index| Some((index, interfaces.get_mut(index)?)))
+        else {
+            // Left over from an interface that was unplugged; the others are filtered all the same.
+            let message =
+                format!("this has no effect: no interface of this domain has the MAC address {mac}");
+            self.problems.warn(Code::MetadataWithoutEffect, self.tag(node), message, None);
+            return;
+        };
+        match (filter, &interface.filter) {
+            (Some(_), Some(_)) => {
+                let message = match own.is_empty() {
+                    true => "this has no effect: the interface has a <filterref> of its own",
+                    false => "this <filterref> has no effect: the interface has one of its own",
+                };
                 self.problems.warn(Code::MetadataWithoutEffect, self.tag(node), message, None);
             }
-            Some(interface) => interface.filter = Some(filter),
-            None => {
-                // Left over from an interface that was unplugged; the others are filtered all the same.
+            (Some(filter), None) => interface.filter = Some(filter),
+            (None, Some(_)) => {}
+            (None, None) => {
                 let message =
-                    format!("this has no effect: no interface of this domain has the MAC address {mac}");
+                    "these tags have no effect: the interface has no <filterref>, here or of its own";
                 self.problems.warn(Code::MetadataWithoutEffect, self.tag(node), message, None);
             }
         }
+        if let Some(tags) = tags.of_interfaces.get_mut(index) {
+            tags.extend(own);
+        }
     }
 
-    fn metadata_filter(&mut self, node: Node<'_, '_>) -> Option<(MacAddr, Include)> {
+    /// The MAC address, the filter and the tags of an interface, of which it must have one.
+    fn metadata_filter(&mut self, node: Node<'_, '_>) -> Option<(MacAddr, Option<Include>, BTreeSet<Tag>)> {
         let mac = attribute(node, "mac");
         let filter = child(node, "filterref");
+        let tags: Vec<_> = node
+            .children()
+            .filter(|child| child.is_element() && child.tag_name().name() == "tag")
+            .map(|child| self.guest_tag(child))
+            .collect();
         if mac.is_none() {
             let help = "mac='52:54:00:12:34:56', the address of the interface that is meant";
             self.problems.error(
@@ -126,7 +168,7 @@ impl Reader<'_> {
                 Some(help.into()),
             );
         }
-        if filter.is_none() {
+        if filter.is_none() && tags.is_empty() {
             self.problems.error(
                 Code::MissingElement,
                 self.tag(node),
@@ -135,7 +177,19 @@ impl Reader<'_> {
             );
         }
         let mac = mac.and_then(|a| self.parsed(Code::BadMac, &a, read_mac(a.value())));
-        let filter = filter.and_then(|element| self.include(element));
-        Some((mac?, filter?))
+        let filter = match filter {
+            Some(element) => Some(self.include(element)?),
+            None if tags.is_empty() => return None,
+            None => None,
+        };
+        Some((mac?, filter, tags.into_iter().flatten().collect()))
     }
+}
+
+/// The tags that metadata give.
+struct Tags {
+    /// To all interfaces that have a filter.
+    of_guest: BTreeSet<Tag>,
+    /// To each of them.
+    of_interfaces: Vec<BTreeSet<Tag>>,
 }

@@ -88,7 +88,7 @@ impl Reader<'_> {
     }
 
     /// An attribute that must be there.
-    fn needed<T: FromStr<Err = Error>>(
+    pub(crate) fn needed<T: FromStr<Err = Error>>(
         &mut self,
         node: Node<'_, '_>,
         name: &str,

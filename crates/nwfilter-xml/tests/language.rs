@@ -270,9 +270,13 @@ place, with the MAC address to tell which interface is meant:
         <nwf:parameter name='IP' value='10.0.0.1'/>
       </nwf:filterref>
     </nwf:interface>
+    <nwf:tag name='web'/>
   </nwf:filterrefs>
 </metadata>
 ```
+
+A `<tag>` there gives all filtered interfaces of the guest a tag, by which sets find them (docs/sets.md); within `<interface>` it gives one to that
+interface, also where the filter is its own `<filterref>`. Tags are added to the parameter `CTRL_TAGS` of the binding.
 
 ## Limits
 

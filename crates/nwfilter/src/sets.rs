@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nwfilter_rules::{Applied, SetContent, cycle};
 use nwfilter_xml::{
     Binding, Field, Filter, FilterSet, Literal, MAX_SET_ENTRIES, SetEntry, SetName, SetRange, Tag, Value,
-    read_set,
+    VarName, read_set,
 };
 
 use crate::learn::known::Known;
@@ -15,7 +15,7 @@ use crate::stores::Stores;
 use crate::{Driver, Error, Transaction};
 
 /// The parameter of a binding that names the tags of its port.
-pub const CTRL_TAGS: &str = "CTRL_TAGS";
+pub const CTRL_TAGS: &str = VarName::CTRL_TAGS;
 
 /// The tags of a port: the values of the parameter `CTRL_TAGS`, of which each may be several with `:` between them.
 /// What is no tag is left out.

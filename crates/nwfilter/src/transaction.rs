@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
 use nwfilter_xml::{
-    Binding, Filter, FilterName, FilterSet, PortDev, SetEntry, SetName, SetRange, Uuid, write_binding_status,
-    write_filter, write_set,
+    Binding, Filter, FilterName, FilterSet, PortDev, SetEntry, SetName, SetRange, Uuid, VarName,
+    write_binding_status, write_filter, write_set,
 };
 
 use crate::files::Step;
@@ -361,12 +361,14 @@ impl<'a> Draft<'a> {
             return Err(Error::NoSuchPort(port));
         }
         binding.pass_mac();
-        let event = match self.binding(&port) {
+        let (event, is_known) = match self.binding(&port) {
             Some(old) if **old == binding => return Ok(None),
-            Some(_) => Event::BindingReplaced(port.clone()),
-            None => Event::BindingCreated(port.clone()),
+            Some(old) => (Event::BindingReplaced(port.clone()), differ_by_tags_only(old, &binding)),
+            None => (Event::BindingCreated(port.clone()), false),
         };
-        self.change.forgotten.insert(port.clone());
+        if !is_known {
+            self.change.forgotten.insert(port.clone());
+        }
         self.change.bindings.insert(port, Some(Arc::new(binding)));
         Ok(Some(event))
     }
@@ -481,6 +483,16 @@ impl Change {
         }
         self.bindings.keys().try_for_each(|port| stores.bindings.refresh_one(port.as_str()))
     }
+}
+
+/// Whether two bindings of a port differ by its tags only, so that what was learned of its guest still counts.
+fn differ_by_tags_only(old: &Binding, new: &Binding) -> bool {
+    let without_tags = |binding: &Binding| {
+        let mut binding = binding.clone();
+        binding.params.remove(VarName::CTRL_TAGS);
+        binding
+    };
+    without_tags(old) == without_tags(new)
 }
 
 fn stored_filter(filter: &Filter, source: Option<&PathBuf>) -> String {

@@ -186,7 +186,7 @@ fn guests_are_filtered_across_their_life_a_hot_plug_and_restarts_of_both_daemons
     world.virsh(&["attach-device", "vm1"], &Guest::interface(second, "tap9"))?;
     // libvirt declares the prefix of --key itself, so the document needs another.
     let filterrefs = format!(
-        "<f:filterrefs xmlns:f='{}'>{}{}</f:filterrefs>",
+        "<f:filterrefs xmlns:f='{}'><f:tag name='web'/>{}{}</f:filterrefs>",
         nwfilter_xml::METADATA_NAMESPACE,
         Guest::filterref(guest.mac(), "allow-dhcp", IP).replace("nwf:", "f:"),
         Guest::filterref(second, "clean-traffic", IP).replace("nwf:", "f:"),
@@ -195,6 +195,9 @@ fn guests_are_filtered_across_their_life_a_hot_plug_and_restarts_of_both_daemons
     let words = ["metadata", "vm1", "--uri", uri, "--key", "nwf", "--set", &filterrefs, "--live"];
     world.libvirtd.virsh_on(Connect::Qemu, &words)?;
     world.eventually_filtered("tap9", true)?;
+    let binding = world.ctl(&["binding-dumpxml", "tap9"]).output()?;
+    let binding = String::from_utf8(binding.stdout)?;
+    assert!(binding.contains("<parameter name='CTRL_TAGS' value='web'/>"), "{binding}");
 
     world.host.run(&["nft", "flush", "ruleset"])?;
     for port in ["tap1", "tap9"] {
