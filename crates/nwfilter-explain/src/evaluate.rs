@@ -384,6 +384,10 @@ impl Path {
         rule: &Rule<T>,
         subject: &Subject<'_>,
     ) -> Result<Next, Unanswerable> {
+        // The rule after it says the same, and decides.
+        if matches!(rule.verdict, Verdict::Log(_)) {
+            return Ok(Next::On);
+        }
         let (tests, applies) = tested(&rule.matches, subject, &rule.origin)?;
         self.push(at, rule.origin.clone(), StepKind::Rule { verdict: rule.verdict, applies }, tests);
         Ok(if applies { self.take(rule.verdict) } else { Next::On })
@@ -392,7 +396,9 @@ impl Path {
     /// The end of a chain. It is a step only if it drops packets.
     fn end(&mut self, at: (Layer, String), verdict: Verdict) -> Next {
         match verdict {
-            Verdict::Accept | Verdict::Pass | Verdict::Continue => Next::Ends(Outcome::Passes),
+            Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Log(_) => {
+                Next::Ends(Outcome::Passes)
+            }
             verdict => {
                 self.push(at, Origin::BUILT_IN, StepKind::End { verdict }, Vec::new());
                 self.take(verdict)
@@ -407,7 +413,7 @@ impl Path {
             Verdict::Drop => Next::Ends(Outcome::Dropped),
             Verdict::Reject => Next::Ends(Outcome::Rejected),
             Verdict::Return => return Next::Return,
-            Verdict::Continue => return Next::On,
+            Verdict::Continue | Verdict::Log(_) => return Next::On,
         };
         self.decided = Some(self.steps.len() - 1);
         next

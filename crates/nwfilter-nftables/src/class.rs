@@ -17,8 +17,8 @@ use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 
 use nwfilter_rules::{
-    EthernetRule, EthernetSide, EthernetTest, Family, HelperRule, HelperSide, IpPart, IpRule, IpTest, Match,
-    Origin, RootEntry, Ruleset, Transport, Unsupported, Verdict,
+    EthernetRule, EthernetSide, EthernetTest, Family, HelperRule, HelperSide, IpPart, IpRule, IpTest,
+    LogGroup, Match, Origin, RootEntry, Ruleset, Transport, Unsupported, Verdict,
 };
 
 use crate::condition::{self, All, Condition, Inexpressible};
@@ -42,8 +42,8 @@ pub(crate) struct Class {
     pub(crate) lacks_answers: bool,
     /// The sets of its ports' values.
     pub(crate) sets: Vec<ClassSet>,
-    /// The sets of addresses whose connections are counted.
-    pub(crate) counted: Vec<Datatype>,
+    /// The sets in which something is counted for each port.
+    pub(crate) counted: Vec<Counted>,
     /// The conntrack helpers that it assigns.
     pub(crate) helpers: BTreeSet<HelperKind>,
 }
@@ -61,6 +61,15 @@ pub(crate) struct ClassSet {
     pub(crate) fields: Vec<Datatype>,
     /// The variables that the values come from.
     pub(crate) variables: String,
+}
+
+/// What a set of a class counts for each port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Counted {
+    /// The connections of each address.
+    Connections(Datatype),
+    /// The packets that were logged lately, of one way.
+    Logged(Way),
 }
 
 /// A chain of a class.
@@ -122,6 +131,8 @@ pub(crate) enum ClassMatch {
     Member { set: usize, loads: Vec<Load>, negated: bool },
     /// The port and an address have more connections than that, or not.
     Connlimit { counted: usize, source: Load, limit: Connlimit },
+    /// Packets of the port were not logged too often.
+    LogLimit { counted: usize },
 }
 
 /// The verdict of a rule.
@@ -143,6 +154,8 @@ pub(crate) enum Action {
     Goto(ChainIndex),
     /// Its connection gets a helper.
     Helper(HelperKind),
+    /// It is logged.
+    Log(LogGroup),
 }
 
 /// A conntrack helper object.
@@ -418,7 +431,7 @@ impl Builder {
             match chain.end {
                 Verdict::Return => {}
                 Verdict::Drop | Verdict::Reject => self.lead(index, Vec::new(), dropped(way)),
-                Verdict::Accept | Verdict::Pass | Verdict::Continue => {
+                Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Log(_) => {
                     self.lead(index, Vec::new(), accept.clone())
                 }
             }
@@ -441,7 +454,7 @@ impl Builder {
         self.rules(root, flat);
         let end = match side.end {
             Verdict::Drop | Verdict::Reject => dropped(way),
-            Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Return => accept,
+            Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Return | Verdict::Log(_) => accept,
         };
         self.lead(root, Vec::new(), end);
         Ok(root)
@@ -451,9 +464,8 @@ impl Builder {
 
     /// Adds rules; those that differ only in values of variables become one.
     fn rules(&mut self, chain: ChainIndex, flat: Vec<Flat>) {
-        // Packets to a guest are counted on their way out.
-        let flat: Vec<_> = match self.class.chains[chain].way {
-            Way::Ahead => flat.into_iter().filter(|rule| rule.action != Action::Continue).collect(),
+        let flat = match self.class.chains[chain].way {
+            Way::Ahead => ahead(flat),
             _ => flat,
         };
         for group in flat.chunk_by(Flat::is_like) {
@@ -488,8 +500,7 @@ impl Builder {
                 // It counts the packets that get to it.
                 Condition::Connlimit { source, limit } => {
                     matches.push(ClassMatch::Literal(condition::is_tracked()));
-                    self.class.counted.push(Datatype::of(*source));
-                    let counted = self.class.counted.len() - 1;
+                    let counted = self.counted(Counted::Connections(Datatype::of(*source)));
                     last.push(ClassMatch::Connlimit { counted, source: *source, limit: *limit });
                 }
                 other => matches.push(ClassMatch::Literal(other.clone())),
@@ -517,6 +528,12 @@ impl Builder {
             matches.push(self.member(group, &[index], true));
         }
         matches.append(&mut last);
+        let way = self.class.chains[chain].way;
+        if let Action::Log(_) = first.action {
+            let limits = self.class.counted.iter().position(|counted| *counted == Counted::Logged(way));
+            let counted = limits.unwrap_or_else(|| self.counted(Counted::Logged(way)));
+            matches.push(ClassMatch::LogLimit { counted });
+        }
         let rule = ClassRule {
             matches,
             action: first.action.clone(),
@@ -524,6 +541,12 @@ impl Builder {
             comment: first.comment.clone(),
         };
         self.push(chain, rule);
+    }
+
+    /// A new set that counts.
+    fn counted(&mut self, what: Counted) -> usize {
+        self.class.counted.push(what);
+        self.class.counted.len() - 1
     }
 
     /// The lookup of these conditions of each rule of a group.
@@ -554,6 +577,29 @@ impl Builder {
         });
         ClassMatch::Member { set, loads, negated }
     }
+}
+
+/// Of the rules for frames to a guest, those that are asked ahead. Packets are counted on their way out, and those that are
+/// dropped there are logged there.
+fn ahead(flat: Vec<Flat>) -> Vec<Flat> {
+    let follows: Vec<bool> = flat
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| {
+            let next = flat[index..].iter().find(|next| !matches!(next.action, Action::Log(_)));
+            next.is_some_and(|next| next.origin == rule.origin && matches!(next.action, Action::Reject(_)))
+        })
+        .collect();
+    let is_asked = |rule: &Flat, rejected| match rule.action {
+        Action::Continue => false,
+        Action::Log(_) => rejected,
+        _ => true,
+    };
+    flat.into_iter()
+        .zip(follows)
+        .filter(|(rule, rejected)| is_asked(rule, *rejected))
+        .map(|(rule, _)| rule)
+        .collect()
 }
 
 /// Whether the port's name and these fields fit into the registers.
@@ -614,6 +660,7 @@ fn flatten_ethernet(
         // As with ebtables, which cannot reject.
         Verdict::Drop | Verdict::Reject => dropped(way),
         Verdict::Continue => Action::Continue,
+        Verdict::Log(group) => Action::Log(group),
     };
     let ether_type = rule.matches.iter().find_map(|m| match m.test {
         EthernetTest::EtherType(number) if !m.negated => Some(number),
@@ -637,6 +684,7 @@ fn flatten_ip(rule: &IpRule, family: Family, way: Way, flat: &mut Vec<Flat>) -> 
         // The kernel cannot reject a packet that leaves; one that comes here was not rejected before.
         (Verdict::Reject, Way::ToGuest) => Action::Drop,
         (Verdict::Continue, _) => Action::Continue,
+        (Verdict::Log(group), _) => Action::Log(group),
     };
     let comment = rule.matches.iter().find_map(|m| match &m.test {
         IpTest::Comment(text) => Some(text.as_str()),

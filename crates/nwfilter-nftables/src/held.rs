@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use nix::libc;
-use nwfilter_rules::{Count, Held, HeldRule, Layer, Origin, RuleId, Verdict};
+use nwfilter_rules::{Count, Held, HeldRule, Layer, LogGroup, Origin, RuleId, Verdict};
 use nwfilter_xml::PortDev;
 
 use crate::class::Way;
@@ -92,6 +92,13 @@ fn place(chain: &ChainName) -> (Layer, Arc<str>) {
     }
 }
 
+fn log_group(log: &expr::Log) -> Option<LogGroup> {
+    match log.to {
+        expr::LogTo::Group { group, .. } => Some(LogGroup(group)),
+        expr::LogTo::Syslog { .. } => None,
+    }
+}
+
 /// What a rule does; `None` for one that only leads to another chain.
 fn verdict(rule: &Rule, origin: &Origin) -> Option<Verdict> {
     match rule.exprs.last() {
@@ -101,6 +108,7 @@ fn verdict(rule: &Rule, origin: &Origin) -> Option<Verdict> {
         Some(Expr::Verdict(expr::Verdict::Return)) => Some(Verdict::Return),
         // What a rule on frames accepts goes on to those on packets.
         Some(Expr::Verdict(expr::Verdict::Goto(_))) if *origin != Origin::BUILT_IN => Some(Verdict::Accept),
+        Some(Expr::Log(log)) => log_group(log).map(Verdict::Log),
         Some(Expr::Verdict(_) | Expr::Object { .. }) => None,
         _ => Some(Verdict::Continue),
     }

@@ -17,14 +17,15 @@
 
 use std::sync::Arc;
 
-use nwfilter_rules::Origin;
+use nwfilter_rules::{LOG_RATE, LogGroup, LogPrefix, LogSide, Origin};
 use nwfilter_xml::{MacAddr, PortDev};
 
 use crate::bridges::Bridge;
-use crate::class::{Action, Class, ClassMatch, ClassRule, HelperKind, Way};
+use crate::class::{Action, Class, ClassMatch, ClassRule, Counted, HelperKind, Way};
 use crate::condition::{self, Condition, SAME_BYTES};
 use crate::kernel::expr::{
-    CtKey, Dynset, DynsetOp, Expr, IFNAMSIZ, Load, MetaKey, ObjectKind, Register, Relation, Stateful, Verdict,
+    CtKey, Dynset, DynsetOp, Expr, IFNAMSIZ, Limit, LimitOf, Load, Log, LogTo, MetaKey, ObjectKind, Register,
+    Relation, Stateful, Verdict,
 };
 use crate::kernel::{
     BaseChain, Chain, ChainName, ChainType, Comment, CtHelper, Datatype, Element, ElementKey, ElementValue,
@@ -47,8 +48,11 @@ const ZONES: u32 = u16::MAX as u32;
 const TOWARD_PRIORITY: i32 = PREROUTING_PRIORITY + 1;
 /// The name of the map of [`dispatch_map`] for frames on their way to a guest.
 pub(crate) const TOWARD_GUEST: &str = "toward-guest";
-/// The most addresses of a set of counted connections.
+/// The most entries of a set that counts.
 const COUNTED: u32 = 65_536;
+/// How often packets of a port are logged.
+const LOG_LIMIT: Limit =
+    Limit { rate: LOG_RATE as u64, seconds: 1, burst: LOG_RATE, of: LimitOf::Packets, over: false };
 /// The longest part of a filter's name in names of chains.
 const TITLE: usize = 48;
 /// `01:80:c2:00:00:00` to `01:80:c2:00:00:0f`: a bridge keeps such frames for itself.
@@ -295,11 +299,17 @@ pub(crate) fn render(class: &Class) -> Rendered {
         let comment = Some(Comment::new(&set.variables));
         Arc::new(Set { comment, ..Set::new(set_name(index.to_string()), key) })
     });
-    let counted = class.counted.iter().enumerate().map(|(index, address)| {
+    let counted = class.counted.iter().enumerate().map(|(index, counted)| {
+        let key = match counted {
+            Counted::Connections(address) => vec![Datatype::Ifname, *address],
+            Counted::Logged(Way::FromGuest | Way::ToGuest) => vec![Datatype::Ifname],
+            // Ahead of a guest the port is not known, but its address is.
+            Counted::Logged(Way::Ahead) => vec![Datatype::EtherAddr],
+        };
         Arc::new(Set {
             size: Some(COUNTED),
             flags: SetFlags { dynamic: true, ..SetFlags::default() },
-            ..Set::new(set_name(format!("counted-{index}")), [Datatype::Ifname, *address])
+            ..Set::new(set_name(format!("counted-{index}")), key)
         })
     });
     let names =
@@ -363,6 +373,7 @@ impl Names<'_> {
             Action::Jump(chain) => built.verdict(Verdict::Jump(self.chains[*chain].clone())),
             Action::Goto(chain) => built.verdict(Verdict::Goto(self.chains[*chain].clone())),
             Action::Helper(kind) => built.object(&helper(*kind)),
+            Action::Log(group) => built.log(log(*group, way, &rule.origin)),
         };
         match &rule.comment {
             Some(comment) if is_first => built.comment(Comment::new(comment)),
@@ -386,6 +397,17 @@ impl Names<'_> {
                 let set = &self.sets[*set].name;
                 if *negated { rule.is_not_in(&loads, set) } else { rule.is_in(&loads, set) }
             }
+            ClassMatch::LogLimit { counted } => {
+                let key = if way == Way::Ahead { field::ETHER_DADDR } else { port };
+                rule.concat(&[key]).expr(Expr::Dynset(Dynset {
+                    set: self.counted[*counted].name.clone(),
+                    op: DynsetOp::Add,
+                    sreg: Register::FIRST,
+                    timeout: None,
+                    stateful: vec![Stateful::Limit(LOG_LIMIT)],
+                    invert: false,
+                }))
+            }
             ClassMatch::Connlimit { counted, source, limit } => {
                 rule.concat(&[port, *source]).expr(Expr::Dynset(Dynset {
                     set: self.counted[*counted].name.clone(),
@@ -397,6 +419,18 @@ impl Names<'_> {
                 }))
             }
         }
+    }
+}
+
+/// Logs a packet that the next rule stops.
+fn log(group: LogGroup, way: Way, origin: &Origin) -> Log {
+    let side = match way {
+        Way::FromGuest => LogSide::FromGuest,
+        Way::ToGuest | Way::Ahead => LogSide::ToGuest,
+    };
+    Log {
+        prefix: Some(LogPrefix::new(side, origin).to_string()),
+        to: LogTo::Group { group: group.0, snaplen: None, threshold: None },
     }
 }
 

@@ -138,9 +138,10 @@ pub struct RuleCount {
 impl From<Held> for Counts {
     fn from(Held { rules, differing }: Held) -> Self {
         let mut sums: BTreeMap<(Origin, Arc<BTreeSet<PortDev>>, bool), Count> = BTreeMap::new();
-        // A jump is no rule of a filter.
+        // A jump is no rule of a filter, nor is one that logs what the next one stops.
+        let counted = |verdict: &Verdict| !matches!(verdict, Verdict::Log(_));
         for (rule, verdict) in
-            rules.into_iter().filter_map(|rule| rule.verdict.map(|verdict| (rule, verdict)))
+            rules.into_iter().filter_map(|rule| rule.verdict.filter(counted).map(|verdict| (rule, verdict)))
         {
             *sums.entry((rule.origin, rule.ports, verdict.stops())).or_default() += rule.count;
         }

@@ -31,6 +31,7 @@ mod expand;
 mod fake;
 mod held;
 mod helper;
+mod log;
 mod lower_ethernet;
 mod lower_ip;
 mod packet;
@@ -49,6 +50,7 @@ pub use expand::instantiate;
 pub use fake::Fake;
 pub use held::{Count, Counts, Held, HeldRule, Layer, RuleCount, RuleId};
 pub use helper::{CTRL_CT_HELPERS, Helper, HelperRule, HelperSide, KNOWN_HELPERS, KnownHelper, Transport};
+pub use log::{CTRL_LOG_DROPS, LOG_RATE, LogGroup, LogPrefix, LogSide};
 pub use packet::{CtDirection, EthernetTest, IpTest, MaskedMac, Network, PortRange, StpRange};
 pub use ruleset::{
     AnyRule, Ethernet, EthernetRule, EthernetSide, Family, IpPart, IpRule, Jump, Match, Origin, RootEntry,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::held::Layer;
 use crate::helper::HelperRule;
+use crate::log::LogGroup;
 use crate::packet::{EthernetTest, IpTest};
 
 /// What one port enforces.
@@ -163,6 +164,9 @@ pub enum Verdict {
     Return,
     /// It is counted and continues with the next rule.
     Continue,
+    /// It is reported to a group of the kernel's log, unless that was done [too often](crate::LOG_RATE), and continues with
+    /// the next rule, which stops it: see [`Ruleset::logging_drops`].
+    Log(LogGroup),
 }
 
 /// The filter and line of a rule.

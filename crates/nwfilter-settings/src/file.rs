@@ -71,7 +71,7 @@ fn text_of(key: Key, value: &DeValue<'_>) -> Option<String> {
     match (key.kind(), value) {
         (Kind::Directory | Kind::Word(_) | Kind::Text, DeValue::String(text)) => Some(text.to_string()),
         (Kind::Switch, DeValue::Boolean(on)) => Some(on.to_string()),
-        (Kind::Seconds, DeValue::Integer(number)) => {
+        (Kind::Seconds | Kind::Group, DeValue::Integer(number)) => {
             u64::from_str_radix(number.as_str(), number.radix()).ok().map(|seconds| seconds.to_string())
         }
         _ => None,

@@ -11,6 +11,8 @@ pub enum Kind {
     Switch,
     /// A number of seconds, up to a day.
     Seconds,
+    /// The number of a group of the kernel's packet log.
+    Group,
     /// Any text that is not empty.
     Text,
 }
@@ -75,6 +77,8 @@ keys! {
         "Whether IP rules are refused where bridge-nf-call-iptables is off, instead of switching it on";
     Log "log" "NWFILTER_LOG" Kind::Word(&["error", "warn", "info", "debug", "trace"]), None,
         "The least level that is logged; without one, info for daemons and warn for all else";
+    LogGroup "log-group" "NWFILTER_LOG_GROUP" Kind::Group, Some("7410"),
+        "The group of the kernel's packet log for what ports with CTRL_LOG_DROPS drop";
     Metrics "metrics" "NWFILTER_METRICS" Kind::Text, None,
         "Where daemons serve metrics: HOST:PORT or unix:PATH; without it, nowhere";
     StateDir "state-dir" "NWFILTER_STATE_DIR" Kind::Directory, Some("/run/nwfilter"),
@@ -106,6 +110,7 @@ impl Key {
                 [] => String::new(),
             },
             Kind::Switch => "true or false".to_owned(),
+            Kind::Group => format!("a number from 0 to {}", u16::MAX),
             Kind::Seconds => format!("a number of seconds from 0 to {MAX_SECONDS}"),
             Kind::Text => "a text that is not empty".to_owned(),
         }
@@ -118,6 +123,7 @@ impl Key {
             Kind::Word(words) => words.contains(&value),
             Kind::Switch => matches!(value, "true" | "false"),
             Kind::Seconds => value.parse().is_ok_and(|seconds: u64| seconds <= MAX_SECONDS),
+            Kind::Group => value.parse::<u16>().is_ok(),
             Kind::Text => !value.is_empty(),
         }
     }

@@ -17,6 +17,7 @@ guard = 'vnet'
 helpers = false
 keep-bridge-nf = true
 log = 'debug'
+log-group = 5
 metrics = 'unix:/run/nwfilter/metrics'
 state-dir = '/run/filters'
 timeout = 0x1e

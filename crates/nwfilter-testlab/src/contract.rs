@@ -21,7 +21,8 @@ use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{
-    ApplyError, Backend, Batch, DesiredSet, Filters, Origin, Ruleset, SetContent, Subject, Watch, instantiate,
+    ApplyError, Backend, Batch, DesiredSet, Filters, LogGroup, Origin, Ruleset, SetContent, Subject, Watch,
+    instantiate,
 };
 use nwfilter_xml::{Filter, FilterName, PortDev, SetFamily, SetName, SetRange, read_binding, read_filter};
 
@@ -50,6 +51,7 @@ macro_rules! backend_contract {
             plan_shows_what_apply_changes_and_changes_nothing
             a_port_that_others_change_is_reported_planned_and_repaired
             a_set_holds_what_it_must_from_before_its_rules_until_after_them
+            logging_of_drops_comes_and_goes_as_any_change
             clearing_leaves_no_port
         );
     };
@@ -154,6 +156,19 @@ pub fn replacing_one_port_leaves_the_others(contract: &Contract<'_>) {
     assert_eq!(contract.apply(&after).changed, BTreeSet::from([port(0)]));
     assert_eq!(contract.plan(&after), []);
     assert!(!contract.plan(&before).is_empty());
+}
+
+/// See the name.
+pub fn logging_of_drops_comes_and_goes_as_any_change(contract: &Contract<'_>) {
+    let logging = |ruleset: Arc<Ruleset>| Arc::new((*ruleset).clone().logging_drops(LogGroup::default()));
+    let without = batch([(0, accepting(22)), (1, accepting(22))]);
+    let with = batch([(0, logging(accepting(22))), (1, accepting(22))]);
+    contract.apply(&without);
+    assert_eq!(contract.apply(&with).changed, BTreeSet::from([port(0)]));
+    assert_eq!(contract.plan(&with), []);
+    assert_eq!(contract.apply(&with).commits, 0);
+    assert_eq!(contract.apply(&without).changed, BTreeSet::from([port(0)]));
+    assert_eq!(contract.plan(&without), []);
 }
 
 /// See the name.

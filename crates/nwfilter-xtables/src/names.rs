@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use nwfilter_rules::LogSide;
 use nwfilter_xml::{ChainName, PortDev};
 
 use crate::saved::SavedTable;
@@ -95,6 +96,14 @@ impl Way {
         match self {
             Way::FromGuest => 'I',
             Way::ToGuest => 'O',
+        }
+    }
+
+    /// What logged packets of its chains are said to be.
+    pub(crate) fn log_side(self) -> LogSide {
+        match self {
+            Way::FromGuest => LogSide::FromGuest,
+            Way::ToGuest => LogSide::ToGuest,
         }
     }
 

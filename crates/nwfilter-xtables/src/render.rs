@@ -9,7 +9,8 @@ use std::net::IpAddr;
 
 use nwfilter_rules::{
     CtDirection, EthernetRule, EthernetSide, EthernetTest, Family, HelperRule, HelperSide, IpPart, IpRule,
-    IpTest, MaskedMac, Match, Network, Origin, PortRange, RootEntry, Ruleset, StpRange, Transport, Verdict,
+    IpTest, LOG_RATE, LogPrefix, LogSide, MaskedMac, Match, Network, Origin, PortRange, RootEntry, Ruleset,
+    StpRange, Transport, Verdict,
 };
 use nwfilter_xml::value::{States, TcpFlagSet};
 use nwfilter_xml::{ChainName, MacAddr, PortDev};
@@ -76,19 +77,20 @@ fn ethernet(port: &PortDev, ruleset: &Ruleset, sub_chains: &mut SubChains<'_>) -
         let root = way.root(port);
         table.dispatch.push((hook, format!("{interface} {port} -j {root}")));
         let names = side.chains.iter().map(|chain| (&chain.name, sub_chains.name(way, port, &chain.name)));
-        ethernet_side(side, root, &names.collect(), &mut table.chains);
+        ethernet_side(side, way.log_side(), root, &names.collect(), &mut table.chains);
     }
     table
 }
 
 fn ethernet_side(
     side: &EthernetSide,
+    log_side: LogSide,
     root: String,
     names: &BTreeMap<&ChainName, String>,
     chains: &mut Chains,
 ) {
     let entries = side.root.iter().filter_map(|entry| match entry {
-        RootEntry::Rule(rule) => Some(ethernet_line(rule)),
+        RootEntry::Rule(rule) => Some(ethernet_line(rule, log_side)),
         RootEntry::Jump(jump) => {
             let name = names.get(&jump.chain)?;
             Some(Line::built_in(format!("{}-j {name}", ethernet_matches(&jump.matches))))
@@ -96,7 +98,8 @@ fn ethernet_side(
     });
     chains.insert(root, entries.chain(ethernet_end(side.end)).collect());
     for chain in &side.chains {
-        let lines = chain.rules.iter().map(ethernet_line).chain(ethernet_end(chain.end));
+        let lines =
+            chain.rules.iter().map(|rule| ethernet_line(rule, log_side)).chain(ethernet_end(chain.end));
         chains.extend(names.get(&chain.name).map(|name| (name.clone(), lines.collect())));
     }
 }
@@ -104,15 +107,24 @@ fn ethernet_side(
 /// The rule at the end of a chain. ebtables accepts a frame at the end of a chain by itself.
 pub(crate) fn ethernet_end(end: Verdict) -> Option<Line> {
     match end {
-        Verdict::Accept | Verdict::Pass | Verdict::Continue => None,
+        Verdict::Accept | Verdict::Pass | Verdict::Continue | Verdict::Log(_) => None,
         Verdict::Drop | Verdict::Reject | Verdict::Return => {
             Some(Line::built_in(format!("-j {}", ethernet_target(end))))
         }
     }
 }
 
-fn ethernet_line(rule: &EthernetRule) -> Line {
-    let text = format!("{}-j {}", ethernet_matches(&rule.matches), ethernet_target(rule.verdict));
+fn ethernet_line(rule: &EthernetRule, side: LogSide) -> Line {
+    let log = match rule.verdict {
+        Verdict::Log(group) => {
+            let prefix = LogPrefix::new(side, &rule.origin);
+            format!(
+                "--limit {LOG_RATE}/sec --limit-burst {LOG_RATE} --nflog-prefix \"{prefix}\" --nflog-group {group} "
+            )
+        }
+        _ => String::new(),
+    };
+    let text = format!("{}{log}-j {}", ethernet_matches(&rule.matches), ethernet_target(rule.verdict));
     Line { text, origin: rule.origin.clone() }
 }
 
@@ -122,7 +134,7 @@ fn ethernet_target(verdict: Verdict) -> &'static str {
         Verdict::Accept | Verdict::Pass => "ACCEPT",
         Verdict::Drop | Verdict::Reject => "DROP",
         Verdict::Return => "RETURN",
-        Verdict::Continue => "CONTINUE",
+        Verdict::Continue | Verdict::Log(_) => "CONTINUE",
     }
 }
 
@@ -260,14 +272,15 @@ fn shown(&Network { addr, prefix }: &Network) -> String {
 
 fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
     let Some(part) = part else { return PortTable::default() };
-    let lines = |rules: &[IpRule]| rules.iter().map(|rule| ip_line(rule, family)).collect::<Vec<_>>();
-    let from_guest = lines(&part.from_guest);
+    let lines =
+        |rules: &[IpRule], side| rules.iter().map(|rule| ip_line(rule, family, side)).collect::<Vec<_>>();
+    let from_guest = lines(&part.from_guest, LogSide::FromGuest);
     PortTable {
         chains: Chains::from([
             // Packets from the guest to the host pass INPUT instead of FORWARD.
             (IpChain::ToHost.of(port), from_guest.clone()),
             (IpChain::FromGuest.of(port), from_guest),
-            (IpChain::ToGuest.of(port), lines(&part.to_guest)),
+            (IpChain::ToGuest.of(port), lines(&part.to_guest, LogSide::ToGuest)),
         ]),
         dispatch: vec![
             (FROM_GUEST, format!("-m physdev --physdev-in {port} -g {}", IpChain::FromGuest.of(port))),
@@ -284,7 +297,7 @@ fn ip(port: &PortDev, part: Option<&IpPart>, family: Family) -> PortTable {
     }
 }
 
-fn ip_line(rule: &IpRule, family: Family) -> Line {
+fn ip_line(rule: &IpRule, family: Family, side: LogSide) -> Line {
     let mut matches: Vec<_> = rule.matches.iter().collect();
     let parted = compares_ports_as_one(rule);
     matches.sort_by_key(|m| match m.test {
@@ -303,6 +316,14 @@ fn ip_line(rule: &IpRule, family: Family) -> Line {
         }
     }
     let mut text = writer.text;
+    if let Verdict::Log(group) = rule.verdict {
+        let prefix = LogPrefix::new(side, &rule.origin);
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "-m limit --limit {LOG_RATE}/sec --limit-burst {LOG_RATE} -j NFLOG --nflog-prefix \"{prefix}\" --nflog-group {group}"
+        );
+    }
     text.push_str(match (rule.verdict, family) {
         (Verdict::Accept, _) => "-j ACCEPT",
         (Verdict::Drop, _) => "-j DROP",
@@ -311,7 +332,7 @@ fn ip_line(rule: &IpRule, family: Family) -> Line {
         (Verdict::Reject, Family::Ipv4) => "-j REJECT --reject-with icmp-port-unreachable",
         (Verdict::Reject, Family::Ipv6) => "-j REJECT --reject-with icmp6-port-unreachable",
         // A rule without a target is counted; the next one decides.
-        (Verdict::Continue, _) => "",
+        (Verdict::Continue | Verdict::Log(_), _) => "",
     });
     Line { text: text.trim_end().to_owned(), origin: rule.origin.clone() }
 }
@@ -612,7 +633,8 @@ mod tests {
             Test::TcpOption(1),
         ];
         for test in tests {
-            let line = |m| ip_line(&IpRule::built_in([m], Verdict::Drop), Family::Ipv4).text;
+            let line =
+                |m| ip_line(&IpRule::built_in([m], Verdict::Drop), Family::Ipv4, LogSide::ToGuest).text;
             let (is, is_not) = (line(Match::is(test.clone())), line(Match::is_not(test)));
             assert_ne!(is, "-j DROP");
             assert_ne!(is, is_not);

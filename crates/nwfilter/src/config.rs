@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nwfilter_rules::Backend;
+use nwfilter_rules::{Backend, LogGroup};
 
 use crate::progress::Reporter;
 use crate::{Clock, Driver, Error, Host, NetworkNamespace, Progress};
@@ -33,6 +33,9 @@ pub struct Config {
     pub network_namespace: NetworkNamespace,
     /// The clock by which leases end.
     pub clock: Clock,
+    /// The group of the kernel's packet log to which rules report what they stop at ports whose bindings have
+    /// `CTRL_LOG_DROPS`. [`Driver::keep`] reads it.
+    pub log_group: LogGroup,
     /// How long a change waits for another process that has locked the stores, before it fails with [`Error::Locked`]. `None`
     /// waits without limit. After a second a log message names the process.
     pub patience: Option<Duration>,
@@ -58,6 +61,7 @@ impl Config {
             host: Host::kernel(),
             network_namespace: NetworkNamespace::of_caller(),
             clock: Clock::system(),
+            log_group: LogGroup::default(),
             patience: None,
         }
     }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nwfilter_xml::{FilterName, PortDev, SetName};
 
-use crate::{BindingState, Driver, Error};
+use crate::{BindingState, Driver, DroppedPacket, Error};
 
 /// Events that wait for a subscriber before the next ones are lost to it.
 const CAPACITY: usize = 1024;
@@ -46,6 +46,15 @@ pub enum Event {
     DriftRepaired(PortDev),
     /// What all ports share, such as the jumps to their chains, was not as it should have been, and was brought back.
     HostRepaired,
+    /// A rule of a port stopped a packet, and the binding asks to log that: at most ten a second and port.
+    PacketDropped(Arc<DroppedPacket>),
+    /// Within a second a port's rules stopped at least so many packets more than those that were reported.
+    DropsSuppressed {
+        /// The port.
+        port: PortDev,
+        /// How many at least.
+        at_least: u64,
+    },
     /// So many events are missing here, because they were not taken out in time.
     Lost(u64),
 }
@@ -74,6 +83,10 @@ impl fmt::Display for Event {
             Self::AddressChanged { port, state } => write!(f, "port '{port}': {state}"),
             Self::DriftRepaired(port) => write!(f, "port '{port}' brought back"),
             Self::HostRepaired => f.write_str("what all ports share brought back"),
+            Self::PacketDropped(dropped) => dropped.fmt(f),
+            Self::DropsSuppressed { port, at_least } => {
+                write!(f, "port '{port}': at least {at_least} more packets dropped")
+            }
             Self::Lost(count) => write!(f, "{count} events lost"),
         }
     }

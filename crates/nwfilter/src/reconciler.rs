@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{Applied, Difference, Process, Watch};
 use nwfilter_xml::PortDev;
 
+use crate::drops::DropReader;
 use crate::error::with_causes;
 use crate::learn::engine::Waker;
 use crate::link_watch::{LinkChange, LinkWatch};
@@ -44,6 +45,8 @@ pub struct Reconciler {
     waker: Arc<Waker>,
     repairs: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
+    /// `None` if the host is a fake.
+    _drops: Option<DropReader>,
 }
 
 impl Reconciler {
@@ -75,6 +78,8 @@ impl Driver {
     /// A thread does this for all bindings of the store, including those that other processes make. Unrelated rule changes are
     /// ignored. A bound interface that comes back gets its rules without that delay, and the binding of a renamed interface
     /// follows it. After more than ten repairs within a minute the next ones wait, at most for 30 s.
+    ///
+    /// Another thread reports the packets that the rules of ports with `CTRL_LOG_DROPS` stop: see [`Event::PacketDropped`](crate::Event::PacketDropped).
     pub fn keep(&self) -> Result<Reconciler, Error> {
         // A thread is in the namespace in which it is started.
         self.inside(|| self.start_reconciler())
@@ -89,11 +94,13 @@ impl Driver {
         let follows = self.host().is_kernel().then(LinkWatch::open).transpose();
         let links = follows.map_err(|error| failed(Box::new(error)))?;
         let waker = Waker::new().map_err(|error| failed(Box::new(error)))?;
+        let reader = self.host().is_kernel().then(|| DropReader::start(self.for_thread())).transpose();
+        let drops = reader.map_err(|error| failed(Box::new(error)))?;
         let (repairs, driver) = (Arc::new(AtomicU64::new(0)), self.for_thread());
         let worker = Worker::new(driver, watch, links, waker.clone(), repairs.clone());
         let thread = std::thread::Builder::new().name("nwfilter-keep".into()).spawn(|| worker.run());
         let thread = thread.map_err(|error| failed(Box::new(error)))?;
-        Ok(Reconciler { waker, repairs, thread: Some(thread) })
+        Ok(Reconciler { waker, repairs, thread: Some(thread), _drops: drops })
     }
 }
 

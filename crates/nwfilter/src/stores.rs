@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use nwfilter_rules::{Filters, Ruleset};
+use nwfilter_rules::{Filters, LogGroup, Ruleset};
 use nwfilter_xml::{
     Binding, Filter, FilterName, FilterSet, Reading, SetFamily, SetName, Strictness, read_binding,
     read_filter, read_filter_with, read_set,
@@ -63,6 +63,8 @@ pub(crate) struct Stores {
     /// The addresses of guests that their bindings do not give.
     pub(crate) known: Known,
     pub(crate) need_cache: Arc<Mutex<NeedCache>>,
+    /// Where rules report what they stop.
+    pub(crate) log_group: LogGroup,
 }
 
 impl Stores {
@@ -83,6 +85,7 @@ impl Stores {
             }),
             known: Known::new(state_dir, config.clock.clone()),
             need_cache: Arc::default(),
+            log_group: config.log_group,
         }
     }
 
@@ -121,7 +124,7 @@ impl Stores {
 
     /// The ruleset of a binding with these filters.
     pub(crate) fn ruleset(&self, filters: &FilterMap, binding: &Binding) -> Result<Ruleset, Error> {
-        Ok(wanted(filters, binding, &self.known, Past::Counts)?.ruleset)
+        Ok(wanted(filters, binding, self, Past::Counts)?.ruleset)
     }
 }
 

@@ -23,6 +23,7 @@ use nwfilter_rules::{Batch, Layer, Origin, Verdict};
 use nwfilter_xml::PortDev;
 use serde::Serialize;
 
+use crate::frame::begun;
 use crate::{Driver, Error};
 
 /// Before every other chain of a bridge, also those of ebtables and conntrack.
@@ -264,7 +265,9 @@ impl Driver {
                 (rule.layer, rule.chain.to_string(), rule.origin, rule.verdict);
             (id, TracedStep { layer, chain, origin, verdict })
         };
-        Ok(held.rules.into_iter().map(step).collect())
+        // A rule that logs says the same as the one after it.
+        let steps = held.rules.into_iter().filter(|rule| !matches!(rule.verdict, Some(Verdict::Log(_))));
+        Ok(steps.map(step).collect())
     }
 }
 
@@ -335,7 +338,7 @@ impl Trace<'_> {
             self.close(|open| open.id == rule.packet);
             self.refresh()?;
             let way = if rule.chain == "prerouting" { Way::FromGuest } else { Way::ToGuest };
-            let packet = rule.frame.as_ref().and_then(|frame| Packet::parse(&bytes(frame)).ok());
+            let packet = rule.frame.as_ref().and_then(packet);
             let (outcome, steps, elsewhere) = (Outcome::Passes, Vec::new(), None);
             let packet = TracedPacket { way, packet, outcome, steps, elsewhere };
             self.open.push(Open { id: rule.packet, last: Instant::now(), packet });
@@ -397,21 +400,9 @@ fn place(rule: &TracedRule) -> String {
     format!("table {family} {}, chain {}", rule.table, rule.chain)
 }
 
-/// The frame that a packet was, with zeros for what the kernel does not tell.
-fn bytes(frame: &TracedFrame) -> Vec<u8> {
-    let mut bytes = [&frame.link[..], &frame.network, &frame.transport].concat();
-    let number = |at: usize| {
-        let pair = frame.network.get(at..at + 2)?;
-        Some(usize::from(u16::from_be_bytes([pair[0], pair[1]])))
-    };
-    let length = match frame.link.last_chunk() {
-        Some([0x08, 0x00]) => number(2),
-        Some([0x86, 0xdd]) => number(4).map(|payload| payload + 40),
-        _ => None,
-    };
-    let whole = length.map_or(bytes.len(), |length| frame.link.len() + length);
-    bytes.resize(whole.max(bytes.len()), 0);
-    bytes
+/// The packet, as far as the kernel tells of it.
+fn packet(frame: &TracedFrame) -> Option<Packet> {
+    begun(&frame.link, &[&frame.network[..], &frame.transport].concat())
 }
 
 #[cfg(test)]

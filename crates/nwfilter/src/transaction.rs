@@ -285,7 +285,7 @@ impl<'a> Draft<'a> {
         for port in ports.difference(&self.change.forgotten) {
             let Some(binding) = self.binding(port) else { continue };
             touched.port(Some(binding), None);
-            match wanted(&self.filters, binding, &self.stores.known, Past::Counts) {
+            match wanted(&self.filters, binding, self.stores, Past::Counts) {
                 Ok(Wanted { ruleset, state }) => {
                     if state.is_complete() {
                         outcome.complete.push(port.clone());
@@ -391,7 +391,7 @@ impl<'a> Draft<'a> {
                 continue;
             };
             let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
-            let wanted = wanted(&self.filters, binding, &self.stores.known, past)?;
+            let wanted = wanted(&self.filters, binding, self.stores, past)?;
             if past == Past::Forgotten {
                 wanted.warn(binding);
             }

@@ -381,6 +381,7 @@ fn line(step: &Step) -> String {
                 Verdict::Reject => "reject",
                 Verdict::Return => "return",
                 Verdict::Continue => "continue",
+                Verdict::Log(_) => "log",
             };
             (*applies, format!("{}: {verdict}", name(step)))
         }

@@ -78,6 +78,14 @@ pub(crate) fn as_value(event: &Event) -> Value {
         Event::AddressChanged { port, state } => {
             json!({"event": "address-changed", "port": port.as_str(), "state": state.to_string()})
         }
+        Event::PacketDropped(dropped) => {
+            let mut value = json!(**dropped);
+            value["event"] = json!("packet-dropped");
+            value
+        }
+        Event::DropsSuppressed { port, at_least } => {
+            json!({"event": "drops-suppressed", "port": port.as_str(), "at_least": at_least})
+        }
         Event::Lost(count) => json!({"event": "lost", "count": count}),
         other => json!({"event": "other", "text": other.to_string()}),
     }

@@ -24,6 +24,7 @@ use log::LevelFilter;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
+use nwfilter::rules::LogGroup;
 use nwfilter::{Backend, Builder, Config, Driver, Layout};
 use nwfilter_nftables::Nftables;
 use nwfilter_settings::{Key, MAX_SECONDS, Settings};
@@ -260,6 +261,9 @@ impl Options {
 
     fn config(&self) -> Config {
         let mut config = Config::new(&self.config_dir, &self.state_dir);
+        if let Some(group) = self.number(Key::LogGroup).and_then(|group| u16::try_from(group).ok()) {
+            config.log_group = LogGroup(group);
+        }
         config.patience = self.number(Key::Timeout).map(Duration::from_secs);
         if [&self.config_dir, &self.state_dir].into_iter().any(|dir| is_libvirts(dir)) {
             config.layout = Layout::Libvirt;

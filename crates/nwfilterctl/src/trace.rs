@@ -148,6 +148,7 @@ fn line(places: &mut Places<'_>, step: &TracedStep) -> String {
         Some(Verdict::Reject) => "reject",
         Some(Verdict::Return) => "return",
         Some(Verdict::Continue) => "continue",
+        Some(Verdict::Log(_)) => "log",
     };
     let name = match step.origin.filter {
         Some(_) => step.origin.to_string(),

@@ -86,8 +86,8 @@ impl Answers {
 }
 
 /// What the kernel said to a message.
-struct Answer {
-    errno: i32,
+pub(super) struct Answer {
+    pub(super) errno: i32,
     message: Option<String>,
     offset: Option<usize>,
 }
@@ -408,7 +408,7 @@ pub(super) fn receive_now(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<O
 }
 
 /// What the kernel says of a message, where this is an acknowledgement or an error.
-fn answer(message: &Message<'_>) -> Result<Option<Answer>, Error> {
+pub(super) fn answer(message: &Message<'_>) -> Result<Option<Answer>, Error> {
     if i32::from(message.kind) != libc::NLMSG_ERROR {
         return Ok(None);
     }

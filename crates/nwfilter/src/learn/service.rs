@@ -141,7 +141,7 @@ impl Driver {
     pub fn binding_state(&self, port: &PortDev) -> Result<BindingState, Error> {
         let stores = self.look()?;
         let binding = stores.bindings.get(port.as_str()).ok_or_else(|| Error::NoSuchBinding(port.clone()))?;
-        let wanted = wanted(&stores.filter_map(), binding, &stores.known, Past::Counts)?;
+        let wanted = wanted(&stores.filter_map(), binding, &stores, Past::Counts)?;
         self.attended(wanted.state)
     }
 
@@ -152,7 +152,7 @@ impl Driver {
         let failed = |source| Error::Links { source };
         let ports = self.ports()?;
         let status = |binding: &Arc<Binding>| {
-            let wanted = wanted(&filters, binding, &stores.known, Past::Counts);
+            let wanted = wanted(&filters, binding, &stores, Past::Counts);
             let attachment = ports.attachment(&binding.port).map_err(failed)?;
             let (binding, state) = (binding.clone(), wanted.and_then(|wanted| self.attended(wanted.state)));
             Ok(PortStatus { binding, state, attachment })

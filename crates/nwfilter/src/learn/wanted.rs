@@ -9,6 +9,8 @@ use nwfilter_xml::{Binding, VarName};
 use super::known::{GuestKey, Known, Lease};
 use super::{BindingState, Family, Method, RemainingLease, provisional6};
 use crate::Error;
+use crate::drops::are_logged;
+use crate::stores::Stores;
 
 /// The parameter that says how an address is learned.
 const CTRL_IP_LEARNING: &str = "CTRL_IP_LEARNING";
@@ -61,6 +63,17 @@ pub(crate) enum Past {
 ///
 /// A binding that needs an address is refused unless its filter makes rules with one.
 pub(crate) fn wanted(
+    filters: &impl Filters,
+    binding: &Binding,
+    stores: &Stores,
+    past: Past,
+) -> Result<Wanted, Error> {
+    let Wanted { ruleset, state } = without_log(filters, binding, &stores.known, past)?;
+    let ruleset = if are_logged(binding)? { ruleset.logging_drops(stores.log_group) } else { ruleset };
+    Ok(Wanted { ruleset, state })
+}
+
+fn without_log(
     filters: &impl Filters,
     binding: &Binding,
     known: &Known,

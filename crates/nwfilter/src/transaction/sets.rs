@@ -113,7 +113,7 @@ impl Draft<'_> {
         let (surely, perhaps) = self.filters_that_name(name);
         users.extend(surely.iter().map(|filter| format!("filter '{filter}'")));
         for binding in self.users(&perhaps) {
-            let wanted = wanted(&self.filters, binding, &self.stores.known, Past::Counts);
+            let wanted = wanted(&self.filters, binding, self.stores, Past::Counts);
             if wanted.is_ok_and(|wanted| sets_of(&wanted.ruleset).any(|(set, _)| set == name)) {
                 users.push(format!("port '{}'", binding.port));
             }
