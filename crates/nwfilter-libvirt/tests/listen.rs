@@ -118,7 +118,7 @@ fn ports_are_bound_from_the_start_of_their_guest_to_its_end() -> Result<()> {
 }
 
 #[test]
-fn what_happened_while_nobody_listened_is_made_up_for_and_stays_filtered_after() -> Result<()> {
+fn changes_during_a_pause_of_the_daemon_are_caught_up_with() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Tool("nft"));
     let host = Host::new()?;
     let (_tap4, _tap5) = (host.tap("tap4")?, host.tap("tap5")?);

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_that_is_none_is_no_text() {
+    fn a_null_pointer_is_refused_as_text() {
         assert!(is(c"name".as_ptr(), c"name") && !is(c"names".as_ptr(), c"name"));
         for address in [0, 1, 0x6e77_6669, usize::MAX] {
             assert!(!is(std::ptr::without_provenance(address), c"name"), "{address}");

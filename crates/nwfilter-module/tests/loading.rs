@@ -99,7 +99,7 @@ fn a_libvirt_whose_access_checks_read_another_layout_serves_all_but_filters() ->
 }
 
 #[test]
-fn a_connection_is_as_secure_encrypted_and_alive_as_with_libvirts_module() -> Result<()> {
+fn connections_report_the_same_security_as_with_libvirts_module() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu, Need::Tool("gcc"));
     let client = Program::compile(
         "#include <stdio.h>

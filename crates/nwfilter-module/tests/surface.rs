@@ -220,7 +220,7 @@ fn a_fresh_daemon_serves_every_command_to_a_connection_of_the_qemu_driver() -> R
 }
 
 #[test]
-fn no_lookup_waits_for_the_removal_of_a_port() -> Result<()> {
+fn lookups_do_not_wait_for_the_removal_of_a_port() -> Result<()> {
     skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
     let gate = tempfile::tempdir()?;
     let (closed, arrived) = (gate.path().join("closed"), gate.path().join("arrived"));

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_is_an_element_and_back() {
+    fn a_range_is_written_as_an_element_and_read_back() {
         for (family, text) in [
             (SetFamily::Ipv4, "10.0.0.1"),
             (SetFamily::Ipv4, "0.0.0.0/0"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_is_not_as_ours_are_is_none_of_ours() {
+    fn a_set_with_another_layout_is_not_taken_for_ours() {
         let ours = kernel_set(&"admins".parse().unwrap(), SetFamily::Ipv4);
         assert_eq!(family_of(&Set { size: Some(3), ..(*ours).clone() }), None);
         assert_eq!(family_of(&Set::new(layout::fixed("same-bytes"), [Datatype::Ipv4Addr]).interval()), None);

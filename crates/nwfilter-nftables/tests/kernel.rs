@@ -48,7 +48,7 @@ fn in_namespace(test: impl FnOnce(&Host, &mut Connection) -> Result<()> + Send) 
 }
 
 #[test]
-fn a_refused_transaction_changes_nothing_and_tells_each_refused_operation() -> Result<()> {
+fn a_refused_transaction_changes_nothing_and_reports_each_refused_operation() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     in_namespace(|_, connection| {
         let jump = |chain: &str| Rule::new().verdict(Verdict::Goto(chain.parse().unwrap()));
@@ -196,7 +196,7 @@ fn an_owned_table_belongs_to_its_connection() -> Result<()> {
 }
 
 #[test]
-fn changes_of_the_table_are_told_with_who_made_them() -> Result<()> {
+fn changes_of_the_table_are_reported_with_the_process_that_made_them() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     in_namespace(|host, connection| {
         let mut monitor = Monitor::open(table())?;

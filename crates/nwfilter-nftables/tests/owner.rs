@@ -156,7 +156,7 @@ fn a_table_is_owned_only_where_it_outlives_its_owner() {
 }
 
 #[test]
-fn others_change_an_owned_table_by_asking_its_owner() {
+fn a_process_changes_an_owned_table_by_asking_its_owner() {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     let lab = Lab::new();
     let (owner, other) = (lab.owner(), lab.asking());
@@ -189,7 +189,7 @@ fn others_change_an_owned_table_by_asking_its_owner() {
 }
 
 #[test]
-fn who_does_not_know_where_the_owner_serves_is_refused_with_advice() {
+fn a_process_that_cannot_find_the_owners_socket_is_refused_with_advice() {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     if !persists() {
         return eprintln!("nothing to see: this kernel's tables are not owned");
@@ -232,7 +232,7 @@ fn the_rules_of_an_owner_that_is_gone_stay_and_the_next_owner_claims_them() {
 }
 
 #[test]
-fn a_second_owner_asks_the_first_and_follows_it() {
+fn a_second_process_asks_the_owner_and_takes_over_when_it_ends() {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     let lab = Lab::new();
     let (first, second) = (lab.owner(), lab.owner());
@@ -311,7 +311,7 @@ fn unowned() {
 }
 
 #[test]
-fn who_sends_the_owner_nonsense_or_nothing_changes_nothing_and_stops_nobody() {
+fn nonsense_or_silence_on_the_owners_socket_changes_nothing_and_blocks_nobody() {
     use std::io::{Read, Write};
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     if !persists() {

@@ -66,7 +66,7 @@ fn is_refused(from: &Tap, guest: &Tap) -> Result<()> {
 }
 
 #[test]
-fn a_neighbour_is_told_that_a_packet_to_a_guest_is_rejected() -> Result<()> {
+fn a_neighbour_gets_an_answer_when_a_packet_to_a_guest_is_rejected() -> Result<()> {
     skip_unless!(Need::BridgeConntrack, Need::Tool("ip"), Need::Tool("nft"));
     let host = Host::builder().bridge_nf(false).build()?;
     let [guest, peer] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
@@ -86,7 +86,7 @@ fn a_neighbour_is_told_that_a_packet_to_a_guest_is_rejected() -> Result<()> {
 }
 
 #[test]
-fn a_guest_of_another_bridge_with_the_same_address_is_not_spoken_for() -> Result<()> {
+fn no_answer_is_sent_for_a_guest_of_another_bridge_with_the_same_address() -> Result<()> {
     skip_unless!(Need::BridgeConntrack, Need::Tool("ip"), Need::Tool("nft"));
     let host = Host::builder().bridge_nf(false).build()?;
     let [guest, peer, other, other_peer] =
@@ -104,7 +104,7 @@ fn a_guest_of_another_bridge_with_the_same_address_is_not_spoken_for() -> Result
 }
 
 #[test]
-fn of_guests_with_one_address_at_a_bridge_one_is_spoken_for_and_the_other_warned_of() -> Result<()> {
+fn of_two_guests_of_a_bridge_with_one_mac_address_one_gets_answers_and_the_other_a_warning() -> Result<()> {
     skip_unless!(Need::BridgeConntrack, Need::Tool("ip"), Need::Tool("nft"));
     let host = Host::builder().bridge_nf(false).build()?;
     let [guest, peer, _other] = ["tap0", "tap1", "tap2"].map(|name| host.tap(name).unwrap());

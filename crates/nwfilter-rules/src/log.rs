@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_says_the_rule_in_so_many_bytes_as_the_kernel_keeps() {
+    fn a_log_prefix_names_the_rule_within_the_kernels_limit() {
         let long = "n".repeat(251);
         let names = ["web", "no-mac-spoofing", "with blank", "ümlaut:\"", long.as_str()];
         let names: Vec<FilterName> = names.iter().map(|name| name.parse().unwrap()).collect();

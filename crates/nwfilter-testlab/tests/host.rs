@@ -142,7 +142,7 @@ fn a_bridge_with_an_address_answers() -> Result<()> {
 }
 
 #[test]
-fn what_is_entered_acts_in_the_namespace() -> Result<()> {
+fn code_that_enters_a_namespace_acts_in_it() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     let host = Host::new()?;
     let _tap = host.tap("only-here")?;
@@ -156,7 +156,7 @@ fn what_is_entered_acts_in_the_namespace() -> Result<()> {
 }
 
 #[test]
-fn a_failed_program_tells_its_stderr() -> Result<()> {
+fn an_error_of_a_program_has_its_stderr() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     let host = Host::new()?;
     assert_eq!(host.run_with_stdin(&["cat"], "to and fro")?, "to and fro");
@@ -196,7 +196,7 @@ fn saved_tables_tell_a_rule_and_no_counters() -> Result<()> {
 }
 
 #[test]
-fn a_dropped_host_leaves_nothing() -> Result<()> {
+fn nothing_is_left_of_a_dropped_host() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("sleep"));
     let host = Host::new()?;
     let name = named(&host);
@@ -219,7 +219,7 @@ fn a_dropped_host_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_panic_leaves_nothing_either() -> Result<()> {
+fn nothing_is_left_after_a_panic() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"));
     let host = Host::new()?;
     let name = named(&host);

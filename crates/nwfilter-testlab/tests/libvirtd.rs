@@ -103,7 +103,7 @@ fn filters_outlive_the_daemon() -> Result<()> {
 }
 
 #[test]
-fn a_dropped_daemon_leaves_nothing() -> Result<()> {
+fn nothing_is_left_of_a_dropped_daemon() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Libvirtd);
     let host = Host::new()?;
     let daemon = Libvirtd::start(&host)?;

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_line_only_the_part_around_the_place_is_kept() {
+    fn an_excerpt_of_a_long_line_is_the_part_around_the_place() {
         let text = format!("{}here{}", "a".repeat(1 << 20), "b".repeat(1 << 20));
         let mut problems = Problems::new(&text);
         problems.error(Code::BadValue, 1 << 20..(1 << 20) + 4, "wrong", None);

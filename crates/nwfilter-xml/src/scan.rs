@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_elements_nest() {
+    fn only_elements_count_towards_the_nesting() {
         for (text, deepest) in [
             ("", 0),
             ("text", 0),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_end_leaves_open_is_found() {
+    fn an_unclosed_element_is_found_at_the_end() {
         for (text, open) in [
             ("<a/>", None),
             ("<a></a>", None),

@@ -83,7 +83,7 @@ fn every_code_has_a_document_that_gives_it() {
 }
 
 #[test]
-fn codes_are_numbered_one_by_one() {
+fn codes_have_consecutive_numbers() {
     for (number, code) in (1..).zip(Code::ALL) {
         assert_eq!(code.to_string(), format!("NWF{number:04}"));
     }

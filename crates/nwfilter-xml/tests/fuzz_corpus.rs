@@ -8,7 +8,7 @@ mod invariants;
 use std::path::Path;
 
 #[test]
-fn every_seed_of_the_fuzzer_is_read_without_a_surprise() {
+fn every_seed_of_the_fuzzer_is_read_without_a_panic() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/read_filter");
     let mut documents = 0;
     for entry in std::fs::read_dir(seeds).unwrap() {

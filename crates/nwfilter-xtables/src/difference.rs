@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_one_list_only_is_found_wherever_it_is() {
+    fn an_entry_of_one_list_only_is_found_at_any_place() {
         let list = |text: &str| text.chars().collect::<Vec<_>>();
         for (a, b, only_a, only_b) in [
             ("", "", vec![], vec![]),

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_makes_what_was_before_worthless_and_a_repetition_does_not() {
+    fn a_gap_forgets_what_was_before_and_a_repetition_does_not() {
         let mut history = History::default();
         for number in [1, 2, 1, 2, 3] {
             history.tell(at(1, number), Changes::default());

@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_an_error_number() {
+    fn a_refusal_of_the_kernel_is_an_error_number() {
         let mut refused = message(0, 0, &[]);
         refused[4..6].copy_from_slice(&(libc::NLMSG_ERROR as u16).to_ne_bytes());
         refused[HEADER..HEADER + 4].copy_from_slice(&(-libc::EPERM).to_ne_bytes());

@@ -608,7 +608,7 @@ mod tests {
         }
 
         #[test]
-        fn a_port_that_goes_leaves_nothing(
+        fn nothing_is_left_of_a_port_that_is_removed(
             (table, wanted) in (prop::sample::select(&TABLES[..]), wishes())
         ) {
             let there = committed(&plan(table, &foreign(table), &wanted), &foreign(table));

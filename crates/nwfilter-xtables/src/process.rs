@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_writes_while_it_reads_is_served() {
+    fn a_program_that_writes_while_it_reads_does_not_block() {
         let input = "0123456789abcdef".repeat(100_000);
         let output = run(HANG, "cat", &[], Some(&input), |_| ()).unwrap();
         assert_eq!(output.stdout.len(), input.len());
     }
 
     #[test]
-    fn a_program_that_does_not_read_its_input_still_has_its_say() {
+    fn the_output_of_a_program_that_does_not_read_its_input_is_kept() {
         let input = "0123456789abcdef".repeat(100_000);
         let args = ["-c", "exec <&-; echo refused >&2; exit 3"];
         let output = run(HANG, "sh", &args, Some(&input), |_| ()).unwrap();

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_accept_becomes_a_return() {
+    fn only_accept_becomes_return() {
         for (rule, returning) in [
             ("-p tcp -j ACCEPT", "-p tcp -j RETURN"),
             ("-j DROP", "-j DROP"),

@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_the_fewest_networks() {
+    fn a_range_becomes_the_fewest_networks() {
         for (family, range, expected) in [
             (
                 SetFamily::Ipv4,

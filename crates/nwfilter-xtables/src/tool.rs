@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_refused_commit_only_the_first_rule_is_told() {
+    fn a_refused_commit_reports_its_first_refused_rule() {
         let message = "iptables-restore v1.8.9 (nf_tables): \n\
                        line 4: RULE_APPEND failed (Invalid argument): rule in chain FI-vnet0\n\
                        line 5: RULE_APPEND failed (No such file or directory): rule in chain FO-vnet0\n";
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tool_is_said_to_be_missing() {
+    fn a_missing_tool_is_reported_as_missing() {
         let error = run("no-such-tool-save", &[], None).unwrap_err();
         assert!(error.to_string().contains("not found in /usr/local/sbin:"), "{error}");
         assert!(error.to_string().contains("install it"), "{error}");

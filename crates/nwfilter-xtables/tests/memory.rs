@@ -120,7 +120,7 @@ fn what_was_true_in_another_namespace_is_read() -> Result<()> {
 }
 
 #[test]
-fn a_file_that_led_to_a_refusal_is_not_believed_again() -> Result<()> {
+fn a_cache_file_that_led_to_a_refusal_is_not_used_again() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"));
     let lab = Lab::new()?;
     lab.filter(&["vnet0"])?;
@@ -155,7 +155,7 @@ fn no_file_is_no_reason_to_fail() -> Result<()> {
 const NOTES: &str = "notes";
 
 #[test]
-fn whoever_follows_the_changes_reads_only_what_others_changed() -> Result<()> {
+fn only_changed_chains_are_read_while_changes_are_followed() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
     let tools = Tools::new()?;
     for tool in ["iptables-save", "ip6tables-save", "ebtables-save"] {

@@ -69,7 +69,7 @@ fn ruleset(tcp_ports: &[u16]) -> Result<Ruleset> {
 }
 
 #[test]
-fn what_others_change_is_told_with_the_place_and_who_did_it() -> Result<()> {
+fn changes_of_others_are_reported_with_their_place_and_process() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
     let mut lab = Lab::new()?;
     for (command, program, what) in [
@@ -96,7 +96,7 @@ fn what_others_change_is_told_with_the_place_and_who_did_it() -> Result<()> {
 }
 
 #[test]
-fn what_concerns_no_port_is_not_told() -> Result<()> {
+fn changes_that_concern_no_port_are_not_reported() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("nft"));
     let mut lab = Lab::new()?;
     for command in [
@@ -119,7 +119,7 @@ fn what_concerns_no_port_is_not_told() -> Result<()> {
 }
 
 #[test]
-fn what_the_backend_writes_is_not_told() -> Result<()> {
+fn changes_of_the_backend_itself_are_not_reported() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"));
     let mut lab = Lab::new()?;
     assert_eq!(lab.watch.changes()?, []);
@@ -133,7 +133,7 @@ fn what_the_backend_writes_is_not_told() -> Result<()> {
 }
 
 #[test]
-fn more_than_can_be_followed_is_told_as_a_change() -> Result<()> {
+fn changes_beyond_what_can_be_followed_are_reported_as_one() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"));
     let mut lab = Lab::new()?;
     lab.watch.changes()?;

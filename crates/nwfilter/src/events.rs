@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_slow_subscriber_misses_is_counted_and_told_in_its_place() {
+    fn events_that_a_slow_subscriber_misses_are_counted_and_reported_in_their_place() {
         let feed = Feed::default();
         let (slow, fast) = (feed.subscribe(None), feed.subscribe(None));
         feed.publish((0..CAPACITY + 5).map(event));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_that_are_gone_leave_neither_descriptor_nor_subscriber() {
+    fn freed_queues_leave_neither_descriptor_nor_subscriber() {
         let feed = Feed::default();
         let gone = queue(&feed);
         let descriptor = Arc::downgrade(&gone.wake);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_the_descriptor_misses_no_event_of_other_threads() {
+    fn no_event_of_another_thread_is_missed_by_polling_the_descriptor() {
         const EVENTS: usize = 1000;
         let feed = Feed::default();
         let queue = queue(&feed);

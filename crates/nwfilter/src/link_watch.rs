@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happened_while_more_was_reported_than_could_wait_is_found_out() {
+    fn changes_that_overflowed_the_queue_of_reports_are_found() {
         skip_unless!(Need::Root);
         let host = Host::new().unwrap();
         host.ip(&["tuntap add dev old mode tap", "tuntap add dev gone mode tap"]).unwrap();

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_too_long_is_told_who_holds_the_lock_and_does_not_keep_others_from_it() {
+    fn a_wait_for_the_lock_that_times_out_names_the_holder_and_does_not_block_others() {
         let directory = tempfile::tempdir().unwrap();
         let held = lock(directory.path(), None).unwrap();
         let refused = lock(directory.path(), Some(Duration::from_millis(50))).unwrap_err();

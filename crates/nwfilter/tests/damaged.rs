@@ -21,7 +21,7 @@ fn files(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_damaged_file_is_told_of_and_moved_aside_by_the_first_operation_that_writes() {
+fn a_damaged_file_is_reported_and_moved_aside_by_the_first_operation_that_writes() {
     skip_unless!(Need::Root);
     let (lab, fake) = (Lab::new(2), Fake::new());
     fs::create_dir(lab.filters()).unwrap();

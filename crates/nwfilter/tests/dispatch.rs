@@ -154,7 +154,7 @@ fn ports_are_filtered_alike_by_the_list_the_tree_and_on_the_way_from_one_to_the_
 }
 
 #[test]
-fn damage_to_the_tree_is_seen_and_mended() {
+fn damage_to_the_dispatch_tree_is_found_and_repaired() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new();
     let driver = lab.driver(Dispatch::Tree);

@@ -262,7 +262,7 @@ fn comparable(saved: nwfilter_testlab::Saved) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn of_two_drivers_on_one_store_one_learns_and_the_other_takes_over_when_it_ends() -> Result<()> {
+fn one_of_two_drivers_on_a_store_learns_and_the_other_takes_over_when_it_ends() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let Ports { lab, guest, net: _net, driver } = ports()?;
     let second = lab.host.tap("tap2")?;
@@ -300,7 +300,7 @@ fn a_port_that_comes_back_under_its_name_is_listened_to_again() -> Result<()> {
 }
 
 #[test]
-fn a_port_waits_in_vain_while_nobody_learns_and_says_so() -> Result<()> {
+fn the_status_of_a_port_says_that_no_process_learns_its_address() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
     let lab = Lab::new()?;
     let _guest = lab.host.tap("tap0")?;

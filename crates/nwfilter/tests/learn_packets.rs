@@ -226,7 +226,7 @@ fn deeply_nested_dhcpv6_options_are_harmless() {
 }
 
 #[test]
-fn a_spoofed_source_says_nothing() {
+fn nothing_is_learned_from_a_spoofed_source() {
     for (heading, mut frame) in good_frames() {
         assert!(observe(&frame, heading, MacAddr(GUEST.octets())).is_some());
         frame[6..12].copy_from_slice(&OTHER.octets());

@@ -111,7 +111,7 @@ fn what_the_host_lacks_keeps_only_the_ports_that_need_it() {
 }
 
 #[test]
-fn of_ports_with_one_rule_only_those_fail_whose_rule_is_refused() {
+fn only_the_ports_whose_rule_is_refused_fail() {
     skip_unless!(Need::Root);
     let (lab, fake) = (Lab::new(50), Fake::new());
     let driver = lab.fake_driver(&fake);

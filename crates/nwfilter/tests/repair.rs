@@ -143,7 +143,7 @@ fn record_log() {
 }
 
 #[test]
-fn whatever_is_lost_or_put_in_comes_back_and_the_log_says_who_did_what() {
+fn any_lost_or_foreign_rule_is_repaired_and_the_log_names_the_process() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3]);
     record_log();
     let lab = Lab::new("any");
@@ -310,7 +310,7 @@ fn changes_by_the_driver_and_by_others_at_the_same_time_end_in_order() {
 }
 
 #[test]
-fn somebody_who_changes_it_back_again_and_again_is_not_fought() {
+fn repairs_become_rare_when_a_program_undoes_them_again_and_again() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     record_log();
     let lab = Lab::new("fight");

@@ -178,7 +178,7 @@ fn only_what_is_asked_for_is_traced_and_nothing_is_left_behind() -> Result<()> {
 }
 
 #[test]
-fn a_drop_by_rules_of_others_is_said_to_be_one() -> Result<()> {
+fn a_drop_by_rules_of_others_is_reported_as_such() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ebtables"), Need::Tool("ip"));
     let lab = Lab::new(Xtables::default())?;
     lab.host.run(&["iptables", "-I", "FORWARD", "-p", "udp", "--dport", "5353", "-j", "DROP"])?;

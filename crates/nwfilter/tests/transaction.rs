@@ -150,7 +150,7 @@ fn threads_that_bind_at_the_same_time_share_commits() {
 }
 
 #[test]
-fn of_transactions_in_one_commit_only_the_guilty_is_refused() {
+fn a_refusal_in_a_group_commit_refuses_only_the_transaction_that_caused_it() {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let lab = Lab::new(12);
     let driver = lab.driver();

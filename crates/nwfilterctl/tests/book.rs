@@ -236,7 +236,7 @@ fn every_command_line_in_readme_and_book_is_understood() {
 }
 
 #[test]
-fn an_output_fits_what_is_shown_of_it() {
+fn an_ellipsis_stands_for_any_text() {
     assert!(fits(&["a … c"], &["a b c"]) && fits(&["… 1 received, …"], &["2 sent, 1 received, 0% loss"]));
     assert!(fits(&[], &[]) && fits(&["a", "…"], &["a"]) && fits(&["…", "c"], &["a", "b", "c"]));
     assert!(!fits(&["a"], &["a", "b"]) && !fits(&["a … d"], &["a b c"]) && !fits(&["b …"], &["a b"]));

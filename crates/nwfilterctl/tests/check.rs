@@ -176,7 +176,7 @@ fn check_reports_a_filter_that_expands_to_more_than_a_port_can_have() {
 }
 
 #[test]
-fn of_very_many_missing_filters_check_reports_some_and_counts_the_rest() {
+fn check_reports_some_of_very_many_missing_filters_and_counts_the_rest() {
     let includes: String = (0..60_000).map(|n| format!("<filterref filter='missing{n}'/>\n")).collect();
     let cli = Cli::new(&[("many.xml", &format!("<filter name='many'>{includes}</filter>"))]);
     let (code, _, stderr) = cli.run(&["check", "many.xml"]);

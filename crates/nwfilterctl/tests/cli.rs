@@ -186,7 +186,7 @@ fn a_reload_names_the_ports_that_it_cannot_bring_in_and_brings_in_the_others() {
 }
 
 #[test]
-fn damaged_files_are_told_of_on_stderr_and_moved_by_verbs_that_write() {
+fn damaged_files_are_reported_on_stderr_and_moved_by_verbs_that_write() {
     let cli = Cli::new();
     cli.file("f.xml", FILTER);
     let broken = cli.file("etc/broken.xml", "<filter name='broken'>");

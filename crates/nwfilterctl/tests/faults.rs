@@ -151,7 +151,7 @@ fn a_tool_that_fails_or_is_missing_changes_nothing() {
 }
 
 #[test]
-fn a_change_that_takes_long_tells_a_terminal_how_far_it_is() {
+fn a_change_that_takes_long_shows_its_progress_on_a_terminal() {
     skip_unless!(
         Need::Root,
         Need::Tool("iptables-restore"),

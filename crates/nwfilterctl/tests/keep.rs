@@ -123,7 +123,7 @@ fn sighup_reads_the_settings_and_a_file_that_cannot_be_changes_nothing() {
 }
 
 #[test]
-fn the_watchdog_is_told_again_and_again_that_the_daemon_works() {
+fn the_daemon_notifies_the_watchdog_while_it_works() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
     let (mut daemon, manager) = lab.keep_under(&["keep"], &[("WATCHDOG_USEC", "300000")]);

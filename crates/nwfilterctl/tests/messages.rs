@@ -136,7 +136,7 @@ fn on_host(host: &Host, dir: &Path, before: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn each_message_about_the_host_says_what_it_lacks_and_what_to_do() {
+fn each_message_about_the_host_names_what_is_missing_and_what_to_do() {
     const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let (host, dir) = (Host::new().unwrap(), tempfile::tempdir().unwrap());

@@ -58,7 +58,7 @@ fn an_output_that_is_closed_or_full_is_an_error_with_a_reason() {
 }
 
 #[test]
-fn what_cannot_be_told_on_stderr_stops_nothing() {
+fn a_closed_stderr_stops_nothing() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f.xml"), FILTER.replace("<rule", "<rule prio='1'")).unwrap();
     fs::create_dir(dir.path().join("etc")).unwrap();
@@ -89,7 +89,7 @@ fn warnings_are_not_printed_when_only_errors_are_wanted() {
 }
 
 #[test]
-fn who_may_not_read_the_stores_is_told_so_once() {
+fn a_user_who_may_not_read_the_stores_gets_one_error() {
     skip_unless!(Need::Root);
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("nwfilterctl");
@@ -131,7 +131,7 @@ fn who_may_not_read_the_stores_is_told_so_once() {
 }
 
 #[test]
-fn who_waits_for_the_lock_is_told_for_whom_and_may_give_up() {
+fn a_wait_for_the_lock_names_its_holder_and_can_be_given_up() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f.xml"), FILTER).unwrap();
     fs::create_dir(dir.path().join("run")).unwrap();

@@ -113,7 +113,7 @@ fn changes_of_other_processes_are_printed_as_they_happen() {
 }
 
 #[test]
-fn a_watcher_that_nobody_reads_ends_and_one_for_people_prints_sentences() {
+fn watch_ends_when_its_output_is_closed_and_prints_sentences_without_json() {
     skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
     let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
     fs::write(lab.dir.path().join("f.xml"), "<filter name='f'/>").unwrap();

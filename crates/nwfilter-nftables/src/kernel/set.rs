@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_says_what_type_it_is_of() {
+    fn a_load_names_the_type_of_its_value() {
         assert_eq!(Datatype::of(field::ARP_SADDR_IP), Datatype::Ipv4Addr);
         assert_eq!(Datatype::of(field::IP_TTL), Datatype::Integer { len: 1 });
     }

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_module_that_libvirt_loads_is_told_by_the_one_that_is_kept() {
+    fn the_module_that_libvirt_loads_is_told_from_the_one_that_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let level = |own| judge(dir.path(), own).level;
         assert_eq!(level(false), Level::Note);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_nobody_knows_is_a_note() {
+    fn an_unknown_program_is_a_note() {
         let mut programs = Programs::default();
         programs.add("my-firewall", "iptables FORWARD -j my-firewall".into());
         programs.add("ufw-before-forward", "iptables FORWARD -j ufw-before-forward".into());
