@@ -11,6 +11,9 @@ const FILE: &str = "libvirt_driver_nwfilter.so";
 /// Where libvirt's own module is while ours is installed.
 const KEPT: &str = "libvirt_driver_nwfilter.so.libvirt";
 
+/// The sets beside libvirt's filters, which its own driver does not read.
+const SETS: &str = "/etc/libvirt/nwfilter/sets";
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -34,6 +37,11 @@ pub(crate) fn run(step: Step, dir: Option<PathBuf>) -> Result<ExitCode> {
             println!(
                 "If the daemon is killed instead of stopped, see 'Back to libvirt's driver' in docs/libvirt.md first"
             );
+            if fs::read_dir(SETS).is_ok_and(|mut sets| sets.next().is_some()) {
+                println!(
+                    "libvirt's driver does not know the sets in {SETS}: filters that use one are refused under it"
+                );
+            }
         }
     }
     println!("It is loaded at the next start of the daemon: systemctl restart libvirtd (or virtnwfilterd)");

@@ -683,7 +683,8 @@ nwf_code nwf_driver_plan(const struct nwf_driver *driver,
 /**
  * Brings the kernel to what the bindings ask for, such as after a start of the host. One failing port does not block the
  * others. `report` may be null; otherwise it is set to what was done, as JSON: {"changed": [port], "removed": [port],
- * "failed": [{"port", "filter", "fallback", "why"}], "unbound": [port], "absent": [port], "warnings": [text]}.
+ * "failed": [{"port", "filter", "fallback", "why"}], "failed_sets": [{"set", "why"}], "unbound": [port], "absent": [port],
+ * "warnings": [text]}.
  */
 nwf_code nwf_driver_reload(const struct nwf_driver *driver,
                            struct nwf_text **report,
@@ -691,7 +692,7 @@ nwf_code nwf_driver_reload(const struct nwf_driver *driver,
 
 /**
  * How the kernel differs from what the bindings ask for, as JSON: {"differences": [{"port", "table", "chain", "kind",
- * "rule", "origin"}], "failed": […], "unbound": [port], "absent": [port], "warnings": [text]}. Nothing is changed.
+ * "rule", "origin"}], "failed": […], "failed_sets": […], "unbound": [port], "absent": [port], "warnings": [text]}. Nothing is changed.
  */
 nwf_code nwf_driver_diff(const struct nwf_driver *driver,
                          struct nwf_text **json,

@@ -341,7 +341,8 @@ pub unsafe extern "C" fn nwf_driver_plan(
 
 /// Brings the kernel to what the bindings ask for, such as after a start of the host. One failing port does not block the
 /// others. `report` may be null; otherwise it is set to what was done, as JSON: {"changed": [port], "removed": [port],
-/// "failed": [{"port", "filter", "fallback", "why"}], "unbound": [port], "absent": [port], "warnings": [text]}.
+/// "failed": [{"port", "filter", "fallback", "why"}], "failed_sets": [{"set", "why"}], "unbound": [port], "absent": [port],
+/// "warnings": [text]}.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwf_driver_reload(
     driver: *const nwf_driver,
@@ -361,7 +362,7 @@ pub unsafe extern "C" fn nwf_driver_reload(
 }
 
 /// How the kernel differs from what the bindings ask for, as JSON: {"differences": [{"port", "table", "chain", "kind",
-/// "rule", "origin"}], "failed": […], "unbound": [port], "absent": [port], "warnings": [text]}. Nothing is changed.
+/// "rule", "origin"}], "failed": […], "failed_sets": […], "unbound": [port], "absent": [port], "warnings": [text]}. Nothing is changed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwf_driver_diff(
     driver: *const nwf_driver,

@@ -6,7 +6,8 @@ use nwfilter::explain::{Explanation, Packet, Way};
 use nwfilter::rules::{Counts, RuleCount, Ruleset};
 use nwfilter::xml::PortDev;
 use nwfilter::{
-    Committed, Drift, Driver, Error, ExplainedPort, FailedPort, Metrics, Preview, Reloaded, with_causes,
+    Committed, Drift, Driver, Error, ExplainedPort, FailedPort, FailedSet, Metrics, Preview, Reloaded,
+    with_causes,
 };
 use serde_json::{Value, json};
 
@@ -60,12 +61,13 @@ pub(crate) fn preview(preview: &Preview) -> String {
 }
 
 pub(crate) fn reloaded(reloaded: &Reloaded) -> String {
-    let Reloaded { applied, failed, removed, unmanaged } = reloaded;
+    let Reloaded { applied, failed, failed_sets, removed, unmanaged } = reloaded;
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     json!({
         "changed": names(back),
         "removed": names(removed),
         "failed": failures(failed),
+        "failed_sets": set_failures(failed_sets),
         "unbound": names(&unmanaged.unbound),
         "absent": names(&unmanaged.absent),
         "warnings": texts(&applied.warnings),
@@ -77,6 +79,7 @@ pub(crate) fn drift(drift: &Drift) -> String {
     json!({
         "differences": drift.differences,
         "failed": failures(&drift.failed),
+        "failed_sets": set_failures(&drift.failed_sets),
         "unbound": names(&drift.unmanaged.unbound),
         "absent": names(&drift.unmanaged.absent),
         "warnings": texts(&drift.warnings),
@@ -147,6 +150,10 @@ fn failures(failed: &[FailedPort]) -> Value {
         })
     };
     failed.iter().map(row).collect()
+}
+
+fn set_failures(failed: &[FailedSet]) -> Value {
+    failed.iter().map(|failed| json!({"set": failed.set, "why": with_causes(&*failed.error)})).collect()
 }
 
 fn names<'a>(ports: impl IntoIterator<Item = &'a PortDev>) -> Value {

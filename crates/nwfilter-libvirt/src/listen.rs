@@ -151,7 +151,10 @@ impl Listener {
     /// Closes what has no binding, and enforces the bindings there are.
     fn prepare(&mut self, driver: &Driver) -> Result<(), ListenError> {
         match driver.reload() {
-            Ok(reloaded) => reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed))),
+            Ok(reloaded) => {
+                reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+                reloaded.failed_sets.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+            }
             Err(error) => {
                 log::error!(
                     "the kernel could not be brought to what the bindings ask for: {}",

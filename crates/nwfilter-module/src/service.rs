@@ -112,7 +112,7 @@ impl Service {
         // What can be served must be: a host whose tables cannot be read now may have them read later.
         let begun = driver.as_ref().map(|driver| {
             let reloaded = driver.reload()?;
-            let all_filtered = reloaded.failed.is_empty();
+            let all_filtered = reloaded.is_complete();
             tell(reloaded);
             if all_filtered {
                 choice.take_over(&driver.bindings()?.iter().map(|binding| binding.port.clone()).collect());
@@ -268,6 +268,7 @@ fn tell(reloaded: Reloaded) {
     }
     warn(&reloaded.applied);
     reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
+    reloaded.failed_sets.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
     for port in &reloaded.unmanaged.unbound {
         log::warn!("port '{port}' has rules but no binding; they are left as they are");
     }

@@ -19,7 +19,7 @@ pub fn suits(
         return (false, "it filters ports here already".into());
     }
     if needs_ip_sets() {
-        return (false, "a stored filter names an ipset".into());
+        return (false, "a stored filter names an ipset of the host".into());
     }
     match probe::check() {
         Ok(()) => (true, "the kernel tracks connections in bridges".into()),

@@ -135,9 +135,9 @@ impl Driver {
                 None => old.remove(port.clone()),
             }
         }
-        let contents = if batch.sets.is_empty() { BTreeMap::new() } else { stores.contents() };
+        let mut contents = if batch.sets.is_empty() { BTreeMap::new() } else { stores.contents() };
         for name in batch.sets.keys() {
-            let held = contents.get(name).cloned().map_or(DesiredSet::Gone, DesiredSet::Holds);
+            let held = contents.remove(name).and_then(Result::ok).map_or(DesiredSet::Gone, DesiredSet::Holds);
             old.sets.insert(name.clone(), held);
         }
         if let Err(failed) = self.apply(&old) {

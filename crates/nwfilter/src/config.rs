@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nwfilter_rules::{Backend, LogGroup};
+use nwfilter_xml::{Field, Literal, SetName, Strictness, Value, read_filter_with};
 
 use crate::progress::Reporter;
 use crate::{Clock, Driver, Error, Host, NetworkNamespace, Progress};
@@ -72,11 +73,29 @@ impl Config {
         Self { layout: Layout::Libvirt, ..config }
     }
 
-    /// Whether a stored filter names an ipset, for a choice of the backend before the driver is opened. Files that cannot be
-    /// read do not count: opening the driver reports them.
+    /// Whether a stored filter names an ipset of the host, for a choice of the backend before the driver is opened: one that is
+    /// no set of the store, or that a variable names, which may be either. Files that cannot be read do not count: opening the
+    /// driver reports them.
     pub fn names_an_ip_set(&self) -> bool {
-        let mut files = fs::read_dir(&self.config_dir).into_iter().flatten().flatten();
-        files.any(|file| fs::read_to_string(file.path()).is_ok_and(|text| text.contains("ipset=")))
+        let files = fs::read_dir(&self.config_dir).into_iter().flatten().flatten();
+        let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        texts.any(|text| text.contains("ipset") && self.names_one_of_the_host(&text))
+    }
+
+    fn names_one_of_the_host(&self, filter: &str) -> bool {
+        let Some(filter) = read_filter_with("filter", filter, Strictness::AsLibvirt).value else {
+            return false;
+        };
+        let mut named =
+            filter.rules().filter_map(|rule| Some(&rule.matches.as_ref()?.get(Field::IpSet)?.value));
+        named.any(|value| match value {
+            Value::Literal(Literal::IpSet(name)) => name.parse().map_or(true, |name| !self.stores_set(&name)),
+            _ => true,
+        })
+    }
+
+    fn stores_set(&self, name: &SetName) -> bool {
+        self.config_dir.join("sets").join(format!("{name}.xml")).exists()
     }
 }
 

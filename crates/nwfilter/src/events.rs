@@ -28,6 +28,8 @@ pub enum Event {
     SetChanged(SetName),
     /// A set was taken out of the store.
     SetUndefined(SetName),
+    /// A set does not hold in the kernel what it must: a reload could not bring it there, and says why.
+    SetFailed(SetName),
     /// A port was bound.
     BindingCreated(PortDev),
     /// A bound port was given another binding.
@@ -77,6 +79,7 @@ impl fmt::Display for Event {
             Self::SetDefined(name) => write!(f, "set '{name}' defined"),
             Self::SetChanged(name) => write!(f, "set '{name}' changed"),
             Self::SetUndefined(name) => write!(f, "set '{name}' undefined"),
+            Self::SetFailed(name) => write!(f, "set '{name}' does not hold in the kernel what it must"),
             Self::BindingCreated(port) => write!(f, "port '{port}' bound"),
             Self::BindingReplaced(port) => write!(f, "port '{port}' bound anew"),
             Self::BindingDeleted(port) => write!(f, "port '{port}' unbound"),

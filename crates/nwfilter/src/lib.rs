@@ -69,7 +69,7 @@ pub use openmetrics::OPENMETRICS;
 pub use preview::Preview;
 pub use progress::{Phase, Progress};
 pub use reconciler::Reconciler;
-pub use reload::{Drift, FailedPort, Fallback, Reloaded, UnmanagedPorts};
+pub use reload::{Drift, FailedPort, FailedSet, Fallback, Reloaded, UnmanagedPorts};
 pub use sets::{CTRL_TAGS, tags_of};
 pub use stock::{STOCK, stock_filters};
 pub use trace::{BadTraceMatch, Trace, TraceEvent, TraceMatch, TracedPacket, TracedStep};

@@ -299,7 +299,8 @@ impl Worker {
     /// Repairs what differs. What fails is tried again.
     fn repair(&mut self, mut pending: Pending) {
         match self.driver.reload() {
-            Ok(Reloaded { applied: Applied { differences, .. }, .. }) => {
+            Ok(Reloaded { applied: Applied { differences, .. }, failed_sets, .. }) => {
+                failed_sets.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
                 self.retry = Duration::ZERO;
                 self.rests_until = None;
                 if !differences.is_empty() {

@@ -13,7 +13,7 @@ use nwfilter_xml::{Binding, FilterName, PortDev, SetName};
 use crate::apart::{self, Refused, Suspicion, Units};
 use crate::group::Request;
 use crate::stores::Stores;
-use crate::{Driver, Error, Event, Phase, with_causes};
+use crate::{Driver, Error, Event, Phase};
 
 /// What a reload did.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,8 @@ pub struct Reloaded {
     pub applied: Applied,
     /// The ports that do not have what their bindings ask for, sorted.
     pub failed: Vec<FailedPort>,
+    /// The sets that do not hold in the kernel what they must, sorted.
+    pub failed_sets: Vec<FailedSet>,
     /// The ports whose rules were removed because neither a binding nor an interface of that name exists, sorted.
     pub removed: Vec<PortDev>,
     /// The ports that the reload left alone.
@@ -48,6 +50,8 @@ pub struct Drift {
     pub differences: Vec<Difference>,
     /// The ports of whose bindings no rules can be made, sorted.
     pub failed: Vec<FailedPort>,
+    /// The sets that cannot be, sorted.
+    pub failed_sets: Vec<FailedSet>,
     /// The ports that a reload would leave as they are.
     pub unmanaged: UnmanagedPorts,
     /// What does not work although the rules are in the kernel, sorted.
@@ -57,8 +61,26 @@ pub struct Drift {
 impl Drift {
     /// Whether a reload would change nothing and every port gets its filter. Unmanaged ports do not count.
     pub fn is_empty(&self) -> bool {
-        self.differences.is_empty() && self.failed.is_empty()
+        self.differences.is_empty() && self.failed.is_empty() && self.failed_sets.is_empty()
     }
+}
+
+impl Reloaded {
+    /// Whether every port has its filter, and every set holds what it must. Unmanaged ports do not count.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty() && self.failed_sets.is_empty()
+    }
+}
+
+/// A set that does not hold in the kernel what it must. The kernel has what it had before, if anything.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("set '{set}' does not hold in the kernel what it must")]
+pub struct FailedSet {
+    /// The set.
+    pub set: SetName,
+    /// Why.
+    #[source]
+    pub error: Arc<Error>,
 }
 
 /// A port that cannot be brought to what its binding asks for.
@@ -108,7 +130,8 @@ impl Driver {
         let Planned { differences, mut warnings } = self.backend().plan(&desired.batch)?;
         warnings.extend(self.host().unbridged(&desired.batch));
         warnings.sort();
-        Ok(Drift { differences, failed: desired.failed, unmanaged: desired.unmanaged, warnings })
+        let DesiredState { failed, failed_sets, unmanaged, .. } = desired;
+        Ok(Drift { differences, failed, failed_sets, unmanaged, warnings })
     }
 
     /// Applies what the bindings ask for. Only what differs is written.
@@ -116,19 +139,20 @@ impl Driver {
     /// A port whose rules cannot be made, or are refused by the kernel, does not block the others: it keeps the
     /// rules that the kernel holds for it, or drops everything if there are none, and the result names it. Rules of
     /// ports that have neither a binding nor an interface are removed. An error is what makes all of it impossible:
-    /// stores or tables that cannot be read, or tools that do not work.
+    /// stores or tables that cannot be read, or tools that do not work. A set that cannot be brought into the kernel does not
+    /// block the others either.
     pub fn reload(&self) -> Result<Reloaded, Error> {
         self.ask(Request::Reload)
     }
 
     /// Carries out a reload, in its turn.
     pub(crate) fn bring_all(&self, stores: &Stores) -> Result<Reloaded, Error> {
-        let DesiredState { batch, mut failed, removed, unmanaged, filtered } =
+        let DesiredState { batch, mut failed, mut failed_sets, removed, unmanaged, filtered } =
             DesiredState::of(self, stores)?;
         let (gone, sets): (BTreeMap<_, _>, _) =
             batch.sets.into_iter().partition(|(_, desired)| *desired == DesiredSet::Gone);
         let batch = Batch { ports: batch.ports, ..Batch::default() };
-        let mut of_sets = self.bring_sets(sets);
+        let mut of_sets = self.bring_sets(sets, &mut failed_sets);
         let open = batch.filtered().map(|(port, _)| port).filter(|port| !filtered.contains(*port));
         let mut work = Ports {
             driver: self,
@@ -142,7 +166,7 @@ impl Driver {
             return Err(error);
         }
         let mut applied = work.applied.unwrap_or_default();
-        merge(&mut of_sets, self.bring_sets(gone));
+        merge(&mut of_sets, self.bring_sets(gone, &mut failed_sets));
         merge(&mut applied, of_sets);
         for (port, error) in work.refused {
             // Rules are asked for by bindings only.
@@ -150,6 +174,8 @@ impl Driver {
             failed.push(failed_port(binding, &filtered, error));
         }
         failed.sort_by(|a, b| a.port.cmp(&b.port));
+        failed_sets.sort_by(|a, b| a.set.cmp(&b.set));
+        self.feed().publish(failed_sets.iter().map(|failed| Event::SetFailed(failed.set.clone())));
         let is_repaired = |port: &&PortDev| !failed.iter().any(|failed| failed.port == **port);
         let repaired: Vec<_> = applied.changed.iter().filter(is_repaired).cloned().collect();
         self.meter().repaired(repaired.len());
@@ -158,28 +184,29 @@ impl Driver {
             self.meter().host_repaired();
             self.feed().publish([Event::HostRepaired]);
         }
-        Ok(Reloaded { applied, failed, removed, unmanaged })
+        Ok(Reloaded { applied, failed, failed_sets, removed, unmanaged })
     }
 }
 
 impl Driver {
     /// Brings sets into the kernel, without rules. One that cannot be does not block the others: ports whose rules ask it
     /// are refused if it is not there.
-    fn bring_sets(&self, mut sets: BTreeMap<SetName, DesiredSet>) -> Applied {
+    fn bring_sets(&self, mut sets: BTreeMap<SetName, DesiredSet>, failed: &mut Vec<FailedSet>) -> Applied {
         while !sets.is_empty() {
             let batch = Batch { sets: sets.clone(), report_differences: true, ..Batch::default() };
-            match self.apply(&batch) {
+            let error = match self.apply(&batch) {
                 Ok(applied) => return applied,
-                Err(Error::Apply(error)) => {
-                    log::error!("{}", with_causes(&error));
-                    let ApplyError::Set { set, .. } = &error else { break };
-                    if sets.remove(set).is_none() {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    log::error!("{}", with_causes(&error));
-                    break;
+                Err(error) => Arc::new(error),
+            };
+            let guilty = match &*error {
+                Error::Apply(ApplyError::Set { set, .. }) => sets.remove_entry(set).map(|(set, _)| set),
+                _ => None,
+            };
+            match guilty {
+                Some(set) => failed.push(FailedSet { set, error }),
+                None => {
+                    let all = std::mem::take(&mut sets).into_keys();
+                    failed.extend(all.map(|set| FailedSet { set, error: error.clone() }));
                 }
             }
         }
@@ -259,6 +286,7 @@ fn merge(applied: &mut Applied, more: Applied) {
 struct DesiredState {
     batch: Batch,
     failed: Vec<FailedPort>,
+    failed_sets: Vec<FailedSet>,
     removed: Vec<PortDev>,
     unmanaged: UnmanagedPorts,
     /// The ports that are filtered by what the kernel holds.
@@ -297,8 +325,12 @@ impl DesiredState {
                 desired.batch.sets.insert(name.clone(), DesiredSet::Gone);
             }
         }
-        let held = contents.into_iter().map(|(name, content)| (name, DesiredSet::Holds(content)));
-        desired.batch.sets.extend(held);
+        for (set, content) in contents {
+            match content {
+                Ok(content) => drop(desired.batch.sets.insert(set, DesiredSet::Holds(content))),
+                Err(error) => desired.failed_sets.push(FailedSet { set, error: Arc::new(error) }),
+            }
+        }
         let unbound = installed.ports.iter().filter(|port| stores.bindings.get(port.as_str()).is_none());
         for port in unbound {
             match driver.host().has(port) || stores.bindings.is_lost(port.as_str()) {

@@ -195,17 +195,11 @@ impl Sets for Stores {
 }
 
 impl Stores {
-    /// What each set of the store holds in all. A set that cannot be is left out, and logged.
-    pub(crate) fn contents(&self) -> BTreeMap<SetName, Arc<SetContent>> {
+    /// What each set of the store holds in all, or why it cannot be.
+    pub(crate) fn contents(&self) -> BTreeMap<SetName, Result<Arc<SetContent>, Error>> {
         let members = Members::of(self);
-        let content = |set: &Arc<FilterSet>| match content(self, &members, set) {
-            Ok(content) => Some((set.name.clone(), Arc::new(content))),
-            Err(error) => {
-                log::error!("{error}");
-                None
-            }
-        };
-        self.sets.documents().filter_map(content).collect()
+        let content = |set: &Arc<FilterSet>| content(self, &members, set).map(Arc::new);
+        self.sets.documents().map(|set| (set.name.clone(), content(set))).collect()
     }
 }
 

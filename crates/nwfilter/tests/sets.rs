@@ -324,3 +324,41 @@ fn sets_are_in_a_directory_of_their_own_beside_filters_that_stay_as_they_are() {
     let text = fs::read_to_string(lab.dir.path().join("filters/sets/admins.xml")).unwrap();
     assert_eq!(read_set("s.xml", &text).into_result().unwrap().entries.len(), 1);
 }
+
+#[test]
+fn a_set_that_cannot_be_is_an_error_of_a_reload_and_blocks_nothing() {
+    let lab = Lab::new();
+    lab.filter(ASKING);
+    lab.define(&set("ipv4", "admins", "<entry value='10.0.0.1'/>")).unwrap();
+    lab.driver.create_binding(binding("p0", "")).unwrap();
+    let broken = set("ipv4", "broken", "<include set='gone'/>");
+    fs::write(lab.dir.path().join("filters/sets/broken.xml"), broken).unwrap();
+    let events = lab.driver.subscribe();
+    let reloaded = lab.driver.reload().unwrap();
+    assert!(!reloaded.is_complete() && reloaded.failed.is_empty());
+    let [failed] = &reloaded.failed_sets[..] else { panic!("{reloaded:?}") };
+    assert_eq!(
+        nwfilter::with_causes(failed),
+        "set 'broken' does not hold in the kernel what it must: set 'broken': it includes 'gone', which does not exist"
+    );
+    assert_eq!(events.try_iter().collect::<Vec<_>>(), [Event::SetFailed(name("broken"))]);
+    let drift = lab.driver.diff().unwrap();
+    assert!(!drift.is_empty() && drift.differences.is_empty());
+    assert_eq!(lab.held("admins").unwrap(), ["10.0.0.1"]);
+}
+
+#[test]
+fn only_ipsets_that_are_no_sets_of_the_store_speak_for_a_backend_that_has_ipsets() {
+    let lab = Lab::new();
+    let config = Config::new(lab.dir.path().join("filters"), lab.dir.path().join("bindings"));
+    let names = |value: &str| {
+        lab.filter(&ASKING.replace("admins", value));
+        config.names_an_ip_set()
+    };
+    assert!(names("admins"));
+    lab.define(&set("ipv4", "admins", "")).unwrap();
+    assert!(!names("admins"));
+    assert!(names("admins2") && names("$SET"));
+    lab.filter("<rule action='accept' direction='in'><all comment='no ipset='/></rule>");
+    assert!(!config.names_an_ip_set());
+}

@@ -28,6 +28,9 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     for failed in &reloaded.failed {
         log::error!("{}", with_causes(anyhow::Chain::new(failed)));
     }
+    for failed in &reloaded.failed_sets {
+        log::error!("{}", with_causes(anyhow::Chain::new(failed)));
+    }
     let reconciler = driver.keep()?;
     notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
     let is_alive = || {
@@ -70,6 +73,7 @@ pub(crate) fn as_value(event: &Event) -> Value {
         Event::SetDefined(name) => of_set("set-defined", name),
         Event::SetChanged(name) => of_set("set-changed", name),
         Event::SetUndefined(name) => of_set("set-undefined", name),
+        Event::SetFailed(name) => of_set("set-failed", name),
         Event::BindingCreated(port) => of_port("binding-created", port),
         Event::BindingReplaced(port) => of_port("binding-replaced", port),
         Event::BindingDeleted(port) => of_port("binding-deleted", port),

@@ -144,7 +144,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
             }
             Change::BindingDelete { ports } => verbs::binding_delete(driver, &ports, json)?,
             Change::Import(asked) => archive::import(driver, watch, &asked, json)?,
-            Change::Reload => verbs::reload(driver, watch, json)?,
+            Change::Reload => verbs::reload(driver, watch, &options.config_dir, json)?,
             Change::Set(change) => set::change(driver, &change, json)?,
         },
         Verb::Plan { change } => plan::plan(driver, change, json)?,

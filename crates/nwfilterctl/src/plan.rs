@@ -25,6 +25,7 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         Change::Set(change) => driver.preview(&set::transaction(driver, &change)?)?,
         Change::Reload => {
             let drift = driver.diff()?;
+            verbs::tell_of_sets(&drift.failed_sets);
             verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
             Preview { differences: drift.differences, warnings: drift.warnings, ..Preview::default() }
         }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::output::{Answer, address_text, number_of};
 use crate::places::Places;
 use crate::set;
-use crate::verbs::{tell_of_ports, warn_all};
+use crate::verbs::{tell_of_ports, tell_of_sets, warn_all};
 
 /// What a driver has and how the kernel is; bad if that is not as it should be, or not known.
 pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Result<Answer> {
@@ -19,6 +19,7 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
     let drift = driver.diff();
     if let Ok(drift) = &drift {
         warn_all(&drift.warnings);
+        tell_of_sets(&drift.failed_sets);
         tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
     }
     let is_good = drift.as_ref().is_ok_and(nwfilter::Drift::is_empty);

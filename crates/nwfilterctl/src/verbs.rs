@@ -10,8 +10,8 @@ use nwfilter::xml::{
     write_filter, write_set,
 };
 use nwfilter::{
-    Applied, Committed, Difference, Driver, Error, FailedPort, ProblemKind, Reloaded, Subject, Transaction,
-    UnmanagedPorts, Warning,
+    Applied, Committed, Difference, Driver, Error, FailedPort, FailedSet, ProblemKind, Reloaded, Subject,
+    Transaction, UnmanagedPorts, Warning,
 };
 use nwfilter_nftables::{LibvirtsTables, remove_libvirts_tables};
 use nwfilter_xtables::restore_text;
@@ -23,6 +23,7 @@ use crate::documents::{accepted, binding_in, filter_in, is_stdin, read, shown};
 use crate::output::{Answer, differences, number_of};
 use crate::places::{Places, in_files};
 use crate::progress::Watch;
+use crate::set;
 
 // ---- filters ----
 
@@ -229,13 +230,20 @@ pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
     warn_all(&drift.warnings);
     let mut places = Places::new(driver);
+    tell_of_sets(&drift.failed_sets);
     tell_of_ports(&mut places, &drift.failed, &drift.unmanaged);
     Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))
 }
 
-pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<Answer> {
-    let Reloaded { applied, failed, removed, unmanaged } = watch.during(|| driver.reload())?;
+pub(crate) fn reload(driver: &Driver, watch: &Watch, config_dir: &Path, as_json: bool) -> Result<Answer> {
+    let reloaded = watch.during(|| driver.reload())?;
+    let is_complete = reloaded.is_complete();
+    let Reloaded { applied, failed, failed_sets, removed, unmanaged } = reloaded;
     warn_all(&applied.warnings);
+    if let Some(lost) = set::unknown_to_libvirt(driver, config_dir)? {
+        warn(lost);
+    }
+    tell_of_sets(&failed_sets);
     tell_of_ports(&mut Places::new(driver), &failed, &unmanaged);
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     let answer = if as_json {
@@ -251,6 +259,9 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
             "changed": names(back),
             "removed": names(&removed),
             "failed": failed.collect::<Vec<_>>(),
+            "failed_sets": failed_sets.iter().map(|failed| {
+                json!({"set": failed.set.as_str(), "why": with_causes(anyhow::Chain::new(&*failed.error))})
+            }).collect::<Vec<_>>(),
             "unbound": names(&unmanaged.unbound),
             "absent": names(&unmanaged.absent),
             "warnings": warnings(&applied),
@@ -267,7 +278,7 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, as_json: bool) -> Result<An
         }
         Answer::lines(lines)
     };
-    Ok(answer.good_if(failed.is_empty()))
+    Ok(answer.good_if(is_complete))
 }
 
 /// Removes what libvirt's own nftables driver has in the kernel, once every port has its rules here.
@@ -299,6 +310,13 @@ pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
     let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
     aside.for_each(warn);
     Ok(())
+}
+
+/// Says of each set why it does not hold what it must.
+pub(crate) fn tell_of_sets(failed: &[FailedSet]) {
+    for set in failed {
+        say(format_args!("error: {}", with_causes(anyhow::Chain::new(set))));
+    }
 }
 
 /// Says of each port why it is not as its binding asks for, or why it is left alone.

@@ -186,3 +186,52 @@ fn connections_that_a_change_refuses_are_ended_where_that_is_asked_for() {
     assert!(cli.run(&["set-dumpxml", "admins"]).contains("10.0.0.8"));
     assert!(!cli.run(&["set-dumpxml", "admins"]).contains("10.0.0.9"));
 }
+
+#[test]
+fn a_reload_fails_for_a_set_that_the_kernel_refuses_and_brings_in_the_others() {
+    skip_unless!(Need::Root, Need::Tool("iptables"), Need::Tool("ipset"), Need::Tool("ebtables"));
+    let host = Host::new().unwrap();
+    let cli = Cli { dir: tempfile::tempdir().unwrap(), host: &host, backend: "xtables" };
+    for name in ["admins", "others"] {
+        cli.write(
+            "s.xml",
+            &format!("<filterset name='{name}' family='ipv4'><entry value='10.0.0.9'/></filterset>"),
+        );
+        cli.run(&["set-define", "s.xml"]);
+    }
+    // Somebody puts a set of another type in the place of one, and uses it.
+    host.run(&["ipset", "destroy"]).unwrap();
+    host.run(&["ipset", "create", "nwfilter-others", "bitmap:port", "range", "0-9"]).unwrap();
+    host.run(&["iptables", "-A", "INPUT", "-m", "set", "--match-set", "nwfilter-others", "src"]).unwrap();
+    let said = cli.refused(&["reload"]);
+    assert!(said.contains("error: set 'others' does not hold in the kernel what it must"), "{said}");
+    let output = cli.output(&["reload", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["failed_sets"][0]["set"], json!("others"), "{told}");
+    assert!(cli.kernel().contains("10.0.0.9"));
+}
+
+#[test]
+fn what_is_lost_with_libvirts_driver_is_said_on_its_stores_before() {
+    skip_unless!(
+        Need::Root,
+        Need::Libvirtd,
+        Need::Tool("unshare"),
+        Need::Tool("ebtables"),
+        Need::Tool("ipset")
+    );
+    let host = Host::new().unwrap();
+    // libvirt's own directories are hidden by empty ones.
+    let script = r#"set -e
+        mount --make-rprivate /; mount -t tmpfs none /etc/libvirt; mount -t tmpfs none /run
+        mkdir -p /etc/libvirt/nwfilter /run/libvirt/nwfilter-binding
+        ctl() { "$0" --config-dir /etc/libvirt/nwfilter --state-dir /run/libvirt/nwfilter-binding "$@" 2>&1; }
+        ctl reload
+        echo "<filterset name='admins' family='ipv4'/>" | ctl set-define -
+        ctl status; ctl --dispatch list reload"#;
+    let said = host.run(&["unshare", "-m", "sh", "-c", script, env!("CARGO_BIN_EXE_nwfilterctl")]).unwrap();
+    let note = "libvirt's own driver does not know the 1 set in /etc/libvirt/nwfilter/sets";
+    assert_eq!(said.matches(note).count(), 2, "{said}");
+    assert!(said.contains(&format!("warning: {note}")), "{said}");
+}

@@ -122,6 +122,10 @@ fn kernel(driver: &Driver) -> Vec<Finding> {
                 .help(format!("correct filter '{}' or the parameters of the binding", failed.filter))
         })
         .collect();
+    findings.extend(drift.failed_sets.iter().map(|failed| {
+        Finding::new(Level::Problem, "sets", with_causes(failed))
+            .help(format!("nwfilterctl set-dumpxml {}", failed.set))
+    }));
     findings.extend(
         drift.warnings.iter().map(|warning| Finding::new(Level::Warning, "ports", warning.to_string())),
     );
