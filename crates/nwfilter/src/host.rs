@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use nwfilter_rules::{Batch, Warning};
 use nwfilter_xml::PortDev;
 
@@ -56,7 +57,7 @@ impl Host {
     /// Whether there is an interface of that name.
     pub(crate) fn has(&self, port: &PortDev) -> bool {
         match &self.0 {
-            Interfaces::Kernel => nix::net::if_::if_nametoindex(port.as_str()).is_ok(),
+            Interfaces::Kernel => is_interface(port),
             Interfaces::Fake(ports) => {
                 let ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
                 ports.get(port) != Some(&Attachment::Absent)
@@ -87,6 +88,13 @@ impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_kernel() { "Host::kernel()" } else { "Host::fake()" })
     }
+}
+
+/// Whether the kernel has an interface of that name. Rules do not match an interface by an alternative name
+/// (`ip link property add … altname`), though the kernel finds it by one.
+fn is_interface(port: &PortDev) -> bool {
+    let name = if_nametoindex(port.as_str()).and_then(if_indextoname);
+    name.is_ok_and(|name| name.as_bytes() == port.as_str().as_bytes())
 }
 
 /// The interfaces of a host at one time.

@@ -49,7 +49,8 @@ impl Links {
     fn find(&self, port: &PortDev) -> io::Result<Option<Link>> {
         let name = LinkAttribute::IfName(port.to_string());
         match self.ask(vec![name], NLM_F_REQUEST) {
-            Ok(links) => Ok(links.into_iter().next().map(|(_, link)| link)),
+            // The kernel finds interfaces by alternative names too, by which rules do not match.
+            Ok(links) => Ok(links.into_iter().map(|(_, link)| link).find(|link| link.name == port.as_str())),
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
             Err(error) => Err(error),
         }

@@ -7,7 +7,7 @@ mod driver_support;
 use std::time::{Duration, Instant};
 
 use driver_support::{Lab, accepting, binding, define};
-use nwfilter::{Attachment, Driver, Fake};
+use nwfilter::{Attachment, Driver, Error, Fake};
 use nwfilter_testlab::{Need, port_dev, skip_unless};
 
 #[test]
@@ -27,6 +27,21 @@ fn the_status_of_a_port_says_whether_packets_get_to_its_rules() {
     assert_eq!(attachments(), [Bridged, Unbridged, Absent]);
     lab.host.ip(&["link set p1 master br0", "link del p0", "tuntap add dev p2 mode tap"]).unwrap();
     assert_eq!(attachments(), [Absent, Bridged, Unbridged]);
+}
+
+#[test]
+fn an_alternative_name_of_an_interface_is_no_port() {
+    skip_unless!(Need::Root);
+    let (lab, fake) = (Lab::new(1), Fake::new());
+    lab.host.ip(&["link property add dev p0 altname other"]).unwrap();
+    lab.write_binding("other", "allow-arp");
+    let driver = lab.fake_driver(&fake);
+    let statuses = lab.host.enter(|| driver.port_statuses()).unwrap();
+    assert_eq!(statuses[0].attachment, Attachment::Absent, "rules see the name p0");
+    assert_eq!(lab.host.enter(|| driver.reload()).unwrap().unmanaged.absent, [port_dev("other")]);
+    lab.host.enter(|| driver.delete_binding(&port_dev("other"))).unwrap();
+    let error = lab.host.enter(|| driver.create_binding(binding("other", "allow-arp"))).unwrap_err();
+    assert!(matches!(error, Error::NoSuchPort(_)), "{error}");
 }
 
 /// How long something that must happen may take on a busy machine.

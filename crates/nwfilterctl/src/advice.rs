@@ -1,6 +1,6 @@
 //! What to do about an error, where the command line knows more than the driver: names that are nearly right, and verbs.
 
-use nix::net::if_::if_nameindex;
+use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
 use nwfilter::xml::nearest;
 use nwfilter::{Driver, Error};
 
@@ -26,6 +26,10 @@ fn advice(driver: &Driver, error: &Error) -> Option<String> {
                 .unwrap_or_else(|| "'nwfilterctl binding-list' shows the ports that have one".to_owned())
         }
         Error::NoSuchPort(port) => {
+            let other = if_nametoindex(port.as_str()).and_then(if_indextoname).ok();
+            if let Some(name) = other.as_deref().and_then(|name| name.to_str().ok()) {
+                return Some(format!("'{port}' is an alternative name of '{name}': bind that"));
+            }
             let interfaces = if_nameindex().ok();
             let names = interfaces.iter().flat_map(|interfaces| interfaces.iter());
             let names: Vec<_> = names.filter_map(|interface| interface.name().to_str().ok()).collect();
@@ -42,5 +46,6 @@ fn advice(driver: &Driver, error: &Error) -> Option<String> {
 }
 
 fn meant<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    nearest(name, names).map(|near| format!("did you mean '{near}'?"))
+    // One that is gone by an operation before is not meant.
+    nearest(name, names.filter(|other| *other != name)).map(|near| format!("did you mean '{near}'?"))
 }
