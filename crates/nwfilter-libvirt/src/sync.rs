@@ -107,13 +107,18 @@ impl Plan {
         for (port, done) in self.unbind.into_iter().zip(&mut done) {
             match done {
                 Ok(_) | Err(Error::NoSuchBinding(_)) => synced.unbound.push(port),
-                Err(error) => log::error!("port '{port}' is still bound: {error}"),
+                Err(error) => {
+                    log::error!(nwfilter_port = port.as_str(); "port '{port}' is still bound: {error}")
+                }
             }
         }
         for (Binding { port, owner, .. }, done) in self.bind.into_iter().zip(&mut done) {
             match done {
                 Ok(Committed { applied, .. }) => {
-                    applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                    applied
+                        .warnings
+                        .iter()
+                        .for_each(|warning| log::warn!(nwfilter_port = warning.port().as_str(); "{warning}"));
                     synced.bound.push(port);
                 }
                 Err(source) => {

@@ -188,10 +188,19 @@ pub(crate) type LogMessage = unsafe extern "C" fn(
     *const c_char,
     c_int,
     *const c_char,
-    *mut c_void,
+    *const LogMetadata,
     *const c_char,
     ...
 );
+
+/// virLogMetadata: a field of a message for the journal. A null key ends an array of them.
+#[repr(C)]
+pub(crate) struct LogMetadata {
+    pub(crate) key: *const c_char,
+    /// Its value; if null, `number` is.
+    pub(crate) text: *const c_char,
+    pub(crate) number: c_int,
+}
 
 /// Memory that libvirt frees with free: room for `count` pointers and a null pointer that ends them.
 pub(crate) fn pointers<T>(count: usize) -> *mut *mut T {

@@ -1,12 +1,13 @@
 //! The log of the driver, handed to libvirt's, whose `log_filters` and `log_outputs` then apply to it.
 
-use std::ffi::c_int;
-use std::ptr::null_mut;
+use std::ffi::{CString, c_int};
+use std::ptr::null;
 use std::sync::OnceLock;
 
+use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::abi::{LogMessage, LogSource};
+use crate::abi::{LogMessage, LogMetadata, LogSource};
 use crate::libvirt::c_string;
 
 struct ToLibvirt;
@@ -38,8 +39,12 @@ impl Log for ToLibvirt {
         let line = record.line().and_then(|line| c_int::try_from(line).ok()).unwrap_or(0);
         let function = c_string(record.target());
         let message = c_string(&record.args().to_string());
-        // SAFETY: the source lives for ever and libvirt changes it under its own lock; the strings live through the
-        // call; the format takes exactly one string.
+        let mut fields = Fields::default();
+        // It fails only if a visitor does.
+        let _ = record.key_values().visit(&mut fields);
+        let metadata = fields.metadata();
+        // SAFETY: the source lives for ever and libvirt changes it under its own lock; the strings and the
+        // metadata, which a key of null ends, live through the call; the format takes exactly one string.
         unsafe {
             log_message(
                 source(),
@@ -47,7 +52,7 @@ impl Log for ToLibvirt {
                 file.as_ptr(),
                 line,
                 function.as_ptr(),
-                null_mut(),
+                metadata.as_ptr(),
                 c"%s".as_ptr(),
                 message.as_ptr(),
             );
@@ -55,6 +60,26 @@ impl Log for ToLibvirt {
     }
 
     fn flush(&self) {}
+}
+
+/// The fields of a message for libvirt's journal, such as NWFILTER_PORT.
+#[derive(Default)]
+struct Fields(Vec<[CString; 2]>);
+
+impl Fields {
+    /// The same for libvirt, ended by a key of null. It is valid as long as the fields are.
+    fn metadata(&self) -> Vec<LogMetadata> {
+        let fields = self.0.iter().map(|[key, text]| (key.as_ptr(), text.as_ptr()));
+        let end = (null(), null());
+        fields.chain([end]).map(|(key, text)| LogMetadata { key, text, number: 0 }).collect()
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        self.0.push([c_string(&key.as_str().to_ascii_uppercase()), c_string(&value.to_string())]);
+        Ok(())
+    }
 }
 
 /// virLogPriority
@@ -81,4 +106,25 @@ fn source() -> *mut LogSource {
         Shared(Box::leak(Box::new(source)))
     };
     SOURCE.get_or_init(made).0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    #[test]
+    fn fields_of_a_message_are_those_of_the_journal() {
+        let mut fields = Fields::default();
+        let record = [("nwfilter_port", "vnet0"), ("nwfilter_filter", "web")];
+        kv::Source::visit(&record, &mut fields).unwrap();
+        let metadata = fields.metadata();
+        // SAFETY: the texts are those of the fields.
+        let text = |text| unsafe { CStr::from_ptr(text) }.to_str().unwrap();
+        let (last, shown) = metadata.split_last().unwrap();
+        let shown: Vec<_> = shown.iter().map(|field| (text(field.key), text(field.text))).collect();
+        assert_eq!(shown, [("NWFILTER_PORT", "vnet0"), ("NWFILTER_FILTER", "web")]);
+        assert!(last.key.is_null());
+    }
 }

@@ -270,16 +270,16 @@ fn tell(reloaded: Reloaded) {
     reloaded.failed.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
     reloaded.failed_sets.iter().for_each(|failed| log::error!("{}", with_causes(failed)));
     for port in &reloaded.unmanaged.unbound {
-        log::warn!("port '{port}' has rules but no binding; they are left as they are");
+        log::warn!(nwfilter_port = port.as_str(); "port '{port}' has rules but no binding; they are left as they are");
     }
     for port in &reloaded.unmanaged.absent {
-        log::warn!("port '{port}' has a binding, but there is no network interface of that name");
+        log::warn!(nwfilter_port = port.as_str(); "port '{port}' has a binding, but there is no network interface of that name");
     }
 }
 
 fn warn(applied: &Applied) {
     for warning in &applied.warnings {
-        log::warn!("{warning}");
+        log::warn!(nwfilter_port = warning.port().as_str(); "{warning}");
     }
 }
 
@@ -290,7 +290,7 @@ fn exists(port: &PortDev) -> bool {
 /// Removes a binding that libvirt has deleted; there is nobody to tell any more that it failed.
 fn remove(driver: &Driver, port: &PortDev) {
     if let Err(error) = driver.delete_binding(port) {
-        log::error!("port '{port}' is still filtered: {}", with_causes(&error));
+        log::error!(nwfilter_port = port.as_str(); "port '{port}' is still filtered: {}", with_causes(&error));
     }
     stay_while_bound(driver);
 }

@@ -30,7 +30,7 @@ const MESSAGES: u32 = 10;
 /// The time in which they are counted.
 const SECOND: Duration = Duration::from_secs(1);
 /// How often a group that another program reads is tried again.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Whether a binding asks for it: parameter `CTRL_LOG_DROPS`.
 pub(crate) fn are_logged(binding: &Binding) -> Result<bool, Error> {
@@ -168,6 +168,8 @@ impl Worker {
         loop {
             if self.log.is_none() && self.next_try <= Instant::now() {
                 self.open();
+                // What came meanwhile does not make the socket readable.
+                self.read();
             }
             self.wait();
             if self.waker.is_stopped() {
@@ -266,9 +268,10 @@ impl Worker {
             return;
         }
         let dropped = self.dropped(port, &prefix, packet);
-        log::info!(
-            port = dropped.port.as_str(), guest = dropped.guest.as_str(),
-            filter = dropped.origin.filter.as_ref().map_or("", |filter| filter.as_str());
+        // At the level that libvirt's log shows where nothing else is set.
+        log::warn!(
+            nwfilter_port = dropped.port.as_str(), nwfilter_guest = dropped.guest,
+            nwfilter_filter = dropped.origin.filter.as_ref().map_or("", |filter| filter.as_str());
             "{dropped}"
         );
         self.driver.feed().publish([Event::PacketDropped(Arc::new(dropped))]);
@@ -315,8 +318,8 @@ impl Worker {
         for (port, pace) in over.into_iter().filter(|(_, pace)| pace.suppressed > 0) {
             // The kernel does not report all of them either.
             let at_least = pace.suppressed;
-            log::info!(
-                port = port.as_str();
+            log::warn!(
+                nwfilter_port = port.as_str();
                 "{port}: at least {at_least} more packets were dropped within a second (`nwfilterctl counters {port}` \
                  counts all of them)"
             );

@@ -277,8 +277,11 @@ impl Worker {
         }
         let followed = to.parse().map_err(Error::from).and_then(|to| self.driver.rename_binding(&port, to));
         match followed {
-            Ok(()) => log::warn!("port '{from}' has the name '{to}' now; its binding follows"),
+            Ok(()) => {
+                log::warn!(nwfilter_port = to; "port '{from}' has the name '{to}' now; its binding follows")
+            }
             Err(error) => log::error!(
+                nwfilter_port = to;
                 "port '{from}' has the name '{to}' now, which its binding cannot follow, so it is not filtered: {}",
                 with_causes(&error)
             ),

@@ -294,7 +294,9 @@ impl<'a> Draft<'a> {
                     outcome.ports.insert(port.clone());
                     outcome.events.push(Event::AddressChanged { port: port.clone(), state });
                 }
-                Err(error) => log::error!("{error}; it keeps the rules it has"),
+                Err(error) => {
+                    log::error!(nwfilter_port = port.as_str(); "{error}; it keeps the rules it has")
+                }
             }
         }
         if let Err(error) = self.settle_sets(touched, &mut outcome) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -13,7 +14,6 @@ use nwfilter::rules::{Backend, Batch, LogGroup, Ruleset};
 use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver, DroppedPacket, Error, Event, Reconciler};
 use nwfilter_nftables::Nftables;
-use nwfilter_nftables::kernel::PacketLog;
 use nwfilter_testlab::conformance::fixture_cases;
 use nwfilter_testlab::frames::{self, Arp, ethernet};
 use nwfilter_testlab::probes::{Stations, probes};
@@ -69,9 +69,12 @@ impl Lab {
     fn report(&self) -> Result<(Reconciler, Receiver<Event>)> {
         let events = self.driver.subscribe();
         let reconciler = self.host.enter(|| self.driver.keep())?;
-        // Another reader is refused as soon as the driver reads the group.
+        // The kernel lists the groups that are read.
+        let readers = "/proc/thread-self/net/netfilter/nfnetlink_log";
+        let group = LogGroup::default().to_string();
+        let is_read = |text: String| text.lines().any(|line| line.split_whitespace().next() == Some(&group));
         let deadline = Instant::now() + PATIENCE;
-        while self.host.enter(|| PacketLog::open(LogGroup::default().0))?.is_some() {
+        while !self.host.enter(|| fs::read_to_string(readers)).is_ok_and(is_read) {
             ensure!(Instant::now() < deadline, "nobody reads the group");
             std::thread::yield_now();
         }

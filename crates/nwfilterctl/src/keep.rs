@@ -24,7 +24,11 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     let printing =
         thread::Builder::new().name("print".into()).spawn(print).context("cannot start a thread")?;
     let reloaded = driver.reload()?;
-    reloaded.applied.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    reloaded
+        .applied
+        .warnings
+        .iter()
+        .for_each(|warning| log::warn!(nwfilter_port = warning.port().as_str(); "{warning}"));
     for failed in &reloaded.failed {
         log::error!("{}", with_causes(anyhow::Chain::new(failed)));
     }

@@ -8,6 +8,7 @@
 mod choice;
 pub mod daemon;
 pub mod exporter;
+mod journal;
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -241,17 +242,19 @@ impl Options {
         builder.config(self.config()).open(backend).context(CANNOT_OPEN)
     }
 
-    /// Starts the log on stderr. A program logs at `level` and above, unless options, settings or
+    /// Starts the log: in the journal if stderr is that, else on stderr. A program logs at `level` and above, unless options, settings or
     /// RUST_LOG ask for other levels.
     pub fn start_log(&self, level: LevelFilter) {
         let level = self.settings.get(Key::Log).and_then(|level| level.parse().ok()).unwrap_or(level);
         let level = if self.quiet { LevelFilter::Error } else { level };
         let level = LevelFilter::iter().nth(level as usize + usize::from(self.verbose));
         let level = level.unwrap_or(LevelFilter::Trace);
-        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level.as_str()))
-            .format_timestamp(None)
-            .format_target(false)
-            .init();
+        let logger =
+            env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level.as_str()))
+                .format_timestamp(None)
+                .format_target(false)
+                .build();
+        journal::start(logger);
     }
 
     /// Whether connections get conntrack helpers.

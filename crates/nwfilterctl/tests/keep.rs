@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nwfilter_nftables::kernel::PacketLog;
 use nwfilter_testlab::{Host, Need, skip_unless};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -185,4 +186,32 @@ fn what_others_change_is_repaired_and_printed_until_sigterm() {
     kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(daemon.wait().unwrap().success());
     assert_eq!(lab.host.saved().unwrap().port("tap0").diff(&before), None, "rules stay");
+}
+
+#[test]
+fn a_group_of_the_packet_log_that_another_program_reads_is_warned_of_and_taken_when_it_is_free() {
+    skip_unless!(Need::Root, Need::Tool("iptables-restore"), Need::Tool("ebtables-restore"));
+    let lab = Lab { host: Host::new().unwrap(), dir: tempfile::tempdir().unwrap() };
+    let _tap = lab.host.tap("tap0").unwrap();
+    fs::write(lab.dir.path().join("n.toml"), "log-group = 33\n").unwrap();
+    lab.bind("tap0", "no-mac-spoofing");
+    let file = lab.dir.path().join("b.xml");
+    let logged = fs::read_to_string(&file).unwrap().replace(
+        "<filterref filter='no-mac-spoofing'/>",
+        "<filterref filter='no-mac-spoofing'><parameter name='CTRL_LOG_DROPS' value='yes'/></filterref>",
+    );
+    fs::write(&file, logged).unwrap();
+    lab.run(&["binding-delete", "tap0"]);
+    lab.run(&["--config", "n.toml", "binding-create", "b.xml"]);
+    let other = lab.host.enter(|| PacketLog::open(33)).unwrap().unwrap();
+
+    let (mut daemon, _manager) = lab.keep_with(&["keep", "--config", "n.toml", "-v"]);
+    let mut log = BufReader::new(daemon.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let warning = log.find(|line| line.contains("CTRL_LOG_DROPS")).unwrap();
+    assert!(warning.contains("another program reads group 33"), "{warning}");
+    assert!(warning.contains("setting log-group"), "{warning}");
+    drop(other);
+    assert!(log.any(|line| line.contains("group 33 of the kernel's packet log is read now")));
+    kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
 }

@@ -60,6 +60,8 @@ const ADDRESSES: usize = 12;
 pub struct PacketLog {
     socket: Socket,
     buffer: Vec<u8>,
+    /// What came before the kernel's answer to the opening.
+    early: Vec<Logged>,
 }
 
 /// Something that is reported.
@@ -95,7 +97,7 @@ impl PacketLog {
         }
         socket.set_non_blocking(true)?;
         socket.bind(&SocketAddr::new(0, 0))?;
-        let mut log = Self { socket, buffer: vec![0; 64 << 10] };
+        let mut log = Self { socket, buffer: vec![0; 64 << 10], early: Vec::new() };
         match log.bind(group)? {
             0 => Ok(Some(log)),
             libc::EPERM | libc::EBUSY => Ok(None),
@@ -118,10 +120,11 @@ impl PacketLog {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(len) = receive_now(&self.socket, &mut self.buffer)? {
-                // Packets may come before the answer, and may be missed here.
                 for message in messages(&self.buffer[..len]) {
-                    if let Some(answer) = answer(&message?)? {
-                        return Ok(answer.errno);
+                    let message = message?;
+                    match answer(&message)? {
+                        Some(answer) => return Ok(answer.errno),
+                        None => self.early.extend(packet(&message)?.map(Logged::Packet)),
                     }
                 }
                 continue;
@@ -140,7 +143,7 @@ impl PacketLog {
 
     /// What was reported since the last call. Does not wait.
     pub fn logged(&mut self) -> Result<Vec<Logged>, Error> {
-        let mut logged = Vec::new();
+        let mut logged = std::mem::take(&mut self.early);
         loop {
             match receive_now(&self.socket, &mut self.buffer) {
                 Ok(Some(len)) => {

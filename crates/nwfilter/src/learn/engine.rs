@@ -534,7 +534,7 @@ impl<'a> Engine<'a> {
             let Some(capture) = &port.capture else { continue };
             let mut frames = EpollEvent::new(EpollFlags::EPOLLIN, port.token);
             if let Err(errno) = self.epoll.modify(capture, &mut frames) {
-                log::error!("{name}: no longer listened to: {errno}");
+                log::error!(nwfilter_port = name.as_str(); "{name}: no longer listened to: {errno}");
             }
         }
     }
@@ -587,6 +587,7 @@ impl<'a> Engine<'a> {
         self.told_at = Some(Instant::now());
         for port in self.sieve.disbelieved() {
             log::warn!(
+                nwfilter_port = port.as_str();
                 "{port}: its guest answers DHCP requests of others, which its filter does not let it serve: not believed"
             );
         }

@@ -261,16 +261,21 @@ impl Known {
 }
 
 fn tell(port: &PortDev, change: &Change) {
+    let nwfilter_port = port.as_str();
     match change {
-        Change::Learned { address, source, .. } => log::info!("{port}: address {address} learned ({source})"),
+        Change::Learned { address, source, .. } => {
+            log::info!(nwfilter_port; "{port}: address {address} learned ({source})")
+        }
         Change::Granted { lease, .. } => {
-            log::info!("{port}: address {} leased by {}", lease.address, lease.server);
+            log::info!(nwfilter_port; "{port}: address {} leased by {}", lease.address, lease.server);
         }
         // Who has it is said where that is known.
         Change::Refused { .. } => (),
-        Change::Ended { address, why, .. } => log::info!("{port}: address {address} taken away: {why}"),
+        Change::Ended { address, why, .. } => {
+            log::info!(nwfilter_port; "{port}: address {address} taken away: {why}")
+        }
         Change::Expired { address, .. } => {
-            log::info!("{port}: address {address} taken away: its lease ran out")
+            log::info!(nwfilter_port; "{port}: address {address} taken away: its lease ran out")
         }
     }
 }

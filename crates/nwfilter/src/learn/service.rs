@@ -277,7 +277,7 @@ impl Stores {
                     judged.changes.push((port.clone(), change.clone()));
                 }
                 Some(holder) => {
-                    log::warn!("{port}: address {address} is not the guest's: {holder} has it");
+                    log::warn!(nwfilter_port = port.as_str(); "{port}: address {address} is not the guest's: {holder} has it");
                     judged.refused.push((port.clone(), address));
                     if let Change::Learned { .. } = change {
                         judged.changes.push((port.clone(), Change::Refused { guest, address }));

@@ -34,6 +34,8 @@ impl Wanted {
         };
         if by_dhcp && binding.params.get(DHCPSERVER).unwrap_or_default().is_empty() {
             log::warn!(
+                nwfilter_port = binding.port.as_str(), nwfilter_guest = binding.owner.name.as_str(),
+                nwfilter_filter = binding.filter.as_str();
                 "{}: whoever answers a DHCP request first decides the guest's address: name the servers in {DHCPSERVER}",
                 binding.port
             );
@@ -223,7 +225,7 @@ fn leased(
         Ok(ruleset) => (leases, ruleset),
         // How many leases there are is up to the guest: it must not be able to make its binding invalid.
         Err(error) => {
-            log::warn!("{}: only the first of {} leases is used: {error}", binding.port, leases.len());
+            log::warn!(nwfilter_port = binding.port.as_str(); "{}: only the first of {} leases is used: {error}", binding.port, leases.len());
             (&leases[..1], with_addresses(filters, binding, family, &addresses[..1])?)
         }
     };
