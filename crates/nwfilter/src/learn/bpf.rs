@@ -1,11 +1,11 @@
-//! The kernel's eBPF, as far as a socket filter needs it: instructions, maps and the system call.
+//! The part of the kernel's eBPF that a socket filter needs: instructions, maps and the system call.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 
-/// An instruction, as the kernel reads it.
+/// An instruction in the kernel's layout.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instruction {
@@ -15,18 +15,18 @@ pub(crate) struct Instruction {
     immediate: i32,
 }
 
-/// A register. [`RESULT`] holds what was loaded and what a call returned; calls overwrite the arguments.
+/// A register. Loads and calls write [`RESULT`]; calls overwrite the registers of their arguments.
 pub(crate) type Register = u8;
 pub(crate) const RESULT: Register = 0;
 pub(crate) const ARGUMENTS: [Register; 2] = [1, 2];
-/// Where the kernel expects the frame, to load from it.
+/// The register in which load instructions expect the frame.
 pub(crate) const FRAME: Register = 6;
-/// These keep their values.
+/// Registers that calls do not change.
 pub(crate) const KEPT: [Register; 3] = [7, 8, 9];
-/// The end of the stack. It cannot be changed.
+/// The end of the stack. Read-only.
 pub(crate) const STACK: Register = 10;
 
-/// How many bits are loaded or stored.
+/// The width of a load or store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Size {
     Word = 0x00,
@@ -35,7 +35,7 @@ pub(crate) enum Size {
     Double = 0x18,
 }
 
-/// When a jump is taken. Comparisons are of 32 bits without a sign.
+/// The condition of a jump. Comparisons are unsigned and of 32 bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum If {
     Equal = 0x10,
@@ -44,7 +44,7 @@ pub(crate) enum If {
     Differs = 0x50,
 }
 
-/// What is done with a register and a number.
+/// An arithmetic operation on a register and a constant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Arithmetic {
     Add = 0x00,
@@ -67,7 +67,7 @@ const WITH_REGISTER: u8 = 0x08;
 const OR: u8 = 0x40;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// Says of a 64-bit number that it is the descriptor of a map.
+/// Marks a 64-bit constant as the descriptor of a map.
 const PSEUDO_MAP: Register = 1;
 
 impl Instruction {
@@ -81,7 +81,7 @@ impl Instruction {
         Self::new(CLASS_LOAD | ABSOLUTE | size as u8, 0, 0, 0, at.cast_signed())
     }
 
-    /// The same, so many bytes further as a register says.
+    /// The same, at an offset to which a register is added.
     pub(crate) fn load_behind(size: Size, from: Register, at: u32) -> Self {
         Self::new(CLASS_LOAD | INDIRECT | size as u8, 0, from, 0, at.cast_signed())
     }
@@ -110,7 +110,7 @@ impl Instruction {
         Self::new(CLASS_ARITHMETIC | Arithmetic::Add as u8 | WITH_REGISTER, to, from, 0, 0)
     }
 
-    /// Adds a register to the 64-bit number at an address, at once for all processors.
+    /// Atomically adds a register to the 64-bit number at an address.
     pub(crate) fn add_atomically(address: Register, number: Register) -> Self {
         Self::new(CLASS_STORE | ATOMIC | Size::Double as u8, address, number, 0, 0)
     }
@@ -122,8 +122,8 @@ impl Instruction {
         [Self::new(code, to, PSEUDO_MAP, 0, descriptor), Self::new(0, 0, 0, 0, 0)]
     }
 
-    /// Looks up a number in a map: the arguments are the map and the address of the number, and the result is the
-    /// address of its value or 0.
+    /// Looks up a key in a map. The arguments are the map and the address of the key, the result is the address of the value
+    /// or 0.
     pub(crate) fn look_up() -> Self {
         const MAP_LOOKUP: i32 = 1;
         Self::new(CLASS_JUMP | CALL, 0, 0, 0, MAP_LOOKUP)
@@ -138,12 +138,12 @@ impl Instruction {
         Self::new(CLASS_JUMP_32 | condition as u8 | WITH_REGISTER, register, other, 0, 0)
     }
 
-    /// The same about 64 bits.
+    /// The same for 64 bits.
     pub(crate) fn jump_if_wide(register: Register, condition: If, other: Register) -> Self {
         Self::new(CLASS_JUMP | condition as u8 | WITH_REGISTER, register, other, 0, 0)
     }
 
-    /// The same about an address that may be 0.
+    /// The same for an address that may be 0.
     pub(crate) fn jump_if_null(register: Register, condition: If) -> Self {
         Self::new(CLASS_JUMP | condition as u8, register, 0, 0, 0)
     }
@@ -152,7 +152,7 @@ impl Instruction {
         Self::new(CLASS_JUMP | EXIT, 0, 0, 0, 0)
     }
 
-    /// Has a jump skip so many instructions.
+    /// Sets how many instructions a jump skips.
     pub(crate) fn skips(&mut self, instructions: i16) {
         self.offset = instructions;
     }
@@ -172,7 +172,7 @@ const UPDATE_ELEMENT: libc::c_int = 2;
 const DELETE_ELEMENT: libc::c_int = 3;
 const LOAD_PROGRAM: libc::c_int = 5;
 
-/// What the system call is given with the commands about elements.
+/// The argument of the commands on elements.
 #[repr(C)]
 struct Element {
     map: u32,
@@ -182,7 +182,7 @@ struct Element {
     flags: u64,
 }
 
-/// What it is given with [`LOAD_PROGRAM`].
+/// The argument of [`LOAD_PROGRAM`].
 #[repr(C)]
 struct Load {
     kind: u32,
@@ -193,7 +193,7 @@ struct Load {
 }
 
 impl Map {
-    /// A table of so many numbers, each with a value of so many bytes. Memory is taken for those that are in it alone.
+    /// A hash map from a number to a value of `value_size` bytes, for up to `max` elements. Memory is allocated per element.
     pub(crate) fn new(value_size: usize, max: u32) -> io::Result<Self> {
         const HASH: u32 = 1;
         const NO_PREALLOCATION: u32 = 1;
@@ -201,7 +201,7 @@ impl Map {
         Ok(Self { descriptor: open(CREATE_MAP, &[HASH, 4, value_size, max, NO_PREALLOCATION])?, value_size })
     }
 
-    /// Gives a number this value, which must have the size of the map's.
+    /// Sets the value of a key. It must have the size of the map's values.
     pub(crate) fn insert<T>(&self, number: u32, value: &T) -> io::Result<()> {
         if size_of::<T>() != self.value_size as usize {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -209,7 +209,7 @@ impl Map {
         bpf(UPDATE_ELEMENT, &self.element(&number, address_of(value))).map(drop)
     }
 
-    /// The value of a number, which must be there, in a map of such values.
+    /// The value of a key, which must exist, in a map of 64-bit values.
     pub(crate) fn count(&self, number: u32) -> io::Result<u64> {
         let mut value = 0_u64;
         if self.value_size as usize != size_of_val(&value) {
@@ -220,7 +220,7 @@ impl Map {
         Ok(value)
     }
 
-    /// Takes out a number, if it is there.
+    /// Removes a key, if it exists.
     pub(crate) fn remove(&self, number: u32) -> io::Result<()> {
         match bpf(DELETE_ELEMENT, &self.element(&number, 0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -242,7 +242,7 @@ pub(crate) struct SocketFilter {
 }
 
 impl SocketFilter {
-    /// Gives a program to the kernel, which checks it.
+    /// Loads a program into the kernel, which verifies it.
     pub(crate) fn load(program: &[Instruction]) -> io::Result<Self> {
         const SOCKET_FILTER: u32 = 1;
         let length = u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -263,14 +263,14 @@ fn address_of<T>(value: &T) -> u64 {
     std::ptr::from_ref(value).expose_provenance() as u64
 }
 
-/// A command that makes a descriptor.
+/// Runs a command that returns a new descriptor.
 fn open<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
     let descriptor = bpf(command, attributes)?;
     // SAFETY: the descriptor was just made, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// The system call. What attributes have the addresses of must outlive it.
+/// The system call. Values whose addresses are in `attributes` must outlive it.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     let length = size_of::<T>() as libc::c_uint;
     // SAFETY: the pointer and length are those of a value that outlives the call, and so do, with the callers above,

@@ -1,4 +1,4 @@
-//! A socket that captures the few frames of one port that can teach its guest's addresses: the kernel drops the rest.
+//! A socket that captures the few frames of one port from which addresses can be learned. The kernel drops the others.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -8,7 +8,7 @@ use nix::libc;
 use super::bpf::SocketFilter;
 use super::packets::{Heading, MAX_FRAME};
 
-/// Bytes of frames that may wait for one port; more are dropped. The kernel doubles it for its own needs.
+/// The size of a port's receive buffer in bytes, which the kernel doubles. Frames that do not fit are dropped.
 const BUFFER: libc::c_int = 32 * 1024;
 /// A capturing socket, bound to one port in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Begins to capture what the program lets through on the interface of that index.
+    /// Starts to capture the frames of an interface that the program accepts.
     pub(crate) fn open(index: u32, program: &SocketFilter) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: a bare system call. Protocol 0 captures nothing until the socket is bound.
@@ -57,7 +57,7 @@ impl Capture {
         Ok(())
     }
 
-    /// The next frame that waits, and its length in `buffer`; one that does not fit is cut. `None` when none waits.
+    /// Reads the next frame into `buffer` and returns its length there; a longer frame is cut. `None` if there is none.
     pub(crate) fn next(&self, buffer: &mut [u8; MAX_FRAME]) -> io::Result<Option<(Heading, usize)>> {
         let mut address = empty_address();
         let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;

@@ -1,4 +1,4 @@
-//! The one thread that listens on all ports of a binding store and has their filters applied.
+//! The learner: one thread that listens on all ports of a binding store, and has the driver apply their filters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -32,21 +32,22 @@ use crate::files::make_directory;
 use crate::link_watch::LinkWatch;
 use crate::{Clock, Driver, Error};
 
-/// Frames of one port that are read in a row before the others have their turn.
+/// The most frames that are read from one port before the next port is read.
 const BURST: u32 = 64;
-/// Frames of one port that are read in a second; a port that sends more rests, and the kernel drops the excess.
+/// The most frames that are read from one port in a second. If a port sends more, it is not read for [`REST`], and the
+/// kernel drops the excess.
 const FRAMES_PER_SECOND: u32 = 64;
-/// How long a port rests.
+/// How long a port that sends too much is not read.
 const REST: Duration = Duration::from_millis(250);
-/// When something that failed is tried again.
+/// The time after which a failed attempt is repeated.
 const RETRY: Duration = Duration::from_secs(1);
-/// When a learner that failed is started again.
+/// The time after which a learner that failed is started again.
 const RESTART: Duration = Duration::from_secs(30);
-/// The longest wait while a lease runs: the clock that it ends by may be set.
+/// The longest wait, in seconds, while a lease runs. The wall clock, by which a lease ends, may be set meanwhile.
 const MAX_WAIT_FOR_LEASE: u64 = 30;
-/// The longest wait for the learner to listen on a port that was just bound.
+/// The longest time that binding a port waits for the learner to listen on it.
 const MAX_WAIT_FOR_LEARNER: Duration = Duration::from_millis(500);
-/// How long frames of many ports are gathered before what they teach is settled.
+/// How long observations of all ports are collected before they are applied together.
 const GATHER: Duration = Duration::from_millis(20);
 const EVENTS: usize = 256;
 
@@ -58,18 +59,18 @@ const FIRST_PORT: u64 = 3;
 /// When the learner ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// When it is told to.
+    /// When it is stopped.
     Stopped,
     /// When no port needs it, or when another process learns for the same store.
     Idle,
 }
 
-/// Wakes a learner, and tells a thread of the driver to end.
+/// Wakes a learner, and stops a thread of the driver.
 #[derive(Debug)]
 pub(crate) struct Waker {
     event: EventFd,
     stop: AtomicBool,
-    /// How often it was woken, and how many of these wakes it has followed.
+    /// The number of wakes, and how many of them the learner has handled.
     wakes: Mutex<(u64, u64)>,
     followed: Condvar,
 }
@@ -80,8 +81,8 @@ impl Waker {
         Ok(Arc::new(Self { event, stop: false.into(), wakes: Mutex::default(), followed: Condvar::new() }))
     }
 
-    /// Has the learner look at the stores, and waits for that, but not for long: it may be busy with another
-    /// process that holds the store.
+    /// Makes the learner read the stores, and waits for that, but at most [`MAX_WAIT_FOR_LEARNER`]: it may itself wait for
+    /// another process that holds the lock.
     pub(crate) fn wake_and_wait(&self) {
         let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         wakes.0 += 1;
@@ -97,7 +98,7 @@ impl Waker {
     }
 
     fn wake(&self) {
-        // It fails only when 2^64 - 2 wakes are unread.
+        // This fails only when 2^64 - 2 wakes are unread.
         let _ = self.event.write(1);
     }
 
@@ -105,16 +106,16 @@ impl Waker {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Waits until it is woken, or as long as that.
+    /// Waits until it is woken, at most for `limit`.
     fn wait(&self, limit: Duration) {
         let mut wakes = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        // What fails is as a wait that was short.
+        // A failed wait is treated as a short one.
         let _ = poll(&mut wakes, limit);
         let _ = self.event.read();
     }
 
-    /// The wakes up to now.
+    /// The number of wakes so far.
     fn asked(&self) -> u64 {
         self.wakes.lock().unwrap_or_else(PoisonError::into_inner).0
     }
@@ -131,8 +132,8 @@ impl AsFd for Waker {
     }
 }
 
-/// Learns for every port of a driver's binding store, in the network namespace of the calling thread. `ready` is
-/// called once, when the ports that need it are listened to.
+/// Learns for every port of a driver's binding store, in the network namespace of the calling thread. Calls `ready` once,
+/// when it listens on all ports that need it.
 pub(crate) fn run(
     driver: &Driver,
     waker: &Arc<Waker>,
@@ -145,21 +146,21 @@ pub(crate) fn run(
         let mut engine = Engine::new(driver, waker.clone())?;
         engine.run(until, &mut ready)?;
         drop(lock);
-        // Who wrote a binding while the lock was held relies on the holder to see it.
+        // A process that wrote a binding while this one held the lock relies on this one to see it.
         if waker.is_stopped() || !driver.has_to_learn()? {
             return Ok(());
         }
     }
 }
 
-/// The same in a thread of a driver, until it is told to end: what fails is tried again.
+/// Runs the learner in a thread of a driver until it is stopped. Failures are logged, and the learner is started again.
 pub(crate) fn keep_running(driver: &Driver, waker: &Arc<Waker>, ready: impl FnOnce()) {
     let mut ready = Some(ready);
     while !waker.is_stopped() {
         let is_ready = || ready.take().into_iter().for_each(|ready| ready());
         let Err(error) = run(driver, waker, Until::Stopped, is_ready) else { return };
         log::error!("addresses are not learned: {}", with_causes(&error));
-        // Nobody waits for what cannot be.
+        // Callers do not wait for a learner that cannot start.
         ready.take().into_iter().for_each(|ready| ready());
         waker.has_followed(u64::MAX);
         let again = Instant::now() + RESTART;
@@ -169,8 +170,8 @@ pub(crate) fn keep_running(driver: &Driver, waker: &Arc<Waker>, ready: impl FnOn
     }
 }
 
-/// The right to learn for a store. Only one process has it; `None` if it will not be had. It ends when the file is
-/// closed.
+/// Takes the lock that gives one process the right to learn for a store. `None` if this process does not need it any more.
+/// Closing the file releases it.
 fn learner_lock(
     driver: &Driver,
     waker: &Waker,
@@ -188,18 +189,18 @@ fn learner_lock(
                 return Ok(None);
             }
             Err(Errno::EAGAIN | Errno::EACCES) => {
-                // The ports are listened to, by another process.
+                // Another process listens on the ports.
                 ready.take().into_iter().for_each(|ready| ready());
                 waker.has_followed(waker.asked());
             }
             Err(errno) => return Err(failed(errno.into())),
         }
-        // Whatever ends the wait, the lock is tried again.
+        // The lock is tried again, however the wait ended.
         waker.wait(RETRY);
     }
 }
 
-/// Whether anybody has the right to learn for a store, here or in another process.
+/// Whether any process, this one included, learns for a store.
 pub(crate) fn is_attended(state_dir: &Path) -> Result<bool, Error> {
     let path = lock_path(state_dir);
     let failed = |source: io::Error| Error::Store { path: path.clone(), source };
@@ -217,10 +218,10 @@ fn lock_path(state_dir: &Path) -> PathBuf {
     state_dir.join(".learner")
 }
 
-/// A lock that belongs to an open file, not to a process: a process asks for its own too. Unlike that of flock(2), it can
-/// be asked for without being taken.
+/// An open file description lock on a whole file. It conflicts within a process too, and unlike flock(2) can be tested
+/// without being taken.
 fn whole_file() -> libc::flock {
-    // SAFETY: all of the structure is integers, for which zero is a value: the file from its beginning to its end.
+    // SAFETY: the structure consists of integers, for which zero is valid. Zero offsets mean the whole file.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
@@ -236,7 +237,7 @@ struct Port {
     budget: Budget,
 }
 
-/// How many frames of a port may still be read.
+/// How many more frames of a port may be read.
 struct Budget {
     frames: u32,
     at: Instant,
@@ -252,19 +253,19 @@ struct Engine<'a> {
     sieve: Sieve,
     tokens: BTreeMap<u64, PortDev>,
     next_token: u64,
-    /// What was found out and not yet settled.
+    /// What was observed and is not yet applied.
     changes: Vec<(PortDev, Change)>,
     /// Ports whose rules could not be applied.
     unsettled: BTreeSet<PortDev>,
     resting: BTreeMap<PortDev, Instant>,
-    /// Sockets that are not needed any longer. The kernel takes milliseconds to close one, so that is left for when
-    /// nothing else is to be done.
+    /// Sockets that are not needed any more. Closing one takes the kernel milliseconds, so they are closed when the thread
+    /// has nothing else to do.
     retired: Vec<Capture>,
-    /// Whether the stores may have changed since they were followed.
+    /// Whether the stores may have changed since they were read.
     stale: bool,
     retry_at: Option<Instant>,
     next_expiry: Option<u64>,
-    /// When it was last looked at whose DHCP answers are dropped.
+    /// When the ports whose DHCP answers are dropped were last logged.
     told_at: Option<Instant>,
 }
 
@@ -298,8 +299,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Hears of documents that come and go; a directory that is watched already is so only once. One that does not
-    /// exist has no documents.
+    /// Watches a directory for changed documents. A directory is watched only once; one that does not exist is ignored.
     fn watch(&self, directory: &Path) {
         let events = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
@@ -386,7 +386,7 @@ impl<'a> Engine<'a> {
             self.tokens.remove(&port.token);
             if let Some(capture) = port.capture {
                 self.sieve.close(&capture);
-                // What fails here ends when the socket is closed.
+                // If this fails, closing the socket removes it.
                 let _ = self.epoll.delete(&capture);
                 self.retired.push(capture);
             }
@@ -424,7 +424,7 @@ impl<'a> Engine<'a> {
         if count == 0 {
             self.retired.pop();
         }
-        // More of what comes at the same time is settled at the same time.
+        // Frames that arrive together are handled together.
         let end = Instant::now() + GATHER;
         while count > 0 && !self.changes.is_empty() && Instant::now() < end {
             count = self.take_events(EpollTimeout::ZERO)?;
@@ -450,7 +450,7 @@ impl<'a> Engine<'a> {
                     self.stale = true;
                 }
                 STORES => self.stale |= self.documents_changed(),
-                // An interface that was made again has another index.
+                // A recreated interface has another index.
                 LINKS => {
                     let changes = self.links.changes().map_err(|source| Error::Links { source })?;
                     self.stale |= !changes.is_empty();
@@ -469,7 +469,7 @@ impl<'a> Engine<'a> {
         let deadlines = self.resting.values().chain(&self.retry_at);
         let waits = deadlines.map(|at| at.saturating_duration_since(now)).chain(lease);
         match waits.min() {
-            // A millisecond more, so that the deadline has passed when the wait ends.
+            // One millisecond more, so that the deadline has passed when the wait ends.
             Some(wait) => {
                 EpollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX)
             }
@@ -482,7 +482,7 @@ impl<'a> Engine<'a> {
         let is_document = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".xml");
         let mut changed = false;
         while let Ok(events) = self.inotify.read_events() {
-            // An event without a name: some were lost.
+            // An event without a name means that events were lost.
             changed |= events.iter().any(|event| event.name.as_deref().is_none_or(is_document));
         }
         changed
@@ -507,7 +507,7 @@ impl<'a> Engine<'a> {
                     port.budget.give_back();
                     return;
                 }
-                // The port went down, and comes up again, or it is gone.
+                // The port went down, or it is gone.
                 Err(error) => {
                     log::debug!("{name}: {error}");
                     self.sieve.close(capture);
@@ -551,7 +551,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Keeps what was found out, and has the filters of the ports applied. What fails is tried again.
+    /// Stores what was observed, and has the driver apply the filters. Failed ports are tried again.
     fn settle(&mut self) {
         let is_due = self.retry_at.is_none() && !self.unsettled.is_empty();
         if self.changes.is_empty() && !is_due {
@@ -579,7 +579,7 @@ impl<'a> Engine<'a> {
         self.plan_expiry();
     }
 
-    /// Says whose DHCP answers are dropped. A guest that waits for an answer asks again, and wakes the learner.
+    /// Logs the ports whose DHCP answers are dropped. It runs when frames arrive: a guest that gets no answer asks again.
     fn tell_of_disbelieved(&mut self) {
         if self.told_at.is_some_and(|at| at.elapsed() < RETRY) {
             return;
@@ -607,7 +607,7 @@ impl<'a> Engine<'a> {
 }
 
 impl Budget {
-    /// Whether one more frame may be read.
+    /// Takes one frame from the budget; `false` if none is left.
     fn take(&mut self) -> bool {
         let earned = self.at.elapsed().as_millis() * u128::from(FRAMES_PER_SECOND) / 1000;
         if earned > 0 {
@@ -620,13 +620,13 @@ impl Budget {
         may
     }
 
-    /// For a frame that was not there.
+    /// Returns one frame to the budget, because there was none to read.
     fn give_back(&mut self) {
         self.frames += 1;
     }
 }
 
-/// Opens the socket of a port; a process that may not have so many files open raises its limit as far as it may.
+/// Opens the socket of a port. If the process has too many open files, it first raises its soft limit to the hard limit.
 fn open_with_more_files(sieve: &mut Sieve, port: &PortDev, interest: &Interest) -> io::Result<Capture> {
     match sieve.open(port, interest) {
         Err(error) if error.raw_os_error() == Some(Errno::EMFILE as i32) => {

@@ -1,8 +1,8 @@
-//! What is known of guests' addresses, kept in files so that it outlives the process.
+//! The known addresses of guests, in files that outlive the process.
 //!
-//! Leases are in libvirt's format: a line `EXPIRY UUID-MAC ADDRESS SERVER` for each lease that was granted, with the
-//! expiry in seconds since the epoch, 0 for one that ended; the last line about an address holds. Leases of IPv6 are
-//! in a file of their own, because libvirt has none. Addresses that were learned otherwise are in a third file.
+//! Leases are in libvirt's format: a line `EXPIRY UUID-MAC ADDRESS SERVER` for each granted lease. The expiry is in seconds
+//! since the epoch, 0 if the lease has ended. The last line about an address counts. IPv6 leases are in a file of their own,
+//! because libvirt has none. A third file has the addresses that were learned in other ways.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,10 +22,10 @@ use crate::{Clock, Error, atomic};
 
 /// The expiry of a lease without end, as libvirt writes it.
 const NEVER: u64 = u64::MAX;
-/// The log of leases is written anew when it has so many lines more than three for each lease.
+/// The log of leases is rewritten when it has more than three lines for each lease, and this many besides.
 const SPARE_LINES: usize = 64;
 
-/// A guest's interface, whatever port it has at the moment.
+/// Identifies a guest's interface, independent of its current port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GuestKey {
     owner: Uuid,
@@ -64,26 +64,26 @@ impl Lease {
     }
 }
 
-/// A lease that is kept.
+/// A lease in the log.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     lease: Lease,
-    /// How many entries the log had when it was granted last.
+    /// The number of entries in the log when the lease was last granted.
     granted: u64,
 }
 
-/// Addresses that were learned from what a guest did.
+/// Addresses that were learned from a guest's packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Learned {
     pub(crate) source: Source,
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// What a guest did.
+/// What is known from a guest's packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Learned(Learned),
-    /// It uses an address of another, and none of its own.
+    /// It uses an address that belongs to the host or to another guest, and no other.
     Refused(IpAddr),
 }
 
@@ -96,18 +96,18 @@ impl Seen {
     }
 }
 
-/// Something that was found out about a guest.
+/// A change of what is known about a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// It uses an address.
     Learned { guest: GuestKey, address: IpAddr, source: Source },
-    /// It was granted an address, or more time for one.
+    /// A server granted it an address, or extended a lease.
     Granted { guest: GuestKey, lease: Lease },
-    /// It uses an address of another.
+    /// It uses an address that belongs to the host or to another guest.
     Refused { guest: GuestKey, address: IpAddr },
-    /// It does not have an address any longer.
+    /// It has lost an address.
     Ended { guest: GuestKey, address: IpAddr, why: &'static str },
-    /// Its lease has run out, unless it was given more time meanwhile.
+    /// Its lease has run out, unless it was extended meanwhile.
     Expired { guest: GuestKey, address: IpAddr },
 }
 
@@ -123,7 +123,7 @@ impl Change {
     }
 }
 
-/// What was known of the guests at some ports.
+/// What was known about the guests of some ports.
 pub(crate) struct Forgotten(Vec<(PortDev, (GuestKey, Seen))>);
 
 /// The three files.
@@ -144,19 +144,19 @@ impl Known {
         Self { clock, leases, leases6: LeaseFile::new(leases6, Family::Ipv6), learned }
     }
 
-    /// Seconds since the epoch, as the lease files count.
+    /// The time in seconds since the epoch, as in the lease files.
     pub(crate) fn now(&self) -> u64 {
         self.clock.now()
     }
 
-    /// Reads what others wrote since the last call. A damaged line is as if it were not there.
+    /// Reads what other processes wrote since the last call. Damaged lines are ignored.
     pub(crate) fn refresh(&mut self) -> Result<(), Error> {
         self.leases.refresh()?;
         self.leases6.refresh()?;
         self.learned.refresh()
     }
 
-    /// What was learned of the guest at a port.
+    /// What was learned about the guest of a port.
     pub(crate) fn learned(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<&Learned> {
         match self.seen(port, guest, family)? {
             Seen::Learned(learned) => Some(learned),
@@ -164,7 +164,7 @@ impl Known {
         }
     }
 
-    /// The address of another that the guest at a port uses, none of its own being known.
+    /// The refused address that the guest of a port uses, if no other of its addresses is known.
     pub(crate) fn refused(&self, port: &PortDev, guest: GuestKey, family: Family) -> Option<IpAddr> {
         match self.seen(port, guest, family)? {
             Seen::Learned(_) => None,
@@ -177,13 +177,13 @@ impl Known {
         (*of == guest && seen.family() == Some(family)).then_some(seen)
     }
 
-    /// The leases of a guest, ended ones that nobody took away yet included.
+    /// The leases of a guest, including those that have run out and are not yet removed.
     pub(crate) fn leases(&self, guest: GuestKey, family: Family) -> impl Iterator<Item = &Lease> {
         self.file(family).leases.get(&guest).into_iter().flatten().map(|kept| &kept.lease)
     }
 
-    /// Forgets what was learned of the guests at ports, and returns it. Leases stay: a guest may come back within
-    /// their time.
+    /// Forgets what was learned about the guests of ports, and returns it. Leases stay, because a guest may come back while
+    /// they run.
     pub(crate) fn forget(&mut self, ports: &BTreeSet<PortDev>) -> Result<Forgotten, Error> {
         let entries = &mut self.learned.entries;
         let forgotten: Vec<_> = ports.iter().filter_map(|port| entries.remove_entry(port)).collect();
@@ -193,7 +193,7 @@ impl Known {
         Ok(Forgotten(forgotten))
     }
 
-    /// Knows again what was forgotten. What cannot be written is learned anew.
+    /// Restores what [`Self::forget`] returned. What cannot be written will be learned again.
     pub(crate) fn remember(&mut self, forgotten: Forgotten) {
         if forgotten.0.is_empty() {
             return;
@@ -204,7 +204,7 @@ impl Known {
         }
     }
 
-    /// Keeps what was found out at ports. Returns the ports whose guests now have other addresses.
+    /// Stores changes. Returns the ports whose guests have other addresses now.
     pub(crate) fn record(&mut self, changes: &[(PortDev, Change)]) -> Result<BTreeSet<PortDev>, Error> {
         let now = self.now();
         let mut affected = BTreeSet::new();
@@ -269,7 +269,7 @@ fn tell(port: &PortDev, change: &Change) {
         Change::Granted { lease, .. } => {
             log::info!(nwfilter_port; "{port}: address {} leased by {}", lease.address, lease.server);
         }
-        // Who has it is said where that is known.
+        // The caller logs whose address it is.
         Change::Refused { .. } => (),
         Change::Ended { address, why, .. } => {
             log::info!(nwfilter_port; "{port}: address {address} taken away: {why}")
@@ -280,7 +280,7 @@ fn tell(port: &PortDev, change: &Change) {
     }
 }
 
-/// Where leases are kept: for libvirt's own binding store in libvirt's own file.
+/// The file of the IPv4 leases. For libvirt's binding store it is libvirt's own lease file.
 fn lease_path(state_dir: &Path) -> PathBuf {
     const NAME: &str = "nwfilter.leases";
     match state_dir.parent() {
@@ -289,7 +289,7 @@ fn lease_path(state_dir: &Path) -> PathBuf {
     }
 }
 
-/// What tells whether a file is still the one that was read.
+/// Identifies the version of a file that was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stamp(Option<(u64, i64, i64, u64)>);
 
@@ -305,7 +305,7 @@ impl Stamp {
     }
 }
 
-/// The text of a file if it is another than at the stamp, which becomes the new one.
+/// Reads a file if it has changed since `stamp`, and updates the stamp.
 fn read_changed(path: &Path, stamp: &mut Stamp) -> Result<Option<String>, Error> {
     let failed = |source| Error::Store { path: path.to_owned(), source };
     let current = match fs::metadata(path) {
@@ -328,7 +328,7 @@ fn read_changed(path: &Path, stamp: &mut Stamp) -> Result<Option<String>, Error>
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Opens a file, and only a file: a pipe in its place would keep whoever opens it waiting for its other end.
+/// Opens a regular file. Opening a pipe in its place would block.
 fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     match file.metadata()?.is_file() {
@@ -337,7 +337,7 @@ fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Puts a text in place of a file. What is lost when the machine goes down is learned again.
+/// Replaces a file without waiting for the disk: what is lost in a crash of the machine is learned again.
 fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let failed = |source| Error::Store { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
@@ -353,9 +353,9 @@ struct LeaseFile {
     family: Family,
     stamp: Stamp,
     leases: BTreeMap<GuestKey, Vec<Kept>>,
-    /// Entries that were read or made.
+    /// The number of entries that were read or added.
     entries: u64,
-    /// Lines of the file.
+    /// The number of lines in the file.
     lines: usize,
     /// Lines that are not in the file yet.
     unwritten: String,
@@ -386,10 +386,10 @@ impl LeaseFile {
         Ok(())
     }
 
-    /// Whether the guest did not have the address before. Where it has too many, the one that was not granted for the
-    /// longest time ends.
+    /// Records a lease; `true` if the guest did not have the address before. If the guest then has too many leases, the one
+    /// that was granted least recently ends.
     fn grant(&mut self, guest: GuestKey, lease: Lease, now: u64) -> bool {
-        // One that has run out is a new one when it is granted again, behind the others.
+        // An expired lease that is granted again counts as a new one and goes to the end.
         self.end(guest, lease.address, |old| !old.holds_at(now));
         while let Some(oldest) = self.one_too_many(guest, lease.address) {
             log::warn!(
@@ -403,14 +403,14 @@ impl LeaseFile {
         is_new
     }
 
-    /// The address of the lease that has to end before the guest can have a new one.
+    /// The address whose lease must end so that the guest can have another one.
     fn one_too_many(&self, guest: GuestKey, new: IpAddr) -> Option<IpAddr> {
         let known = self.leases.get(&guest).filter(|known| known.len() >= MAX_LEASES)?;
         let others = known.iter().all(|known| known.lease.address != new).then_some(known)?;
         others.iter().min_by_key(|known| known.granted).map(|oldest| oldest.lease.address)
     }
 
-    /// Whether the guest did not have the address before.
+    /// Sets a lease; `true` if the guest did not have the address before.
     fn set(&mut self, guest: GuestKey, lease: Lease) -> bool {
         self.entries += 1;
         let kept = Kept { lease, granted: self.entries };
@@ -427,7 +427,7 @@ impl LeaseFile {
         }
     }
 
-    /// Ends a lease if it is such; whether there was one.
+    /// Ends the lease of an address if it matches; `true` if it did.
     fn end(&mut self, guest: GuestKey, address: IpAddr, is_such: impl Fn(&Lease) -> bool) -> bool {
         let ended = remove(&mut self.leases, guest, address, is_such);
         if let Some(lease) = ended {
@@ -441,7 +441,7 @@ impl LeaseFile {
         let _ = writeln!(self.unwritten, "{expiry} {guest} {address} {server}");
     }
 
-    /// Appends what happened, or writes the file anew when it is mostly about the past.
+    /// Appends the new lines, or rewrites the file if most of its lines are out of date.
     fn flush(&mut self, now: u64) -> Result<(), Error> {
         let lines = std::mem::take(&mut self.unwritten);
         if lines.is_empty() {
@@ -472,7 +472,7 @@ enum Entry {
     Ended(IpAddr),
 }
 
-/// The lease of a line; `None` for what is none, and for an address that no host of the family can have.
+/// Parses a line. `None` if it is no lease, or if no host of the family can have the address.
 fn parse_lease(line: &str, family: Family) -> Option<(GuestKey, Entry)> {
     let mut words = line.split_ascii_whitespace();
     let expiry: u64 = words.next()?.parse().ok()?;
@@ -500,7 +500,7 @@ fn remove(
     Some(ended)
 }
 
-/// Adds whole lines to a file, behind a last line that may have been cut off.
+/// Appends whole lines to a file, whose last line may be incomplete.
 fn append(path: &Path, lines: &str) -> Result<(), Error> {
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
@@ -533,7 +533,8 @@ impl LearnedFile {
         Ok(())
     }
 
-    /// Whether that is new: the first address of IPv4, the first of IPv6 for the link and the first for the world.
+    /// Records a learned address; `true` if it is new. Only the first IPv4 address, the first link-local and the first other
+    /// IPv6 address are recorded.
     fn learn(&mut self, port: &PortDev, guest: GuestKey, address: IpAddr, source: Source) -> bool {
         if let Some((of, Seen::Learned(known))) = self.entries.get_mut(port)
             && *of == guest
@@ -557,7 +558,7 @@ impl LearnedFile {
         true
     }
 
-    /// Whether that is new: the guest has no address of its own.
+    /// Records a refused address; `true` if it is new. A guest with a known address has none.
     fn refuse(&mut self, port: &PortDev, guest: GuestKey, address: IpAddr) -> bool {
         match self.entries.get(port) {
             Some((of, Seen::Learned(_))) if *of == guest => false,
@@ -587,7 +588,7 @@ impl LearnedFile {
     }
 }
 
-/// What stands in place of the source of an address that was not learned.
+/// Stands in the file where the source of a learned address would be.
 const REFUSED: &str = "refused";
 
 fn parse_learned(line: &str) -> Option<(PortDev, (GuestKey, Seen))> {

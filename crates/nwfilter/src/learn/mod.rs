@@ -2,10 +2,12 @@
 //!
 //! A binding whose filter lacks a value for exactly `IP` (or, in an extension of libvirt's language, exactly `IPV6`)
 //! is not refused: its port gets a provisional ruleset, one thread listens to what passes the ports, and the filter
-//! is applied once the address is known. [`wanted`] decides what a port must have, [`packets`] what a frame says,
-//! [`port`] what that means for the port, [`serving`] whose answers count, [`taken`] which
-//! addresses are not free, [`known`] keeps it on disk, [`capture`], [`sieve`], [`program`]
-//! and [`bpf`] are the kernel's part, and [`engine`] the thread. [`shown`] is a port's status for programs.
+//! is applied once the address is known.
+//!
+//! [`wanted`] decides what a port must have. [`packets`] reads frames, [`port`] decides what they mean for a port,
+//! [`serving`] which guests may serve DHCP, [`taken`] which addresses belong to others, and [`known`] stores what is known.
+//! [`capture`], [`sieve`], [`program`] and [`bpf`] are the kernel's part, [`engine`] is the thread, [`service`] what the
+//! driver asks of it, and [`shown`] a port's status for programs.
 
 pub(crate) mod bpf;
 pub(crate) mod capture;
@@ -36,7 +38,7 @@ use crate::{Attachment, Error};
 pub enum Method {
     /// From the first ARP or IPv4 packet that the guest sends, or from a DHCP server's answer to it.
     Any,
-    /// From DHCP servers' answers only; the guest has the address for the time of its lease.
+    /// From DHCP servers' answers only. The guest has the address while its lease runs.
     Dhcp,
 }
 
@@ -52,19 +54,19 @@ pub enum Family {
 /// What an address was learned from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// The guest said by ARP that it has the address.
+    /// The guest claimed it by ARP.
     Arp,
     /// The guest sent an IPv4 packet from it.
     Ipv4,
     /// A server granted it by DHCP or DHCPv6.
     Dhcp,
-    /// The guest said by neighbour discovery that it has the address.
+    /// The guest claimed it by neighbour discovery.
     NeighbourDiscovery,
     /// The guest sent an IPv6 packet from it.
     Ipv6,
 }
 
-/// How far a port is from its filter.
+/// Whether the filter of a port is in force, and with which addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BindingState {
@@ -74,7 +76,7 @@ pub enum BindingState {
     Learning {
         /// Which address.
         family: Family,
-        /// From what it will be learned.
+        /// How it will be learned.
         method: Method,
     },
     /// A provisional ruleset is in force, and no process learns the guest's address: [`Driver::reload`](crate::Driver::reload)
@@ -82,16 +84,16 @@ pub enum BindingState {
     Unattended {
         /// Which address.
         family: Family,
-        /// From what it would be learned.
+        /// How it would be learned.
         method: Method,
     },
-    /// The guest uses an address that the host has, or a guest at another port, so that it was not learned. Only DHCP
-    /// passes until the guest uses another one.
+    /// The guest uses an address of the host or of another guest, so it was not learned. Only DHCP passes until the guest
+    /// uses another one.
     Refused {
         /// The address.
         address: IpAddr,
     },
-    /// The filter is in force with what was learned; that is not looked at again.
+    /// The filter is in force with the learned addresses, which are final.
     Learned {
         /// The addresses, at least one.
         addresses: Vec<IpAddr>,
@@ -110,14 +112,14 @@ pub enum BindingState {
 pub struct PortStatus {
     /// Its binding.
     pub binding: Arc<Binding>,
-    /// How far it is from its filter, or why the binding makes no rules any more.
+    /// The state, or why no rules can be made of the binding any more.
     pub state: Result<BindingState, Error>,
     /// Whether packets get to its rules.
     pub attachment: Attachment,
 }
 
 impl PortStatus {
-    /// A word for the state: `absent` or `unbridged` if packets do not get to the port's rules, `invalid` if there are none,
+    /// The name of the state: `absent` or `unbridged` if packets do not get to the port's rules, `invalid` if there are none,
     /// else `filtered`, `learning`, `unattended`, `refused`, `learned` or `leased`.
     pub fn state_name(&self) -> &'static str {
         match (self.attachment, &self.state) {
@@ -136,12 +138,12 @@ pub struct RemainingLease {
     pub address: IpAddr,
     /// The address of the server that granted it.
     pub server: IpAddr,
-    /// How long it still is; `None` for ever.
+    /// The remaining time. `None` if it has no end.
     pub remaining: Option<Duration>,
 }
 
 impl BindingState {
-    /// A word for it: `filtered`, `learning`, `unattended`, `refused`, `learned` or `leased`.
+    /// Its name: `filtered`, `learning`, `unattended`, `refused`, `learned` or `leased`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Filtered => "filtered",
@@ -153,7 +155,7 @@ impl BindingState {
         }
     }
 
-    /// Whether nothing that passes the port can change it.
+    /// Whether no frame can change it.
     pub(crate) fn is_complete(&self) -> bool {
         match self {
             Self::Filtered => true,
@@ -166,7 +168,7 @@ impl BindingState {
 }
 
 impl Family {
-    /// The variable that stands for an address of the family.
+    /// The variable of the family's address.
     pub fn variable(self) -> &'static str {
         match self {
             Self::Ipv4 => "IP",
@@ -213,7 +215,7 @@ fn name_of<T: PartialEq>(names: &[(T, &'static str)], value: T) -> &'static str 
     names.iter().find(|(known, _)| *known == value).map_or("", |(_, name)| name)
 }
 
-/// For people: `filtered`, `learning IP (any)`, `learning IP: 10.0.0.1 is another's`, `10.0.0.2 (arp)`, `10.0.0.2 (lease, 3540 s)`.
+/// `filtered`, `learning IP (any)`, `learning IP: 10.0.0.1 is another's`, `10.0.0.2 (arp)`, `10.0.0.2 (lease, 3540 s)`.
 impl fmt::Display for BindingState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

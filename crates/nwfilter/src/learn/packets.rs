@@ -1,4 +1,4 @@
-//! What a frame on a guest's port says about the guest's addresses. No I/O; every byte comes from an adversary.
+//! Reads from a frame on a guest's port what it says about the guest's addresses. No I/O. Every byte may be hostile.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
@@ -12,7 +12,7 @@ use etherparse::{
 };
 use nwfilter_xml::MacAddr;
 
-/// Bytes of a frame that are looked at. A DHCP message longer than that is not believed.
+/// The bytes of a frame that are read. A longer DHCP message is ignored.
 pub(crate) const MAX_FRAME: usize = 2048;
 
 pub(crate) const DHCP_SERVER: u16 = 67;
@@ -24,10 +24,10 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Type, code, checksum and reserved word come before the target address.
 const NEIGHBOUR_TARGET: std::ops::Range<usize> = 8..24;
-/// Neighbour discovery is only valid with the hop limit that no router has lowered.
+/// The hop limit that neighbour discovery must have (RFC 4861): no router has forwarded it.
 const NEIGHBOUR_HOP_LIMIT: u8 = 255;
 
-/// Which way a frame crosses the port.
+/// The direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heading {
     /// The guest sent it.
@@ -36,40 +36,40 @@ pub enum Heading {
     ToGuest,
 }
 
-/// What one frame tells.
+/// What one frame says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// The guest says by ARP that the address is its own.
+    /// The guest claims the address by ARP.
     Arp(Ipv4Addr),
     /// The guest sent an IPv4 packet from the address.
     Ipv4(Ipv4Addr),
-    /// The guest says by neighbour discovery that the address is its own, or is about to use it.
+    /// The guest claims the address by neighbour discovery, or checks whether it is free.
     Neighbour(Ipv6Addr),
     /// The guest sent an IPv6 packet from the address.
     Ipv6(Ipv6Addr),
     /// The guest asks for addresses, by DHCP or DHCPv6.
     Request {
-        /// The transaction that the server's answer will name.
+        /// The transaction id, which the server's answer repeats.
         transaction: u32,
-        /// The addresses it asks for.
+        /// The requested addresses.
         addresses: Vec<IpAddr>,
     },
-    /// The guest gives addresses back: DHCPRELEASE, DHCPDECLINE and their like of DHCPv6.
+    /// The guest gives addresses back: DHCPRELEASE, DHCPDECLINE, and the same of DHCPv6.
     Release(Vec<IpAddr>),
     /// A server grants addresses.
     Grant {
-        /// The transaction it answers.
+        /// The transaction id of the request.
         transaction: u32,
-        /// The IP address the answer came from.
+        /// The source address of the answer.
         server: IpAddr,
-        /// Each address and for how many seconds; [`FOREVER`] has no end, 0 takes the address away.
+        /// The addresses, each with its lease time in seconds: [`FOREVER`] for no end, 0 to withdraw it.
         leases: Vec<(IpAddr, u32)>,
     },
-    /// A server refuses what was asked for in a transaction.
+    /// A server refuses a request.
     Refusal {
-        /// The transaction.
+        /// The transaction id of the request.
         transaction: u32,
-        /// The IP address the answer came from.
+        /// The source address of the answer.
         server: IpAddr,
     },
 }
@@ -77,8 +77,8 @@ pub enum Observation {
 /// The lease time that never ends, in DHCP as in DHCPv6.
 pub const FOREVER: u32 = u32::MAX;
 
-/// What a frame tells about the addresses of the guest with this MAC address; `None` for nothing, and for whatever
-/// is malformed, truncated, ambiguous or not from or to that MAC address.
+/// Reads what a frame says about the addresses of the guest with this MAC address. `None` if that is nothing, or if the
+/// frame is malformed, truncated, ambiguous, or neither from nor to that MAC address.
 ///
 /// A frame may have one VLAN tag, as libvirt allows. An answer of a DHCP server only counts when the guest receives
 /// it and it does not come from the guest's own MAC address.
@@ -161,8 +161,8 @@ fn ipv6_to_guest(packet: &[u8]) -> Option<Observation> {
     dhcp6_answer(message, header.source_addr())
 }
 
-/// The address a guest claims: the target of an advertisement, or of the solicitation without a source by which a
-/// host looks whether an address is free (RFC 4862, 5.4).
+/// The address that a guest claims: the target of an advertisement, or of a solicitation without a source address, by
+/// which a host checks whether an address is free (RFC 4862, 5.4).
 fn neighbour(header: &Ipv6HeaderSlice<'_>, message: &[u8]) -> Option<Ipv6Addr> {
     let target: [u8; 16] = message.get(NEIGHBOUR_TARGET)?.try_into().ok()?;
     let claims = match (message.first()?, message.get(1)?) {
@@ -178,7 +178,7 @@ enum IpHeader<'a> {
     V6(&'a Ipv6HeaderSlice<'a>),
 }
 
-/// What follows the IP header, if all of it is there and it is no fragment.
+/// The payload behind the IP header, if it is complete and not a fragment.
 fn payload<'a>(header: IpHeader<'_>, packet: &'a [u8]) -> Option<&'a [u8]> {
     let (start, length) = match header {
         IpHeader::V4(header) => {
@@ -190,7 +190,7 @@ fn payload<'a>(header: IpHeader<'_>, packet: &'a [u8]) -> Option<&'a [u8]> {
     packet.get(start..start.checked_add(length.into())?)
 }
 
-/// The data of a UDP datagram between these ports.
+/// The payload of a UDP datagram between these ports.
 fn udp<'a>(header: IpHeader<'_>, packet: &'a [u8], from: u16, to: u16) -> Option<&'a [u8]> {
     let protocol = match &header {
         IpHeader::V4(header) => header.protocol(),
@@ -203,7 +203,7 @@ fn udp<'a>(header: IpHeader<'_>, packet: &'a [u8], from: u16, to: u16) -> Option
 
 // ---- DHCP ----
 
-/// The options of a DHCP message that matter here, each at most once.
+/// The options of a DHCP message that are used here, each at most once.
 #[derive(Default)]
 struct Dhcp4Options {
     kind: Option<u8>,
@@ -211,7 +211,7 @@ struct Dhcp4Options {
     requested: Option<Ipv4Addr>,
 }
 
-/// Reads the options; `None` if one stands there twice or has a wrong length, so that no two readers can disagree.
+/// Reads the options. `None` if one occurs twice or has a wrong length, because readers could disagree about it.
 fn dhcp4_options(message: &Dhcp4<'_>) -> Option<Dhcp4Options> {
     fn set<T, const N: usize>(field: &mut Option<T>, data: &[u8], read: fn([u8; N]) -> T) -> ControlFlow<()> {
         match (&field, data.try_into()) {
@@ -235,7 +235,7 @@ fn dhcp4_options(message: &Dhcp4<'_>) -> Option<Dhcp4Options> {
 /// A DHCP message about the hardware address `mac`.
 fn dhcp4(message: &[u8], opcode: Opcode, mac: MacAddr) -> Option<(Dhcp4<'_>, Dhcp4Options)> {
     let message = Dhcp4::new(message).ok()?;
-    // chaddr() slices by hlen, so that has to be looked at first.
+    // chaddr() slices by hlen, so hlen is checked first.
     let is_ours = message.opcode() == opcode
         && message.htype() == HType::Eth
         && usize::from(message.hlen()) == mac.0.len()
@@ -252,7 +252,7 @@ fn dhcp_request(message: &[u8], mac: MacAddr) -> Option<Observation> {
         Dhcp4Type::Request => {
             Some(Observation::Request { transaction: message.xid(), addresses: addresses() })
         }
-        // A server may acknowledge it at once (RFC 4039), and refuses nothing that it names.
+        // A server may acknowledge it directly (RFC 4039), and does not refuse the address that it names.
         Dhcp4Type::Discover => {
             Some(Observation::Request { transaction: message.xid(), addresses: Vec::new() })
         }
@@ -280,7 +280,7 @@ fn dhcp_answer(message: &[u8], server: Ipv4Addr, mac: MacAddr) -> Option<Observa
 
 // ---- DHCPv6 ----
 
-/// What a DHCPv6 message says of addresses.
+/// The addresses in a DHCPv6 message.
 struct Dhcp6 {
     kind: Dhcp6Type,
     transaction: u32,
@@ -288,8 +288,8 @@ struct Dhcp6 {
     leases: Vec<(IpAddr, u32)>,
 }
 
-/// Reads a message as RFC 8415, 8 says. The decoder of dhcproto is not used: it overflows on options that are
-/// shorter than what they must hold.
+/// Reads a message by RFC 8415, section 8. The decoder of dhcproto is not used, because it overflows on options that are
+/// too short.
 fn dhcp6(message: &[u8]) -> Option<Dhcp6> {
     let (&[kind, high, middle, low], options) = message.split_first_chunk()?;
     let transaction = u32::from_be_bytes([0, high, middle, low]);
@@ -309,7 +309,7 @@ fn dhcp6(message: &[u8]) -> Option<Dhcp6> {
     Some(Dhcp6 { kind: Dhcp6Type::from(kind), transaction, leases })
 }
 
-/// The address of an option with its valid lifetime, the inner `None` if no host can have it.
+/// The address of an option with its valid lifetime. The inner `None` is an address that no host can have.
 fn dhcp6_lease(option: &[u8]) -> Option<Option<(IpAddr, u32)>> {
     let (address, rest) = option.split_first_chunk::<16>()?;
     let (_preferred, rest) = rest.split_first_chunk::<4>()?;
@@ -317,7 +317,7 @@ fn dhcp6_lease(option: &[u8]) -> Option<Option<(IpAddr, u32)>> {
     Some(usable6((*address).into()).map(|address| (address.into(), valid)))
 }
 
-/// Options with their codes; `None`, and nothing more, for one that reaches behind the end.
+/// Iterates over options with their codes. Ends with `None` at an option that is longer than the message.
 struct Dhcp6Options<'a>(&'a [u8]);
 
 impl<'a> Iterator for Dhcp6Options<'a> {
@@ -357,7 +357,7 @@ fn dhcp6_answer(message: &[u8], server: Ipv6Addr) -> Option<Observation> {
 
 // ---- addresses ----
 
-/// An address that one host can have for itself.
+/// The address, if a single host can have it.
 pub(crate) fn usable(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => usable4(address).map(IpAddr::V4),
@@ -365,7 +365,7 @@ pub(crate) fn usable(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// The same of IPv4. libvirt takes loopback addresses too.
+/// The same for IPv4. libvirt accepts loopback addresses too.
 fn usable4(address: Ipv4Addr) -> Option<Ipv4Addr> {
     let first = address.octets()[0];
     (first != 0 && first != 127 && first < 224).then_some(address)

@@ -1,4 +1,4 @@
-//! What the observations on one port mean: which address is learned, which lease begins or ends.
+//! Decides what observations on one port mean: which address is learned, and which lease begins or ends.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,29 +8,29 @@ use super::packets::{FOREVER, Observation};
 use super::sieve::Interest;
 use super::{Family, Method, Source};
 
-/// Requests of the guest that are remembered until a server answers.
+/// The most requests of a guest that wait for an answer.
 const MAX_REQUESTS: usize = 8;
-/// Seconds for which a server may answer. A client asks again long before they are over.
+/// How long a server may take to answer, in seconds. A client repeats its request much earlier.
 const PATIENCE: u64 = 120;
-/// Addresses of others that are not looked at again, and for how many seconds.
+/// The most ignored addresses, and for how many seconds they are ignored.
 const MAX_IGNORED: usize = 64;
 const PAUSE: u64 = 30;
-/// Addresses that one request is remembered with.
+/// The most addresses of a request that are remembered.
 const MAX_ADDRESSES: usize = 8;
-/// Leases that one guest can have at a time.
+/// The most leases of a guest.
 pub(crate) const MAX_LEASES: usize = 32;
 
-/// The learning of one port.
+/// The learner's state for one port.
 #[derive(Debug)]
 pub(crate) struct PortLearner {
     guest: GuestKey,
     interest: Interest,
     requests: VecDeque<Request>,
-    /// Addresses of others that the guest uses, and until when that is not looked at again, in seconds since the epoch.
+    /// Addresses that belong to others but that the guest uses, and until when they are ignored, in seconds since the epoch.
     ignored: VecDeque<(IpAddr, u64)>,
 }
 
-/// A transaction with DHCP servers that the guest has opened and none has answered.
+/// A DHCP transaction of the guest that no server has answered.
 #[derive(Debug)]
 struct Request {
     transaction: u32,
@@ -44,7 +44,7 @@ impl PortLearner {
         Self { guest, interest, requests: VecDeque::new(), ignored: VecDeque::new() }
     }
 
-    /// Learns nothing from a guest's use of an address for a while: it is another's.
+    /// Ignores an address for a while, because it belongs to another.
     pub(crate) fn ignore(&mut self, address: IpAddr, now: u64) {
         self.ignored.retain(|(ignored, until)| *ignored != address && *until > now);
         if self.ignored.len() == MAX_IGNORED {
@@ -61,7 +61,7 @@ impl PortLearner {
         &self.interest
     }
 
-    /// What an observation changes of what is known, at a time in seconds since the epoch.
+    /// The changes that follow from an observation. `now` is in seconds since the epoch.
     ///
     /// A server's answer counts only in a transaction that the guest has opened, and only the first.
     pub(crate) fn take(&mut self, observation: Observation, now: u64) -> Vec<Change> {
@@ -89,7 +89,7 @@ impl PortLearner {
         }
     }
 
-    /// An address that is learned once and for all.
+    /// Learns an address that the guest uses. It is final.
     fn uses(&self, address: IpAddr, source: Source, now: u64) -> Vec<Change> {
         let wanted = &self.interest.wanted;
         let fits = wanted.method == Method::Any && Family::of(address) == wanted.family;
@@ -140,7 +140,7 @@ impl PortLearner {
         self.requests.push_back(Request { transaction, addresses, opened: now });
     }
 
-    /// The request that a server answers, if its time is not over.
+    /// Removes the request that a server answers, and returns it unless it is too old.
     fn close(&mut self, transaction: u32, now: u64) -> Option<Request> {
         let answered = self.requests.iter().position(|known| known.transaction == transaction)?;
         let request = self.requests.remove(answered)?;
@@ -148,13 +148,12 @@ impl PortLearner {
     }
 }
 
-/// Whether an IPv6 address only reaches the link, so that the guest will have another one.
+/// Whether an address is link-local, so that the guest will have another one.
 pub(crate) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if Ipv6Addr::is_unicast_link_local(&address))
 }
 
-/// Whether nothing is left to learn behind these addresses: of IPv6, a guest has one for the link and one for the
-/// world.
+/// Whether these addresses are all that is learned of a guest. An IPv6 guest has a link-local address and another one.
 pub(crate) fn is_complete(addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|address| !is_link_local(*address))
 }

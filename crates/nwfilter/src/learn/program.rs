@@ -1,8 +1,8 @@
-//! Which frames of a port can teach its guest's addresses, as a program for the kernel.
+//! The socket filter: an eBPF program that selects the frames of a port from which addresses can be learned.
 //!
-//! The program remembers the transactions for which the guest asks a DHCP server, and lets answers to those through
-//! alone: an answer may come sooner than a thread of this process would have read the request. It also knows by which
-//! interface a frame came into the host, so that no guest answers another one.
+//! The program records the DHCP transactions that the guest opens, and accepts only answers to these. This is done in the
+//! kernel because an answer may arrive before a thread of this process has read the request. The program also checks by
+//! which interface a frame entered the host, so that no guest can answer another one.
 
 use std::mem::offset_of;
 use std::net::IpAddr;
@@ -14,10 +14,10 @@ use super::packets::{DHCP_CLIENT, DHCP_SERVER, DHCP6_CLIENT, DHCP6_SERVER, MAX_F
 use super::sieve::{Guest, TRANSACTIONS, Wanted};
 use super::{Family, Method};
 
-/// So many trusted servers are compared by the kernel; of more, the program would get too long.
+/// The most trusted servers that the program compares. With more it would become too long.
 const MAX_SERVERS: usize = 16;
 
-/// Where the Ethernet header ends, without and with a VLAN tag. The kernel takes most tags out of the frame.
+/// The end of the Ethernet header without and with a VLAN tag. The kernel removes most tags from the frame.
 const PACKET_OFFSETS: [u32; 2] = [14, 18];
 const SOURCE_MAC: u32 = 6;
 const DESTINATION_MAC: u32 = 0;
@@ -29,7 +29,7 @@ const UDP: u32 = 17;
 const UDP_HEADER: u32 = 8;
 const IPV6_HEADER: u32 = 40;
 
-/// A condition on a frame: a number is loaded and compared.
+/// A number that a test loads from a frame.
 #[derive(Clone, Copy)]
 struct Test {
     load: Load,
@@ -41,16 +41,16 @@ enum Load {
     Word(u32),
     Half(u32),
     Byte(u32),
-    /// At an offset behind the IPv4 header that starts at the first number.
+    /// A word at an offset (second number) behind the IPv4 header, which starts at the first number.
     WordBehind(u32, u32),
     HalfBehind(u32, u32),
     /// The lower three bytes of a word.
     ThreeBytes(u32),
-    /// The kernel's `PACKET_*` kind of the frame.
+    /// The frame's packet type (`PACKET_*`).
     Kind,
-    /// Whether the kernel took a VLAN tag out of the frame.
+    /// Whether the kernel removed a VLAN tag from the frame.
     Tagged,
-    /// The index of the interface by which the frame came into the host; 0 if the host made it.
+    /// The index of the interface by which the frame entered the host; 0 if the host sent it.
     Entrance,
 }
 
@@ -68,24 +68,24 @@ enum Compare {
     IsMac(Mac),
     Below(u32),
     NoBits(u32),
-    /// Holds: the number is from now on a transaction of the guest.
+    /// Always true. Records the number as an open transaction of the guest.
     Opens,
-    /// The number is a transaction of the guest.
+    /// The number is an open transaction of the guest.
     IsOpen,
-    /// The number is no index of a port that must not serve DHCP. If it is, the frame is counted.
+    /// The number is not the index of a port that must not serve DHCP. Frames of such ports are counted.
     IsNotClosed,
 }
 
 // ---- the program ----
 
-/// The program that captures a frame if all tests of one of the alternatives hold. It finds the guest behind the port
-/// in one map and the indices of closed ports in another.
+/// The program. It captures a frame if all tests of one alternative are true. `guests` has the port's guest, `closed` the
+/// indices of ports that must not serve DHCP.
 pub(crate) fn program(wanted: &Wanted, guests: &Map, closed: &Map) -> Vec<Instruction> {
     let mut program = vec![Instruction::copy(FRAME, ARGUMENTS[0])];
     program.push(Instruction::load_from(Size::Word, RESULT, FRAME, PORT));
     program.extend(look_up(guests));
     program.push(Instruction::copy(GUEST, RESULT));
-    // There is no guest once the port is left.
+    // The guest is removed when the port is closed.
     let mut found = Instruction::jump_if_null(GUEST, If::Differs);
     found.skips(2);
     program.push(found);
@@ -99,7 +99,7 @@ pub(crate) fn program(wanted: &Wanted, guests: &Map, closed: &Map) -> Vec<Instru
     program
 }
 
-/// Ends the program: so many bytes of the frame are captured.
+/// Ends the program and captures this many bytes of the frame.
 fn returns(bytes: i32) -> [Instruction; 2] {
     [Instruction::compute(RESULT, Arithmetic::Set, bytes), Instruction::exit()]
 }
@@ -117,17 +117,17 @@ fn look_up(map: &Map) -> Vec<Instruction> {
     ]
 }
 
-/// The program's part for one alternative.
+/// The code of one alternative.
 struct Alternative<'a> {
     closed: &'a Map,
     code: Vec<Instruction>,
-    /// The jumps that are taken where a test does not hold.
+    /// The jumps that are taken if a test is false.
     misses: Vec<usize>,
 }
 
-/// Where the key of a lookup lies.
+/// The stack offset of the key of a lookup.
 const KEY: i16 = -4;
-/// The fields of the kernel's description of a frame.
+/// Offsets of fields in `struct __sk_buff`.
 const KIND: i16 = 4;
 const TAG_PRESENT: i16 = 20;
 const ENTRANCE: i16 = 36;
@@ -185,7 +185,7 @@ impl Alternative<'_> {
         let described = |field| vec![Instruction::load_from(Size::Word, RESULT, FRAME, field)];
         let behind = |size, packet, k| {
             vec![
-                // The length of the IPv4 header is in the lower half of its first byte, in words.
+                // The lower half of the first byte is the length of the IPv4 header in words.
                 Instruction::load(Size::Byte, packet),
                 Instruction::compute(RESULT, Arithmetic::And, 0x0f),
                 Instruction::compute(RESULT, Arithmetic::ShiftLeft, 2),
@@ -209,8 +209,8 @@ impl Alternative<'_> {
         });
     }
 
-    /// Finds the place of the loaded transaction, relative to the first of the guest's, and what stands there while it
-    /// is open: more than 32 bits, so that no transaction is like none.
+    /// Computes the slot of the loaded transaction and the value that it has while the transaction is open. The value has a
+    /// bit above the transaction's 32 bits, so that transaction 0 differs from an empty slot.
     fn find_transaction(&mut self) {
         const _: () = assert!(TRANSACTIONS.is_power_of_two());
         let [place, _] = ARGUMENTS;
@@ -220,7 +220,7 @@ impl Alternative<'_> {
             Instruction::compute(place, Arithmetic::ShiftLeft, 32),
             Instruction::or(NUMBER, place),
             Instruction::compute(RESULT, Arithmetic::And, TRANSACTIONS as i32 - 1),
-            // Each takes eight bytes.
+            // A slot has eight bytes.
             Instruction::compute(RESULT, Arithmetic::ShiftLeft, 3),
             Instruction::copy(place, GUEST),
             Instruction::add(place, RESULT),
@@ -232,7 +232,7 @@ impl Alternative<'_> {
         self.code.push(jump);
     }
 
-    /// The whole: captures the frame if no test missed, else goes on behind the last instruction.
+    /// The complete code: captures the frame if all tests are true, else continues behind the last instruction.
     fn captures(mut self) -> Vec<Instruction> {
         self.code.extend(returns(MAX_FRAME as i32));
         for miss in self.misses {
@@ -249,7 +249,7 @@ impl Alternative<'_> {
 fn alternatives(wanted: &Wanted) -> Vec<Vec<Test>> {
     let mut alternatives = Vec::new();
     for packet in PACKET_OFFSETS {
-        // What opens a transaction comes first: it is also a packet with a source.
+        // Requests come first: they are also packets with a source.
         let kinds = match (wanted.family, wanted.method) {
             (Family::Ipv4, Method::Any) => {
                 vec![dhcp_request(packet), arp_claim(packet), ipv4_source(packet)]
@@ -291,19 +291,19 @@ fn is_mac(load: Load, half: Mac) -> Test {
     Test { load, compare: Compare::IsMac(half) }
 }
 
-/// A tag in the frame counts only if the kernel has not taken out another.
+/// A tag in the frame counts only if the kernel has not removed another one.
 fn tag(packet: u32) -> Vec<Test> {
     if packet == PACKET_OFFSETS[0] { Vec::new() } else { vec![is(Load::Tagged, 0)] }
 }
 
-/// An ARP request or reply in which the sender has an address.
+/// An ARP request or reply with a sender address.
 fn arp_claim(packet: u32) -> Vec<Test> {
     let has_address = Test { load: Load::Word(packet + 14), compare: Compare::IsNot(0) };
     let is_arp = is(Load::Half(packet - 2), ETHERTYPE_ARP);
     vec![is_arp, Test { load: Load::Half(packet + 6), compare: Compare::Below(3) }, has_address]
 }
 
-/// An IPv4 packet with a source that a host can have.
+/// An IPv4 packet with a source address that a host can have.
 fn ipv4_source(packet: u32) -> Vec<Test> {
     let source = Load::Word(packet + 12);
     vec![
@@ -313,8 +313,7 @@ fn ipv4_source(packet: u32) -> Vec<Test> {
     ]
 }
 
-/// An unfragmented IPv4 UDP datagram between these ports, of which the payload has the hardware address of a DHCP
-/// client.
+/// An unfragmented IPv4 UDP datagram between these ports, with the guest's MAC address as a DHCP client's in the payload.
 fn dhcp(packet: u32, from: u16, to: u16) -> Vec<Test> {
     const CLIENT_HARDWARE: u32 = UDP_HEADER + 28;
     vec![
@@ -338,7 +337,7 @@ fn dhcp_request(packet: u32) -> Vec<Test> {
     request
 }
 
-/// A DHCP answer in an open transaction, from one of the trusted servers, and not from behind a closed port.
+/// A DHCP answer to an open transaction, from a trusted server, and not from a port that must not serve DHCP.
 fn dhcp_answers(packet: u32, wanted: &Wanted) -> Vec<Vec<Test>> {
     let mut answer = dhcp(packet, DHCP_SERVER, DHCP_CLIENT);
     answer.extend([dhcp_transaction(packet, Compare::IsOpen), IS_FROM_NO_CLOSED_PORT]);

@@ -1,5 +1,5 @@
-//! What a port enforces while the IPv6 address of its guest is learned. libvirt has no such thing; these rulesets
-//! are the counterparts of those for IPv4.
+//! Rulesets of a port while its guest's IPv6 address is learned. libvirt does not learn IPv6 addresses; these rulesets
+//! correspond to those for IPv4.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ const ICMPV6: u8 = 58;
 /// Router and neighbour solicitations and advertisements; not redirects.
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
 
-/// IPv6 passes from the guest's own MAC address, everything passes to it.
+/// IPv6 passes from the guest's own MAC address; everything passes to the guest.
 pub(crate) fn learning(mac: MacAddr) -> Ruleset {
     let from_guest = [
         Rule::built_in([Match::is_not(source(mac))], Verdict::Drop),

@@ -1,4 +1,4 @@
-//! The driver's side of learning: who needs it, what is known, and what happens when more becomes known.
+//! The driver's side of learning: which ports need it, what is known, and applying what is learned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,21 +19,21 @@ use crate::group::Request;
 use crate::stores::{FilterMap, Stores};
 use crate::{Driver, Error};
 
-/// The thread that learns, once a port needs it.
+/// The learner's thread. It is started when a port needs it.
 #[derive(Debug, Default)]
 pub(crate) struct Background {
-    /// Whether addresses are learned by somebody else.
+    /// Whether this driver leaves learning to another one.
     elsewhere: bool,
     running: Mutex<Option<(Arc<Waker>, JoinHandle<()>)>>,
 }
 
 impl Background {
-    /// For a driver that starts no thread.
+    /// For a driver that starts no learner.
     pub(crate) fn elsewhere() -> Self {
         Self { elsewhere: true, running: Mutex::default() }
     }
 
-    /// If a port needs it, starts the thread or has it look at the stores; then the port is listened to.
+    /// If a port needs it, starts the thread, or makes it read the stores. Then the thread listens on the port.
     pub(crate) fn listen_if_needed(&self, driver: &Driver) {
         if self.elsewhere || driver.last_seen().needs().is_empty() {
             return;
@@ -71,12 +71,12 @@ fn start(driver: &Driver) -> Result<(Arc<Waker>, JoinHandle<()>), Error> {
         engine::keep_running(&driver, &waker, || drop(ready));
     };
     let thread = std::thread::Builder::new().name("nwfilter-learn".into()).spawn(learn).map_err(failed)?;
-    // Nobody sends: this waits until the sender is dropped. Another process may be the one that learns.
+    // Nothing is sent: this waits until the sender is dropped. Another process may be the learner.
     let _ = is_ready.recv_timeout(std::time::Duration::from_secs(1));
     Ok((waker, thread))
 }
 
-/// What each binding means for learning, remembered for as long as neither it nor a filter changes.
+/// What each binding means for learning. Cached until the binding or a filter changes.
 #[derive(Default)]
 pub(crate) struct NeedCache {
     filters: FilterMap,
@@ -87,9 +87,9 @@ pub(crate) struct NeedCache {
 #[derive(Clone)]
 struct Role {
     binding: Arc<Binding>,
-    /// The address that it lacks, whether one is known or not.
+    /// The address that it does not give, whether it is known or not.
     need: Option<Need>,
-    /// Whether others may have their addresses from its guest.
+    /// Whether its guest may serve DHCP.
     serves_dhcp: bool,
 }
 
@@ -102,7 +102,7 @@ impl NeedCache {
             let known = old.remove(&binding.port).filter(|old| same && Arc::ptr_eq(&old.binding, binding));
             let role = known.unwrap_or_else(|| Role {
                 binding: binding.clone(),
-                // A binding without rules has been complained about where its rules were wanted.
+                // The error of a binding without rules was reported when its rules were made.
                 need: needed(&filters, binding).ok().flatten(),
                 serves_dhcp: serves_dhcp(&filters, &binding.filter),
             });
@@ -113,7 +113,7 @@ impl NeedCache {
 }
 
 impl Stores {
-    /// The bindings with something left to learn.
+    /// The bindings whose addresses are still to be learned.
     pub(crate) fn needs(&self) -> Vec<(Arc<Binding>, Need)> {
         let mut needs = self.roles(|role| Some((role.binding.clone(), role.need.clone()?)));
         needs.retain(|(binding, need)| {
@@ -123,7 +123,7 @@ impl Stores {
         needs
     }
 
-    /// The bound ports whose guests must not give others their addresses.
+    /// The bound ports whose guests must not serve DHCP.
     pub(crate) fn closed_to_dhcp(&self) -> Vec<PortDev> {
         self.roles(|role| (!role.serves_dhcp).then(|| role.binding.port.clone()))
     }
@@ -135,9 +135,9 @@ impl Stores {
     }
 }
 
-/// What is known of the addresses of guests, and the learning of them.
+/// Addresses of guests.
 impl Driver {
-    /// How far a port is from its filter.
+    /// Whether the filter of a port is in force, and with which addresses.
     pub fn binding_state(&self, port: &PortDev) -> Result<BindingState, Error> {
         let stores = self.look()?;
         let binding = stores.bindings.get(port.as_str()).ok_or_else(|| Error::NoSuchBinding(port.clone()))?;
@@ -145,7 +145,7 @@ impl Driver {
         self.attended(wanted.state)
     }
 
-    /// Every binding and how far its port is from its filter, sorted by port.
+    /// The status of every bound port, sorted by port.
     pub fn port_statuses(&self) -> Result<Vec<PortStatus>, Error> {
         let stores = self.look()?;
         let filters = stores.filter_map();
@@ -160,7 +160,7 @@ impl Driver {
         stores.bindings.documents().map(status).collect()
     }
 
-    /// The state, or that nobody looks for what it waits for.
+    /// The state, or [`BindingState::Unattended`] if no process learns the address.
     fn attended(&self, state: BindingState) -> Result<BindingState, Error> {
         match state {
             BindingState::Learning { family, method } if !engine::is_attended(&self.config().state_dir)? => {
@@ -170,21 +170,21 @@ impl Driver {
         }
     }
 
-    /// Whether a port waits for an address, or has one for the time of a lease.
+    /// Whether any port waits for an address, or has a leased one.
     pub fn has_to_learn(&self) -> Result<bool, Error> {
         Ok(!self.look()?.needs().is_empty())
     }
 
-    /// Learns for all ports of the binding store, those that are bound meanwhile included. Returns when no port needs it,
-    /// or at once if another process already does it.
+    /// Learns for all ports of the binding store, including those that are bound meanwhile. Returns when no port needs it, or
+    /// immediately if another process already does it.
     ///
-    /// `ready` is called once, when the ports are listened to.
+    /// Calls `ready` once, when it listens on the ports.
     pub fn learn(&self, ready: impl FnOnce() + Send) -> Result<(), Error> {
         let waker = Waker::new().map_err(|source| Error::Learner { source })?;
         self.inside(|| engine::run(self, &waker, Until::Idle, ready))
     }
 
-    /// When the next lease of the guests at these ports ends, in seconds since the epoch.
+    /// The time at which the next lease of these ports' guests ends, in seconds since the epoch.
     pub(crate) fn next_expiry<'a>(
         &self,
         ports: impl Iterator<Item = &'a PortDev>,
@@ -194,7 +194,7 @@ impl Driver {
         Ok(leases.filter_map(|(_, lease)| lease.expires).min())
     }
 
-    /// The leases of the guests at these ports that ended by themselves.
+    /// The leases of these ports' guests that have expired.
     pub(crate) fn expired<'a>(
         &self,
         ports: impl Iterator<Item = &'a PortDev>,
@@ -209,8 +209,7 @@ impl Driver {
         Ok(ports.flat_map(ended).collect())
     }
 
-    /// Keeps what was found out, and brings the ports whose guests have other addresses than before, and `ports`,
-    /// to what they must have now.
+    /// Stores changes, and applies the rules of `ports` and of the ports whose guests have other addresses now.
     pub(crate) fn learned(
         &self,
         changes: &[(PortDev, Change)],
@@ -220,30 +219,30 @@ impl Driver {
     }
 }
 
-/// What came of changes.
+/// The result of applied changes.
 pub(crate) struct Settled {
-    /// The ports that have nothing left to learn.
+    /// The ports for which nothing is left to learn.
     pub(crate) complete: Vec<PortDev>,
-    /// The addresses that guests do not have, because others do.
+    /// Addresses that were refused because they belong to others.
     pub(crate) refused: Vec<(PortDev, IpAddr)>,
 }
 
-/// What is known now and was not before.
+/// Stored changes, before the rules are applied.
 pub(crate) struct Learned {
-    /// The ports that need other rules.
+    /// The ports whose rules must be made again.
     pub(crate) ports: BTreeSet<PortDev>,
-    /// The addresses that guests do not have, because others do.
+    /// Addresses that were refused because they belong to others.
     pub(crate) refused: Vec<(PortDev, IpAddr)>,
 }
 
-/// Changes, of which those are left out that no longer concern a guest, or that would give it an address of another.
+/// Changes, without those that no longer concern a guest and those that would give a guest the address of another.
 struct Judged {
     changes: Vec<(PortDev, Change)>,
     refused: Vec<(PortDev, IpAddr)>,
 }
 
 impl Stores {
-    /// Keeps what was found out, whether or not rules can be made of it. `ports` need new rules in any case.
+    /// Stores changes, whether or not rules can be made of them. The rules of `ports` are made again in any case.
     pub(crate) fn learn(
         &mut self,
         changes: &[(PortDev, Change)],
@@ -260,7 +259,7 @@ impl Stores {
         let mut taken = None;
         for (port, change) in changes {
             let guest = change.guest();
-            // A binding may have gone, or come to another guest, since the change was found out.
+            // Since the observation, the binding may have been deleted or given to another guest.
             let binding = self.bindings.get(port.as_str()).filter(|binding| GuestKey::of(binding) == guest);
             let Some(binding) = binding else { continue };
             let Some(address) = self.new_address(change) else {
@@ -288,7 +287,7 @@ impl Stores {
         Ok(judged)
     }
 
-    /// The address that a guest has only with a change.
+    /// The address that a change would give to a guest that does not have it yet.
     fn new_address(&self, change: &Change) -> Option<IpAddr> {
         match change {
             Change::Learned { address, .. } => Some(*address),
@@ -300,7 +299,7 @@ impl Stores {
         }
     }
 
-    /// The leases of the guest at a port, of both families.
+    /// The leases of a port's guest, of both families.
     fn leases<'a>(&'a self, port: &PortDev) -> impl Iterator<Item = (GuestKey, &'a Lease)> + use<'a> {
         let guest = self.bindings.get(port.as_str()).map(|binding| GuestKey::of(binding));
         guest.into_iter().flat_map(|guest| {

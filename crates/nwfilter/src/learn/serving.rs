@@ -1,4 +1,4 @@
-//! Which guests may give others their addresses: those whose filter says so.
+//! Which guests may serve DHCP: those whose filter accepts it by name.
 
 use nwfilter_rules::{Filters, reachable};
 use nwfilter_xml::{Action, Direction, Field, FilterName, Literal, Matches, Protocol, Rule, Value};
@@ -7,16 +7,16 @@ use super::packets::{DHCP_SERVER, DHCP6_SERVER};
 
 const UDP: u8 = 17;
 
-/// Whether a filter lets its guest serve DHCP or DHCPv6: it, or one that it includes, has a rule that accepts UDP from
-/// the server's port by name. A filter that only lets such packets pass among others does not say so: nearly every
-/// filter does.
+/// Whether a filter lets its guest serve DHCP or DHCPv6: the filter, or one that it includes, has a rule that accepts UDP
+/// from exactly the server's port. A rule that accepts such packets among others does not count, because nearly every
+/// filter has one.
 pub(crate) fn serves_dhcp(filters: &impl Filters, name: &FilterName) -> bool {
     let names = reachable(filters, name);
     names.iter().filter_map(|name| filters.filter(name)).flat_map(|filter| filter.rules()).any(says_so)
 }
 
 fn says_so(rule: &Rule) -> bool {
-    // Of a rule for both directions, the packets from the guest have source and destination exchanged.
+    // A rule for both directions has source and destination exchanged for packets from the guest.
     let (start, end) = match rule.direction {
         Direction::Out => (Field::SrcPortStart, Field::SrcPortEnd),
         Direction::InOut => (Field::DstPortStart, Field::DstPortEnd),
@@ -41,7 +41,7 @@ fn server_port(matches: &Matches) -> Option<u16> {
     }
 }
 
-/// The number that packets must have in a field.
+/// The only value that a field may have.
 fn number(matches: &Matches, field: Field) -> Option<u16> {
     match &matches.get(field).filter(|item| !item.negated)?.value {
         Value::Literal(Literal::U8(number)) => Some(number.value.into()),

@@ -1,4 +1,4 @@
-//! The status of a port as programs read it, in JSON for example.
+//! The status of a port in serialized form, such as JSON.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ struct Guest<'a> {
     uuid: Uuid,
 }
 
-/// How the guest's address is known. What does not belong to the state is left out.
+/// How the guest's address is known. Fields that do not apply are left out.
 #[derive(Default, Serialize)]
 struct Address<'a> {
     state: &'static str,

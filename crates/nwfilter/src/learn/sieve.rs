@@ -1,4 +1,4 @@
-//! What the kernel knows of the ports that are listened to: the programs, and the tables that they use.
+//! The eBPF programs of the ports that the learner listens on, and their maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,11 +12,11 @@ use super::capture::Capture;
 use super::program::program;
 use super::{Family, Method};
 
-/// Transactions of one guest that can be open at a time.
+/// The most open transactions of a guest.
 pub(crate) const TRANSACTIONS: usize = 64;
-/// Ports that there can be.
+/// The most ports.
 const MAX_PORTS: u32 = 1 << 14;
-/// Programs that are kept for the next port: there is one for each list of servers.
+/// The most cached programs. There is one for each list of servers.
 const MAX_PROGRAMS: usize = 64;
 
 /// What a port's socket captures.
@@ -26,22 +26,22 @@ pub(crate) struct Interest {
     pub(crate) wanted: Wanted,
 }
 
-/// Which frames count. Ports that agree in this share a program.
+/// What selects frames. Ports for which it is equal share a program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Wanted {
     pub(crate) family: Family,
     pub(crate) method: Method,
-    /// Whose DHCP answers count; empty for everybody's.
+    /// The DHCP servers whose answers count. Empty for all servers.
     pub(crate) servers: Vec<IpAddr>,
 }
 
-/// A guest, as programs see it.
+/// A guest in the programs' layout.
 #[repr(C)]
 pub(crate) struct Guest {
-    /// The first four bytes of its MAC address, as a number, and the last two.
+    /// The first four bytes of its MAC address as a number; the last two follow.
     pub(crate) mac_high: u32,
     pub(crate) mac_low: u32,
-    /// The transactions that it opened, each at the place that its lower bits say; 0 for none.
+    /// The transactions that it opened, each in the slot that its lower bits select; 0 for an empty slot.
     pub(crate) open: [u64; TRANSACTIONS],
 }
 
@@ -57,16 +57,16 @@ impl Guest {
 pub(crate) struct Sieve {
     /// The guests, by the indices of their ports.
     guests: Map,
-    /// The indices of ports whose guests must not give others their addresses, with how often they tried.
+    /// The indices of ports whose guests must not serve DHCP, each with the number of their answers.
     closed: Map,
     closed_ports: BTreeMap<u32, PortDev>,
-    /// Those of them that were told of.
+    /// Those of them that were reported.
     told: BTreeSet<u32>,
     programs: BTreeMap<Wanted, SocketFilter>,
 }
 
-/// Whether addresses of guests can be learned here, in the network namespace of the calling thread: makes what that takes
-/// of the kernel, and gives it back.
+/// Checks whether addresses can be learned in the network namespace of the calling thread: loads a program and its maps,
+/// and frees them.
 pub fn check_learning() -> io::Result<()> {
     let wanted = Wanted { family: Family::Ipv4, method: Method::Any, servers: Vec::new() };
     let mac = MacAddr([0; 6]);
@@ -76,7 +76,7 @@ pub fn check_learning() -> io::Result<()> {
 
 impl Sieve {
     pub(crate) fn new() -> io::Result<Self> {
-        // Before Linux 5.11, maps and programs count as locked memory. Who may not raise the limit may not need to.
+        // Before Linux 5.11, maps and programs count as locked memory. If the limit cannot be raised, it may still suffice.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
         Ok(Self {
             guests: Map::new(size_of::<Guest>(), MAX_PORTS)?,
@@ -87,7 +87,7 @@ impl Sieve {
         })
     }
 
-    /// Begins to capture. The port must exist.
+    /// Starts to capture. The port must exist.
     pub(crate) fn open(&mut self, port: &PortDev, interest: &Interest) -> io::Result<Capture> {
         let index = nix::net::if_::if_nametoindex(port.as_str())?;
         let wanted = &interest.wanted;
@@ -103,13 +103,13 @@ impl Sieve {
         Ok(capture)
     }
 
-    /// Captures nothing any longer.
+    /// Stops capturing.
     pub(crate) fn close(&self, capture: &Capture) {
-        // What fails ends when the socket is closed.
+        // If this fails, closing the socket still ends the capture.
         let _ = self.guests.remove(capture.index());
     }
 
-    /// Drops DHCP answers that come in by these ports, and by no others.
+    /// Drops DHCP answers that enter by these ports, and no longer those by other ports.
     pub(crate) fn close_to_dhcp(&mut self, ports: &[PortDev]) -> io::Result<()> {
         let index = |port: &PortDev| {
             let index = nix::net::if_::if_nametoindex(port.as_str()).ok()?;
@@ -127,7 +127,7 @@ impl Sieve {
         Ok(())
     }
 
-    /// The ports whose guests answered requests of others and are not believed, each told once.
+    /// The ports whose guests answered DHCP requests and must not, each reported once.
     pub(crate) fn disbelieved(&mut self) -> Vec<PortDev> {
         let answered =
             |index: &u32| !self.told.contains(index) && self.closed.count(*index).is_ok_and(|n| n > 0);

@@ -1,4 +1,4 @@
-//! Whose an address is already: no guest learns one of the host's or of its neighbours.
+//! Finds whether an address belongs to the host or to another guest, so that it is not learned.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,11 +16,11 @@ use crate::stores::Stores;
 pub(crate) struct Taken {
     links: Links,
     host: BTreeSet<IpAddr>,
-    /// The ports that have each address, with the owners of their guests.
+    /// For each address, the ports whose guests have it, with their guests' UUIDs.
     ports: BTreeMap<IpAddr, Vec<(PortDev, Uuid)>>,
 }
 
-/// Who has an address.
+/// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     Host,
@@ -37,7 +37,7 @@ impl fmt::Display for Holder {
 }
 
 impl Taken {
-    /// What is taken now.
+    /// The current addresses.
     pub(crate) fn now(stores: &Stores) -> io::Result<Self> {
         let (links, host) = (Links::open()?, addresses_of_host()?);
         let mut taken = Self { links, host, ports: BTreeMap::new() };
@@ -49,8 +49,8 @@ impl Taken {
         Ok(taken)
     }
 
-    /// Who else has an address than the guest with this binding. Interfaces of one guest may share it, and so may
-    /// guests whose ports are not in the same bridge.
+    /// The owner of an address, if it is not the guest of this binding. Interfaces of one guest may share an address, and so
+    /// may guests on different bridges.
     pub(crate) fn by(&self, binding: &Binding, address: IpAddr) -> io::Result<Option<Holder>> {
         if self.host.contains(&address) {
             return Ok(Some(Holder::Host));
@@ -64,7 +64,7 @@ impl Taken {
         Ok(None)
     }
 
-    /// The guest with this binding has an address from now on.
+    /// Adds an address of the guest of this binding.
     pub(crate) fn add(&mut self, binding: &Binding, address: IpAddr) {
         let port = (binding.port.clone(), binding.owner.uuid);
         self.ports.entry(address).or_default().push(port);

@@ -1,4 +1,4 @@
-//! What a port must have: its filter, or what stands in for it while its guest's address is not known.
+//! Decides the ruleset of a port: that of its filter, or a provisional one while its guest's address is not known.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::Error;
 use crate::drops::are_logged;
 use crate::stores::Stores;
 
-/// The parameter that says how an address is learned.
+/// The parameter for the method of learning.
 const CTRL_IP_LEARNING: &str = "CTRL_IP_LEARNING";
-/// The parameter that lists the DHCP servers whose answers count.
+/// The parameter for the DHCP servers whose answers count.
 const DHCPSERVER: &str = "DHCPSERVER";
 
-/// What a port must have, and why.
+/// The ruleset of a port, and its state.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) ruleset: Ruleset,
@@ -25,7 +25,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Warns of a binding whose guest's address is up to others on its network.
+    /// Logs a warning if others on the guest's network can choose its address.
     pub(crate) fn warn(&self, binding: &Binding) {
         let by_dhcp = match &self.state {
             BindingState::Learning { method, .. } => *method == Method::Dhcp,
@@ -43,25 +43,25 @@ impl Wanted {
     }
 }
 
-/// The address that a binding does not give, and how it is found out.
+/// The address that a binding does not give, and how it is learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Need {
     pub(crate) family: Family,
     pub(crate) method: Method,
-    /// The DHCP servers whose answers count, those of other families left out; empty for every server.
+    /// The DHCP servers of the family whose answers count. Empty for all servers.
     pub(crate) servers: Vec<IpAddr>,
 }
 
-/// Whether what was learned of a guest says something about it still.
+/// Whether what was learned about a guest is still valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Past {
-    /// It does.
+    /// It is.
     Counts,
-    /// The port is bound anew.
+    /// It is not, because the port has a new binding.
     Forgotten,
 }
 
-/// What a port with this binding must have now.
+/// The ruleset that a port with this binding must have now.
 ///
 /// A binding that needs an address is refused unless its filter makes rules with one.
 pub(crate) fn wanted(
@@ -116,7 +116,7 @@ fn without_log(
     }
 }
 
-/// The addresses of a guest that its binding gives, that were learned, and of its leases.
+/// The addresses of a guest: those of its binding, learned ones, and leased ones.
 pub(crate) fn addresses(known: &Known, binding: &Binding, past: Past) -> Vec<IpAddr> {
     let (guest, now) = (GuestKey::of(binding), known.now());
     let mut addresses = Vec::new();
@@ -133,7 +133,7 @@ pub(crate) fn addresses(known: &Known, binding: &Binding, past: Past) -> Vec<IpA
     addresses
 }
 
-/// What a binding needs to learn; `None` if it gives all that its filter needs.
+/// What must be learned for a binding. `None` if it gives all that its filter needs.
 pub(crate) fn needed(filters: &impl Filters, binding: &Binding) -> Result<Option<Need>, Error> {
     match instantiate(filters, binding) {
         Ok(_) => Ok(None),
@@ -141,7 +141,7 @@ pub(crate) fn needed(filters: &impl Filters, binding: &Binding) -> Result<Option
     }
 }
 
-/// The need behind a refusal; where it is not about one address alone, the refusal stands.
+/// The address that is missing by an error. The error itself, if more than one address is missing.
 fn need(binding: &Binding, missing: RulesError) -> Result<Need, Error> {
     let family = match &missing {
         RulesError::MissingVariables { names } => match names.as_slice() {
@@ -158,7 +158,7 @@ fn need(binding: &Binding, missing: RulesError) -> Result<Need, Error> {
     Ok(Need { family, method, servers })
 }
 
-/// How the binding wants an address to be learned; `None` for not at all.
+/// The method of learning that the binding asks for. `None` if it forbids learning.
 fn method(binding: &Binding) -> Result<Option<Method>, Error> {
     let values = binding.params.get(CTRL_IP_LEARNING).unwrap_or_default();
     let Some(value) = values.first() else { return Ok(Some(Method::Any)) };
@@ -198,14 +198,14 @@ fn provisional(filters: &impl Filters, binding: &Binding, need: &Need) -> Result
     Ok(Wanted { ruleset, state: BindingState::Learning { family: need.family, method: need.method } })
 }
 
-/// The ruleset that is in force while the guest uses the address of another.
+/// The ruleset that is in force while the guest uses an address of another.
 fn refusing(filters: &impl Filters, binding: &Binding, need: Need, address: IpAddr) -> Result<Wanted, Error> {
     let need = Need { method: Method::Dhcp, ..need };
     let Wanted { ruleset, .. } = provisional(filters, binding, &need)?;
     Ok(Wanted { ruleset, state: BindingState::Refused { address } })
 }
 
-/// An address of those set aside for documentation, to see whether a filter makes rules with any.
+/// A documentation address, to check whether rules can be made once an address is known.
 fn placeholder(family: Family) -> IpAddr {
     match family {
         Family::Ipv4 => [192, 0, 2, 1].into(),
@@ -223,7 +223,7 @@ fn leased(
     let addresses: Vec<_> = leases.iter().map(|lease| lease.address).collect();
     let (used, ruleset) = match with_addresses(filters, binding, family, &addresses) {
         Ok(ruleset) => (leases, ruleset),
-        // How many leases there are is up to the guest: it must not be able to make its binding invalid.
+        // The guest determines the number of its leases. It must not be able to make its binding invalid.
         Err(error) => {
             log::warn!(nwfilter_port = binding.port.as_str(); "{}: only the first of {} leases is used: {error}", binding.port, leases.len());
             (&leases[..1], with_addresses(filters, binding, family, &addresses[..1])?)
@@ -247,7 +247,7 @@ fn with_addresses(
     let mut binding = binding.clone();
     if let Ok(name) = family.variable().parse::<VarName>() {
         for address in addresses {
-            // An address can always be a value.
+            // An address is always a valid value.
             let _ = binding.params.insert(name.clone(), &address.to_string());
         }
     }
