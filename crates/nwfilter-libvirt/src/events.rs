@@ -1,4 +1,4 @@
-//! libvirt's events: the one place that calls virt-sys, for what the crate virt has no wrapper of.
+//! libvirt's events. This is the only module that calls virt-sys, for functions that the crate virt does not wrap.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
@@ -11,17 +11,17 @@ use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
-/// How often a silent connection is asked whether it lives, in seconds, and how many answers may be missing.
+/// Keep-alive of an idle connection: the interval in seconds, and how many answers may be missing.
 const KEEP_ALIVE: (i32, u32) = (5, 5);
 
-/// What is told to the listener.
+/// A message to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Something happened to a domain.
+    /// A domain may have changed.
     Domain(Uuid),
-    /// The connection of that number is lost.
+    /// The connection with this number is lost.
     Closed(u64),
-    /// The listener is asked to end.
+    /// The listener must end.
     Stop,
 }
 
@@ -41,7 +41,7 @@ pub(crate) enum OpenError {
     Thread(#[from] std::io::Error),
 }
 
-/// What every callback gets.
+/// The argument of every callback.
 struct Context {
     sender: Sender<Event>,
     number: u64,
@@ -68,7 +68,7 @@ impl Connection {
         self.number
     }
 
-    /// Every domain, with its XML if it runs.
+    /// All domains, each with its XML if it runs.
     pub(crate) fn domains(&self) -> Result<Vec<(Uuid, Option<String>)>, Error> {
         let mut domains = Vec::new();
         for domain in self.connect.list_all_domains(0)? {
@@ -102,7 +102,7 @@ impl Connection {
             // SAFETY: libvirt did not take the context.
             unsafe { free(context) };
             let error = Error::last_error();
-            // A driver inside this process has nothing that could be lost.
+            // A driver inside this process has no connection that could be lost.
             return if error.code() == ErrorNumber::NoSupport.into() { Ok(()) } else { Err(error) };
         }
         Ok(())
@@ -158,7 +158,7 @@ impl Context {
         // SAFETY: as the caller says.
         let context = unsafe { &*opaque.cast::<Context>() };
         if let Some(event) = event(context) {
-            // Nobody listens any more: then nobody needs it.
+            // The listener has ended.
             let _ = context.sender.send(event);
         }
     }
@@ -236,12 +236,12 @@ fn running_xml(domain: &virt::domain::Domain) -> Result<Option<String>, Error> {
     if domain.is_active()? { domain.xml_desc(0).map(Some) } else { Ok(None) }
 }
 
-/// Whether the domain was undefined, or ended, between two calls.
+/// Whether the domain was undefined or ended between two calls.
 fn is_gone(error: &Error) -> bool {
     [ErrorNumber::NoDomain, ErrorNumber::OperationInvalid].iter().any(|gone| error.code() == (*gone).into())
 }
 
-/// Starts, once, the thread that handles libvirt's events for the process.
+/// Starts the process's thread for libvirt's events, once.
 fn start_event_loop() -> Result<(), OpenError> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! The guard: bridge ports of a name prefix are closed until they have a binding.
+//! The guard closes bridge ports whose names have a prefix until they have a binding.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,24 +7,24 @@ use std::time::Duration;
 use nwfilter_xml::PortDev;
 use nwfilter_xtables::process;
 
-/// The nftables table that is the guard, of the family `bridge`. Nothing else is in it.
+/// The guard's own nftables table.
 const TABLE: &str = "bridge nwfilter_guard";
 
-/// How long nft may take for the one table.
+/// The deadline of one run of nft.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Closes every bridge port whose name starts with a prefix, but those that are let.
+/// Closes every bridge port whose name starts with a prefix, except for those that are opened.
 ///
-/// It is one nftables table of its own with a set of the ports that are open, so that a frame costs one look-up
-/// however many ports there are. Filters are not in it: a port that is open here is as its binding has it. The guard
-/// outlives the process; [`Guard::remove`] takes it away.
+/// The guard is an nftables table of its own, with a set of the open ports: a frame costs one lookup, however many ports
+/// there are. It has no filters: an open port is filtered by its binding. The guard outlives the process, until
+/// [`Guard::remove`].
 #[derive(Debug)]
 pub struct Guard {
     prefix: String,
     open: Option<BTreeSet<PortDev>>,
 }
 
-/// Why the guard is not as it should be. It is then as it was before.
+/// Why the guard was not changed. It is as it was before.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuardError {
@@ -40,7 +40,7 @@ pub enum GuardError {
 }
 
 impl Guard {
-    /// A guard over the ports with this prefix; nothing is closed before [`Guard::open`] is called.
+    /// A guard for the ports with this prefix. It closes nothing before [`Guard::open`] is called.
     pub fn new(prefix: &str) -> Result<Self, GuardError> {
         match prefix.parse::<PortDev>() {
             Ok(_) => Ok(Self { prefix: prefix.to_owned(), open: None }),
@@ -65,9 +65,9 @@ impl Guard {
         self.open(left)
     }
 
-    /// Takes away the guard that this or another process put there.
+    /// Removes the guard that this or another process made.
     pub fn remove() -> Result<(), GuardError> {
-        // Only a table that exists can be deleted, and declaring one makes it exist.
+        // Only an existing table can be deleted, so it is declared first.
         nft(&format!("table {TABLE}\ndelete table {TABLE}\n"))
     }
 

@@ -1,4 +1,4 @@
-//! What libvirt tells its hook script, and what has to be done then.
+//! The protocol of libvirt's hook script, and what each call of it needs.
 
 use nwfilter::{Driver, Error};
 use nwfilter_xml::{Diagnostics, Domain, Uuid, read_domain};
@@ -7,8 +7,8 @@ use crate::sync::{Guest, Plan, Refused};
 
 /// A call of `/etc/libvirt/hooks/qemu` or `/etc/libvirt/hooks/lxc`.
 ///
-/// libvirt gives the guest's name, an operation and two more words as arguments, and the guest's XML on stdin. It
-/// waits until the script ends; what it then does with a failure depends on the operation.
+/// libvirt passes the guest's name, an operation and two more words as arguments, and the guest's XML on stdin. It waits
+/// until the script ends. The effect of a failure depends on the operation.
 ///
 /// ```
 /// use nwfilter_libvirt::{HookCall, Operation};
@@ -21,20 +21,20 @@ use crate::sync::{Guest, Plan, Refused};
 pub struct HookCall {
     /// The guest's name.
     pub guest: String,
-    /// What happens to it.
+    /// The operation.
     pub operation: Operation,
 }
 
-/// What happens to a guest, as far as its filters are concerned.
+/// An operation on a guest, as far as it concerns filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Its ports exist, and it has run no instruction. A failure aborts the start.
+    /// The guest's ports exist, and it has run no instruction. A failure aborts the start.
     Start,
-    /// libvirt was restarted and found it running; or it took over a guest that somebody else had started.
+    /// libvirt was restarted and found the guest running, or took over a guest that another program had started.
     Reconnect,
-    /// It ended.
+    /// The guest ended.
     Stopped,
-    /// Something else, which needs nothing.
+    /// Another operation, which needs nothing.
     Other,
 }
 
@@ -42,7 +42,7 @@ pub enum Operation {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HookError {
-    /// libvirt gives a guest and an operation.
+    /// The arguments are not those of a hook script.
     #[error("called as no libvirt does: expected GUEST OPERATION SUB-OPERATION EXTRA")]
     Arguments,
     /// The guest's XML cannot be read.
@@ -57,14 +57,14 @@ pub enum HookError {
 }
 
 impl Operation {
-    /// Whether anything has to be done, so that the guest's XML is needed.
+    /// Whether the operation concerns filters, so that the guest's XML is needed.
     pub fn concerns_filters(self) -> bool {
         self != Self::Other
     }
 }
 
 impl HookCall {
-    /// Reads the arguments of the script, without its own name.
+    /// Reads the arguments of the script, without the script's name.
     pub fn from_args<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Result<Self, HookError> {
         let mut args = args.into_iter();
         let (Some(guest), Some(operation)) = (args.next(), args.next()) else {
@@ -79,9 +79,9 @@ impl HookCall {
         Ok(Self { guest: guest.as_ref().to_owned(), operation })
     }
 
-    /// Does what the operation needs, with the guest's XML from stdin.
+    /// Carries out what the operation needs. `xml` is the guest's XML from stdin.
     ///
-    /// At the start every port is bound, or none: the error names the first that cannot be.
+    /// At a start either all ports are bound or none, and the error names the first port that was refused.
     pub fn run(&self, driver: &Driver, xml: &str) -> Result<(), HookError> {
         if !self.operation.concerns_filters() {
             return Ok(());
@@ -100,7 +100,7 @@ impl HookCall {
         }
     }
 
-    /// Unbinds the guest's ports. It ends whether or not its XML can be read; then its name has to do.
+    /// Unbinds the guest's ports. If its XML cannot be read, they are found by its name.
     fn end(&self, driver: &Driver, uuid: Option<Uuid>) -> Result<(), HookError> {
         let guests: Vec<_> = match uuid {
             Some(uuid) => vec![Guest::Ended(uuid)],

@@ -1,15 +1,15 @@
 //! Keeps the driver in step with the guests of a libvirt that has no nwfilter driver of its own.
 //!
-//! Two ways, of which a host needs one:
+//! There are two ways; a host needs one of them:
 //!
-//! - [`Listener`] follows libvirt's events, on this host or from anywhere: what starts is filtered, what ends is not,
-//!   and what was missed is made up for at every connect. A guest runs before its start is told; a [`Guard`] keeps
-//!   its port closed until then.
-//! - [`HookCall`] is what libvirt's hook script is told. libvirt waits for it, so a guest does not run before it is
-//!   filtered, and does not start if it cannot be.
+//! - [`Listener`] follows libvirt's events: it binds the ports of guests that start and unbinds those of guests that end.
+//!   At every connect it catches up with what it missed. A guest runs before the event of its start arrives; a [`Guard`]
+//!   keeps its ports closed until then.
+//! - [`HookCall`] is a call of libvirt's hook script. libvirt waits for the script, so a guest does not run before it is
+//!   filtered, and does not start if it cannot be filtered.
 //!
-//! Both read a guest's filters where its XML has them: in the interfaces' `<filterref>`, or in the metadata of
-//! [`METADATA_NAMESPACE`](nwfilter_xml::METADATA_NAMESPACE), which a libvirt without nwfilter driver accepts.
+//! Both read a guest's filters from its XML: from `<filterref>` of its interfaces, or from the metadata of
+//! [`METADATA_NAMESPACE`](nwfilter_xml::METADATA_NAMESPACE), which a libvirt without an nwfilter driver accepts.
 
 #[cfg(feature = "events")]
 mod events;

@@ -1,4 +1,4 @@
-//! The listener: connects, reconciles, follows events, and connects again.
+//! The listener: connects to libvirt, binds and unbinds ports, follows events, and reconnects.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::events::{Connection, Event, OpenError};
 use crate::guard::{Guard, GuardError};
 use crate::sync::{Guest, Plan};
 
-/// The pause before the first attempt to connect again, and the longest; each is twice the one before.
+/// The first and the longest pause before an attempt to reconnect. Each pause is twice the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-/// How often bindings that others made are let through the guard.
+/// How often the guard is opened for ports that others have bound.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a guest with a port that was refused is tried again.
+/// How often guests with a refused port are tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Follows the guests of a libvirt, and keeps a driver in step with them.
@@ -45,7 +45,7 @@ pub struct Listener {
     pulse: Pulse,
 }
 
-/// Tells whether a [`Listener`] works, from any thread: while it does, it beats about once a second.
+/// Shows from any thread whether a [`Listener`] works: while it does, it beats about once a second.
 #[derive(Clone, Debug, Default)]
 pub struct Pulse(Arc<AtomicU64>);
 
@@ -56,14 +56,14 @@ pub struct Stopper(Sender<Event>);
 /// What a listener is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// What the bindings ask for is enforced, and the guard, if any, stands. Guests may be started.
+    /// The bindings are enforced, and the guard, if any, is in place. Guests may be started.
     Ready,
-    /// Every guest that runs is as it asks for, and events are followed.
+    /// The ports of all running guests are bound as their XML says, and events are followed.
     Following {
         /// How many guests run.
         guests: usize,
     },
-    /// There is no connection. What is enforced stays so.
+    /// There is no connection. Rules stay in force.
     Disconnected {
         /// Why.
         why: String,
@@ -90,15 +90,15 @@ enum End {
     Lost(String),
 }
 
-/// What ends following a connection, other than being told to.
+/// What ends following a connection, other than a stop.
 enum Failure {
     Connection(String),
     Listener(ListenError),
 }
 
 impl Listener {
-    /// A listener to the libvirt at a URI, or at libvirt's default one. Without a guard the ports are open between
-    /// the start of their guest and its event.
+    /// A listener to the libvirt at a URI, or at libvirt's default URI. Without a guard, ports are open from the start of
+    /// their guest until its event arrives.
     pub fn new(uri: Option<&str>, guard: Option<Guard>) -> Self {
         let (sender, events) = channel();
         Self {
@@ -111,20 +111,20 @@ impl Listener {
         }
     }
 
-    /// What ends this listener.
+    /// A value that ends this listener.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.sender.clone())
     }
 
-    /// What tells whether this listener works.
+    /// A value that shows whether this listener works.
     pub fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
 
     /// Listens until it is stopped. Filters, bindings and guard stay when it ends.
     ///
-    /// What goes wrong with one guest or with the connection is said in the log or the status and tried again; an
-    /// error is only what makes all of the work impossible.
+    /// Failures of single guests and of the connection are logged or reported as status, and tried again. An error is
+    /// returned only if no work is possible at all.
     pub fn run(mut self, driver: &Driver, mut report: impl FnMut(Status)) -> Result<(), ListenError> {
         self.prepare(driver)?;
         report(Status::Ready);
@@ -148,7 +148,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Closes what has no binding, and enforces the bindings there are.
+    /// Closes ports without a binding, and enforces the existing bindings.
     fn prepare(&mut self, driver: &Driver) -> Result<(), ListenError> {
         match driver.reload() {
             Ok(reloaded) => {
@@ -165,7 +165,7 @@ impl Listener {
         match self.guard {
             Some(_) => self.open_bound(driver),
             None => {
-                // That of an earlier run. Without nft there is none.
+                // A guard of an earlier run. Without nft there is none.
                 if let Err(error) = Guard::remove() {
                     log::debug!("{error}");
                 }
@@ -174,7 +174,7 @@ impl Listener {
         }
     }
 
-    /// Connects, brings every guest to what it asks for, and then each that something happens to.
+    /// Connects, brings the bindings of all guests up to date, and then those of each guest that has an event.
     fn follow(
         &mut self,
         number: u64,
@@ -210,7 +210,7 @@ impl Listener {
         }
     }
 
-    /// The domains of all events that wait, after waiting a tick for the first.
+    /// The domains of all waiting events. Waits up to a tick for the first.
     fn next_events(&self, connection: &Connection) -> Result<BTreeSet<Uuid>, End> {
         self.pulse.beat();
         let mut changed = BTreeSet::new();
@@ -229,7 +229,7 @@ impl Listener {
         }
     }
 
-    /// Brings the bindings of these guests, and then the guard, to what the guests ask for.
+    /// Brings the bindings of these guests, and then the guard, up to date.
     fn bring(&mut self, driver: &Driver, guests: &[Guest]) -> Result<(), ListenError> {
         let plan = Plan::new(driver, guests)?;
         if let Some(guard) = &mut self.guard {
@@ -244,7 +244,7 @@ impl Listener {
         self.open_bound(driver)
     }
 
-    /// Lets the ports that have a binding through the guard.
+    /// Opens the guard for the ports that have a binding.
     fn open_bound(&mut self, driver: &Driver) -> Result<(), ListenError> {
         if let Some(guard) = &mut self.guard {
             guard.open(driver.bindings()?.iter().map(|binding| binding.port.clone()).collect())?;
@@ -252,7 +252,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Waits; whether the listener was told to end meanwhile.
+    /// Waits for `pause`; `true` if the listener was stopped meanwhile.
     fn stopped_within(&mut self, pause: Duration, driver: &Driver) -> Result<bool, ListenError> {
         let until = Instant::now() + pause;
         loop {
@@ -261,7 +261,7 @@ impl Listener {
             match self.events.recv_timeout(left.min(TICK)) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(true),
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => return Ok(false),
-                // What happened to guests is made up for after connecting.
+                // Events of guests are caught up with after connecting.
                 Ok(_) | Err(RecvTimeoutError::Timeout) => self.open_bound(driver)?,
             }
         }
@@ -269,7 +269,7 @@ impl Listener {
 }
 
 impl Pulse {
-    /// How often it has beaten.
+    /// The number of beats.
     pub fn beats(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -280,7 +280,7 @@ impl Pulse {
 }
 
 impl Stopper {
-    /// Tells the listener to end.
+    /// Stops the listener.
     pub fn stop(&self) {
         // If it has ended already, nobody receives this.
         let _ = self.0.send(Event::Stop);
@@ -317,7 +317,7 @@ impl From<ListenError> for Failure {
     }
 }
 
-/// What a domain's XML says; one that cannot be read is left as it is.
+/// Reads a domain's XML. A guest whose XML cannot be read is left as it is.
 fn guest((uuid, xml): (Uuid, Option<String>)) -> Option<Guest> {
     let Some(xml) = xml else { return Some(Guest::Ended(uuid)) };
     match read_domain(&format!("domain {uuid}"), &xml).into_result() {

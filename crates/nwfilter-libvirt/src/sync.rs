@@ -1,23 +1,23 @@
-//! From what guests ask for to what has to be bound and unbound.
+//! Compares the bindings with those that guests ask for, and binds and unbinds ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nwfilter::{Attachment, Committed, Driver, Error, Transaction};
 use nwfilter_xml::{Binding, Domain, NoBinding, PortDev, Uuid};
 
-/// What is known of a guest.
+/// A guest, as libvirt knows it.
 #[derive(Clone, Debug)]
 pub enum Guest {
-    /// It runs, and this is what it asks for.
+    /// It runs. The domain has what it asks for.
     Running(Domain),
     /// It does not run, or does not exist any more.
     Ended(Uuid),
 }
 
-/// The way from the bindings there are to those that guests ask for.
+/// The changes that lead from the present bindings to those that guests ask for.
 ///
-/// Bindings of owners that the guests do not include are left alone: somebody else may have made them. If their port
-/// is gone they serve nobody, and go.
+/// Bindings of other owners are left alone, because another program may have made them, unless their port does not exist
+/// any more.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     bind: Vec<Binding>,
@@ -27,15 +27,15 @@ pub struct Plan {
 /// What a [`Plan`] did.
 #[derive(Debug, Default)]
 pub struct Synced {
-    /// The ports that were bound, or found to be.
+    /// The ports that are bound now.
     pub bound: Vec<PortDev>,
     /// The ports that were unbound.
     pub unbound: Vec<PortDev>,
-    /// The ports that could not be brought to what their guest asks for; they are as they were.
+    /// The ports whose changes were refused. They are as they were.
     pub refused: Vec<Refused>,
 }
 
-/// A port that is not as its guest asks for.
+/// A port whose change was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("port '{port}' of guest '{guest}'")]
 pub struct Refused {
@@ -50,7 +50,7 @@ pub struct Refused {
 }
 
 impl Plan {
-    /// What has to be done so that the bindings of these guests are those that they ask for.
+    /// Plans the changes for these guests.
     pub fn new<'a>(driver: &Driver, guests: impl IntoIterator<Item = &'a Guest>) -> Result<Self, Error> {
         let mut owners = BTreeSet::new();
         let mut wanted = BTreeMap::new();
@@ -93,7 +93,7 @@ impl Plan {
         &self.unbind
     }
 
-    /// Does it, for all ports together. A port that is refused does not touch the others.
+    /// Carries out the plan for all ports together. A refused port does not affect the others.
     pub fn carry_out(self, driver: &Driver) -> Synced {
         let transaction = |change: &dyn Fn(&mut Transaction)| {
             let mut transaction = Transaction::new();
@@ -130,7 +130,7 @@ impl Plan {
     }
 }
 
-/// What a running guest asks for. An interface that cannot be bound is said in the log.
+/// The bindings that a running guest asks for. Interfaces that cannot be bound are logged.
 fn bindings(domain: &Domain) -> impl Iterator<Item = Binding> {
     domain.interfaces.iter().filter_map(|interface| match domain.binding(interface) {
         Ok(binding) => Some(binding),
@@ -148,7 +148,7 @@ fn is_of_one(present: &Binding, wanted: &Binding) -> bool {
     (present.owner.uuid, present.mac) == (wanted.owner.uuid, wanted.mac)
 }
 
-/// Whether there is an interface of that name. One that cannot be asked for may exist.
+/// Whether an interface exists. If that is not known, it may.
 fn exists(driver: &Driver, port: &PortDev) -> bool {
     driver.attachment(port).map_or(true, |attachment| attachment != Attachment::Absent)
 }

@@ -1,12 +1,12 @@
-//! libvirt's driver interface as C sees it: the layouts and function types that the module relies on.
+//! The parts of libvirt's C driver interface that the module relies on: struct layouts and function types.
 //!
-//! They are private to libvirt and were compared between 9.0.0, 11.3.0 and 12.8.0, where they are equal. `probe` checks
-//! at each start that the libvirt that runs calls what is here.
+//! They are private to libvirt. They were compared for 9.0.0, 11.3.0 and 12.8.0, and are equal. At each start `probe`
+//! checks that the running libvirt calls the functions of these tables.
 
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulong, c_void};
 use std::ptr::{null, null_mut};
 
-/// An object of libvirt that is only handed around.
+/// An opaque object of libvirt, of which only pointers are used.
 macro_rules! opaque {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         $($(#[$doc])*
@@ -32,7 +32,7 @@ pub(crate) struct ConnectDriver {
     pub(crate) local_only: bool,
     pub(crate) remote_only: bool,
     pub(crate) embeddable: bool,
-    /// Ends with a null pointer.
+    /// An array that ends with a null pointer.
     pub(crate) uri_schemes: *const *const c_char,
     pub(crate) hypervisor: *mut HypervisorDriver,
     pub(crate) interface: *mut c_void,
@@ -43,15 +43,15 @@ pub(crate) struct ConnectDriver {
     pub(crate) storage: *mut c_void,
 }
 
-/// More than any libvirt has operations in its virHypervisorDriver; about 260 are known.
+/// The assumed number of operations in virHypervisorDriver. No libvirt has so many; about 260 are known.
 pub(crate) const HYPERVISOR_SLOTS: usize = 512;
 
-/// An operation on a connection that answers yes or no.
+/// A question about a connection; the answer is 1, 0 or -1.
 pub(crate) type AskConnect = extern "C" fn(*mut Connect) -> c_int;
 
-/// virHypervisorDriver: what opens and closes connections, and nothing of what runs guests.
+/// virHypervisorDriver, with the operations that open and close connections only.
 ///
-/// The other operations have different places in different versions: `probe` finds those that are needed.
+/// The places of the other operations differ between versions. `probe` finds those that are needed.
 #[repr(C)]
 pub(crate) struct HypervisorDriver {
     pub(crate) name: *const c_char,
@@ -61,7 +61,7 @@ pub(crate) struct HypervisorDriver {
     pub(crate) others: [Option<AskConnect>; HYPERVISOR_SLOTS],
 }
 
-/// What connect_open answers: virDrvOpenStatus.
+/// virDrvOpenStatus: the results of connect_open.
 pub(crate) mod open_status {
     use std::ffi::c_int;
 
@@ -90,13 +90,13 @@ pub(crate) struct NwFilterDriver {
     pub(crate) binding_get_xml_desc: extern "C" fn(*mut NwFilterBinding, c_uint) -> *mut c_char,
 }
 
-/// virStateDriver: what the daemon calls when it starts, when it shall read its files again, and when it ends.
+/// virStateDriver: what the daemon calls when it starts, on SIGHUP, and when it ends.
 ///
-/// The operations behind `reload` are absent, whatever they are.
+/// The operations behind `reload` are null in every version.
 #[repr(C)]
 pub(crate) struct StateDriver {
     pub(crate) name: *const c_char,
-    /// libvirt's to set.
+    /// Set by libvirt.
     pub(crate) initialized: bool,
     /// (privileged, root, monolithic, callback, opaque)
     pub(crate) initialize: extern "C" fn(bool, *const c_char, bool, Option<Inhibit>, *mut c_void) -> c_int,
@@ -115,14 +115,14 @@ impl StateDriver {
     pub(crate) const COMPLETE: c_int = 1;
 }
 
-/// The tables that libvirt keeps pointers to for as long as the process lives.
+/// The tables that are registered with libvirt, which keeps pointers to them until the process ends.
 pub(crate) struct Tables {
     pub(crate) connect: ConnectDriver,
     pub(crate) nwfilter: NwFilterDriver,
     pub(crate) state: StateDriver,
 }
 
-/// The beginning of libvirt's virNWFilterDef, which is all that its access checks read of it.
+/// The first fields of libvirt's virNWFilterDef. Its access checks read no others.
 #[repr(C)]
 pub(crate) struct FilterIdentity {
     pub(crate) name: *const c_char,
@@ -134,7 +134,7 @@ impl FilterIdentity {
     pub(crate) const ABSENT: [*const c_void; 16] = [null(); 16];
 }
 
-/// The beginning of libvirt's virNWFilterBindingDef, which is all that its access checks read of it.
+/// The first fields of libvirt's virNWFilterBindingDef. Its access checks read no others.
 #[repr(C)]
 pub(crate) struct BindingIdentity {
     pub(crate) owner_name: *const c_char,
@@ -146,7 +146,7 @@ pub(crate) struct BindingIdentity {
     pub(crate) absent: [*const c_void; 16],
 }
 
-/// virLogSource; its later fields are libvirt's to fill in.
+/// virLogSource. libvirt fills in its later fields.
 #[repr(C)]
 pub(crate) struct LogSource {
     pub(crate) name: *const c_char,
@@ -202,7 +202,7 @@ pub(crate) struct LogMetadata {
     pub(crate) number: c_int,
 }
 
-/// Memory that libvirt frees with free: room for `count` pointers and a null pointer that ends them.
+/// Zeroed memory for `count` pointers and a terminating null pointer. libvirt frees it with free(3).
 pub(crate) fn pointers<T>(count: usize) -> *mut *mut T {
     // SAFETY: calloc checks the multiplication and may be called with any numbers.
     let memory = unsafe { libc::calloc(count + 1, size_of::<*mut T>()) };

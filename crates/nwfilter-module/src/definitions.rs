@@ -1,6 +1,7 @@
-//! Whether libvirt's definitions begin as those do that its access checks are handed: it reads one of each kind.
+//! Checks that libvirt's own definitions of filters and bindings begin as those that its access checks get from here. Has
+//! libvirt parse one of each.
 //!
-//! A check of another layout would be about another name, or would follow a pointer that is none.
+//! With another layout, an access check would be about a wrong name, or would follow a wrong pointer.
 
 use std::ffi::{CStr, c_char, c_uchar, c_uint, c_void};
 use std::ptr::null;
@@ -62,7 +63,7 @@ fn binding() -> Result<bool, LoadError> {
     Ok(known)
 }
 
-/// Whether a pointer, which may be none, is one to this text.
+/// Whether a pointer, which may be invalid, points to this text.
 fn is(pointer: *const c_char, text: &CStr) -> bool {
     let expected = text.to_bytes_with_nul();
     let mut found = vec![0_u8; expected.len()];

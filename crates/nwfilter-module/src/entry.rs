@@ -1,4 +1,4 @@
-//! The functions that libvirt calls: C in and out, and between them no panic and no error that libvirt is not told.
+//! The functions that libvirt calls. They convert between C and Rust, and report every error and panic to libvirt.
 
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,13 +23,13 @@ use crate::validation::Validation;
 /// VIR_NWFILTER_DEFINE_VALIDATE and VIR_NWFILTER_BINDING_CREATE_VALIDATE
 const VALIDATE: c_uint = 1;
 
-/// The only URI that is served, as by libvirt's driver.
+/// The only URI that is served, as in libvirt's driver.
 const URI: &str = "nwfilter:///system";
 
-/// The table of connections, which libvirt has too.
+/// The registered virHypervisorDriver.
 static HYPERVISOR: AtomicPtr<HypervisorDriver> = AtomicPtr::new(null_mut());
 
-/// The tables that are handed to libvirt.
+/// The tables that are registered with libvirt.
 pub(crate) fn driver() -> Tables {
     let schemes: &'static [*const c_char; 2] = Box::leak(Box::new([c"nwfilter".as_ptr(), null()]));
     let hypervisor = Box::leak(Box::new(HypervisorDriver {
@@ -81,8 +81,8 @@ pub(crate) fn driver() -> Tables {
     Tables { connect, nwfilter, state }
 }
 
-/// Runs the safe part of a call of `slot`; what goes wrong is reported to libvirt, and `failed` returned. A call of the
-/// probe's ends here.
+/// Runs the safe part of a call of `slot`. If it fails, reports the error to libvirt and returns `failed`. Calls that the
+/// probe makes end here.
 fn serve<T>(slot: Slot, failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
     if probe::notes(slot) {
         return failed;
@@ -92,7 +92,7 @@ fn serve<T>(slot: Slot, failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refu
 
 /// As `serve`, for a function that the probe does not call.
 fn report<T>(failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T {
-    // libvirt has the tables only after it was loaded.
+    // libvirt gets the tables only after it was looked up.
     let Some(libvirt) = Libvirt::get() else { return failed };
     let refusal = match catch_unwind(AssertUnwindSafe(|| call(libvirt))) {
         Ok(Ok(value)) => return value,
@@ -105,7 +105,7 @@ fn report<T>(failed: T, call: impl FnOnce(&Libvirt) -> Result<T, Refusal>) -> T 
     failed
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
@@ -150,7 +150,7 @@ extern "C" fn cleanup() -> c_int {
     })
 }
 
-/// The daemon shall read its files again (SIGHUP).
+/// SIGHUP: the daemon reads its files again.
 extern "C" fn reload() -> c_int {
     report(-1, |_| {
         Service::get()?.reload()?;
@@ -257,7 +257,7 @@ fn define(
         libvirt.may_do(access, connect, &replaced)?;
         filter.uuid.get_or_insert(uuid_of(&replaced));
     }
-    // With the UUID that is checked here in it, it does not replace a filter of another one that comes meanwhile.
+    // With the UUID that was checked here, it cannot replace a filter with another UUID that is defined meanwhile.
     filter.uuid.get_or_insert_with(Uuid::new_v4);
     libvirt.may_do(access, connect, &filter)?;
     let filter = service.define(filter)?;
@@ -341,14 +341,14 @@ extern "C" fn binding_get_xml_desc(binding: *mut NwFilterBinding, flags: c_uint)
     })
 }
 
-/// The name of a filter or port. Nothing has a name that is none: that is refused as what does not exist.
+/// Parses the name of a filter or port. An invalid name is refused as one that does not exist.
 fn named<T: FromStr<Err = nwfilter_xml::Error>>(text: &str, code: Code) -> Result<T, Refusal> {
     text.parse().map_err(|error: nwfilter_xml::Error| Refusal::new(code, error.to_string()))
 }
 
 // ---- what goes back to C ----
 
-/// Fills a list that libvirt frees, ended by a null pointer. Without a list only the number is wanted.
+/// Fills a null-terminated list that libvirt frees. Without a list, the caller only wants the number.
 fn hand_over<T>(
     list: *mut *mut *mut T,
     length: usize,

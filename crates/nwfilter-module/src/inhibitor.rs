@@ -1,4 +1,4 @@
-//! Keeps the daemon from ending by itself while ports are bound: what others change is repaired only while it runs.
+//! Keeps an idle daemon running while ports are bound, because changes by others are repaired only while it runs.
 
 use std::ffi::c_void;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -8,15 +8,15 @@ use crate::abi::Inhibit;
 /// libvirt's inhibitor of this daemon.
 struct Inhibitor {
     callback: Inhibit,
-    /// An address that only libvirt knows the meaning of.
+    /// libvirt's argument for the callback.
     opaque: usize,
     inhibits: Mutex<bool>,
 }
 
-/// Unset where libvirt gave none.
+/// Unset if libvirt gave none.
 static INHIBITOR: OnceLock<Inhibitor> = OnceLock::new();
 
-/// Takes libvirt's inhibitor.
+/// Stores libvirt's inhibitor.
 pub(crate) fn init(callback: Option<Inhibit>, opaque: *mut c_void) {
     if let Some(callback) = callback {
         INHIBITOR.get_or_init(|| Inhibitor {
@@ -27,7 +27,7 @@ pub(crate) fn init(callback: Option<Inhibit>, opaque: *mut c_void) {
     }
 }
 
-/// Has the daemon stay if any port is bound, and lets it end when it is idle if none is.
+/// Keeps the daemon running if a port is bound, and lets it end when idle if none is.
 pub(crate) fn update(is_bound: impl FnOnce() -> bool) {
     let Some(Inhibitor { callback, opaque, inhibits }) = INHIBITOR.get() else { return };
     let mut inhibits = inhibits.lock().unwrap_or_else(PoisonError::into_inner);

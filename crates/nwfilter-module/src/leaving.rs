@@ -1,8 +1,8 @@
-//! Ports whose binding libvirt has deleted a moment ago, while they exist and their guest may run.
+//! Ports whose binding libvirt has just deleted, but whose interface exists, so that their guest may run.
 //!
-//! When a running guest's filter is changed, libvirt deletes the binding and then creates the new one, and between
-//! the two the port would be open. So the rules of a deleted binding stay for a moment, in which a new binding takes
-//! their place in one transaction.
+//! When the filter of a running guest is changed, libvirt deletes the binding and then creates the new one; between the
+//! two the port would be open. So the rules of a deleted binding stay for [`STAY`], and a new binding replaces them in one
+//! transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use nwfilter_xml::PortDev;
 
-/// How long the rules stay. libvirt creates the new binding within milliseconds of deleting the old.
+/// How long the rules stay. libvirt creates the new binding some milliseconds after it has deleted the old one.
 const STAY: Duration = Duration::from_millis(300);
 
-/// What becomes of a port that is leaving.
+/// The stage of a leaving port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// It leaves then, unless it is bound again.
+    /// It leaves at this time, unless it is bound again.
     Waits(Instant),
-    /// Its rules are being removed, without the lock: a tool may take a minute.
+    /// Its rules are being removed. The lock is not held, because a tool may take a minute.
     Goes,
 }
 
@@ -35,7 +35,7 @@ struct Inner {
 pub(crate) struct Leaving(Arc<Inner>);
 
 impl Leaving {
-    /// Has a port leave after a moment, if nothing stops it; then `remove` is called.
+    /// Calls `remove` after [`STAY`], unless the port is bound again.
     pub(crate) fn leave(&self, port: &PortDev, remove: impl Fn() + Send + Sync + 'static) {
         let waits = Stage::Waits(Instant::now() + STAY);
         self.ports().insert(port.clone(), waits);
@@ -51,30 +51,30 @@ impl Leaving {
         }
     }
 
-    /// Removes a port that still waits since then.
+    /// Removes a port that is still at this stage.
     fn remove(&self, port: &PortDev, waits: Stage, remove: &dyn Fn()) {
         if self.goes(port, waits) {
-            // Whoever binds the port again waits for this, also if it panics.
+            // A thread that binds the port again waits for the end of this, so a panic must not skip it.
             let _ = catch_unwind(AssertUnwindSafe(remove));
             self.ports().remove(port);
             self.0.gone.notify_all();
         }
     }
 
-    /// Begins the removal of a port that still waits since then; whether it does.
+    /// Begins the removal of a port if it is still at this stage; `false` if it is not.
     fn goes(&self, port: &PortDev, waits: Stage) -> bool {
         let mut ports = self.ports();
         let stage = ports.get_mut(port).filter(|stage| **stage == waits);
         stage.map(|stage| *stage = Stage::Goes).is_some()
     }
 
-    /// Stops a port from leaving; whether it was. If its rules are being removed, that is waited for.
+    /// Stops a port from leaving; `false` if it is not leaving. Waits if its rules are being removed.
     pub(crate) fn stay(&self, port: &PortDev) -> bool {
         let is_going = |ports: &mut BTreeMap<PortDev, Stage>| ports.get(port) == Some(&Stage::Goes);
         self.wait_while(is_going).remove(port).is_some()
     }
 
-    /// Every port that is leaving, none of which does so by itself any more. Removals that go on are waited for.
+    /// Takes over all leaving ports, for the caller to remove. Waits for removals that have begun.
     pub(crate) fn take_all(&self) -> Vec<PortDev> {
         let is_going =
             |ports: &mut BTreeMap<PortDev, Stage>| ports.values().any(|stage| *stage == Stage::Goes);

@@ -1,10 +1,10 @@
 //! `libvirt_driver_nwfilter.so`: the driver as the module that libvirtd or virtnwfilterd loads in place of libvirt's.
 //!
-//! libvirt calls [`nwfilterRegister`] once after loading the file. From then on its public virNWFilter functions
-//! arrive in `entry`, which turns C into Rust and every error or panic into a libvirt error; `service` does the work.
+//! libvirt calls [`nwfilterRegister`] once after loading the file. From then on its public virNWFilter functions call
+//! `entry`, which converts between C and Rust and makes every error or panic a libvirt error. `service` does the work.
 //!
-//! Nothing of libvirt is linked: its symbols are looked up when the module is loaded, so that one binary serves every
-//! libvirt that has them, and where one is missing libvirt's log says which.
+//! The module does not link libvirt. It looks up libvirt's symbols when it is loaded, so one binary works with every
+//! libvirt that has them. If one is missing, libvirt's log names it.
 
 mod abi;
 mod choice;
@@ -25,11 +25,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::libvirt::{Libvirt, LoadError};
 
-/// What libvirt calls after loading the module.
+/// Called by libvirt after it has loaded the module.
 ///
-/// Where the driver cannot be registered, the daemon goes on without: it starts no domain with filters then, but serves
-/// the others. An answer other than 0 would end it.
-// The name is libvirt's: it makes it of the driver's.
+/// Always returns 0, because any other value would end the daemon. If the driver cannot be registered, the daemon runs
+/// without it: it refuses to start domains with filters, and serves the others.
+// libvirt derives the function's name from the driver's name.
 #[allow(non_snake_case)]
 #[unsafe(no_mangle)]
 pub extern "C" fn nwfilterRegister() -> c_int {

@@ -1,4 +1,4 @@
-//! The libvirt that loaded the module: its symbols, looked up once, behind safe functions.
+//! Safe functions over the symbols of the libvirt that loaded the module. The symbols are looked up once.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
 use std::ptr::{null, null_mut};
@@ -17,7 +17,7 @@ use crate::refusal::{Code, Refusal};
 
 /// The oldest libvirt whose layouts are known to be those of `abi`.
 const OLDEST: c_ulong = 9_000_000;
-/// The newest libvirt for which that was looked up.
+/// The newest libvirt for which that was checked.
 const NEWEST_TRIED: c_ulong = 12_008_000;
 
 /// VIR_FROM_NWFILTER: the domain of the errors of this driver.
@@ -65,7 +65,7 @@ pub(crate) struct Libvirt {
     handle_connect: HandleConnect,
 }
 
-/// Where a handle keeps its connection, as the index of a pointer from the handle's begin.
+/// Where a handle keeps its connection: the index of a pointer from the start of the handle.
 #[derive(Clone, Copy)]
 struct HandleConnect {
     filter: usize,
@@ -73,8 +73,8 @@ struct HandleConnect {
 }
 
 impl HandleConnect {
-    /// Looks for the connection among the first pointers of two handles made for this, because no function of libvirt
-    /// returns the connection of a handle.
+    /// Finds the connection among the first pointers of two handles that are made for this. No function of libvirt returns
+    /// the connection of a handle.
     fn find(get_filter: GetNwFilter, get_binding: GetNwFilterBinding) -> Result<Self, LoadError> {
         let get_connect = symbol!("virGetConnect" as GetConnect);
         let close = symbol!("virConnectClose" as CloseConnect);
@@ -108,7 +108,7 @@ impl HandleConnect {
     }
 }
 
-/// libvirt's access control: what `access_drivers` of the daemon's configuration decides.
+/// libvirt's access control, as set by `access_drivers` in the daemon's configuration.
 struct Access {
     open: EnsureConnect,
     count: (EnsureConnect, CheckFilter),
@@ -127,7 +127,7 @@ struct Access {
     dump_binding: EnsureBinding,
 }
 
-/// What a connection wants to do with one filter.
+/// An operation on one filter.
 #[derive(Clone, Copy)]
 pub(crate) enum FilterAccess {
     LookupByName,
@@ -138,7 +138,7 @@ pub(crate) enum FilterAccess {
     Dump,
 }
 
-/// What a connection wants to do with one binding.
+/// An operation on one binding.
 #[derive(Clone, Copy)]
 pub(crate) enum BindingAccess {
     Lookup,
@@ -147,7 +147,7 @@ pub(crate) enum BindingAccess {
     Dump,
 }
 
-/// What a connection wants to have a list of.
+/// An operation that lists objects.
 #[derive(Clone, Copy)]
 pub(crate) enum FilterList {
     Count,
@@ -158,7 +158,7 @@ pub(crate) enum FilterList {
 static LIBVIRT: OnceLock<Libvirt> = OnceLock::new();
 
 impl Libvirt {
-    /// Looks up every symbol, so that one that is missing is known before the first domain needs it.
+    /// Looks up every symbol, so that a missing one is reported before a domain needs it.
     pub(crate) fn load() -> Result<&'static Libvirt, LoadError> {
         check_version()?;
         let filters =
@@ -210,17 +210,17 @@ impl Libvirt {
         Ok(LIBVIRT.get_or_init(|| libvirt))
     }
 
-    /// libvirt's log, looked up before all else so that what is missing can be logged.
+    /// libvirt's log function. It is looked up first, so that missing symbols can be logged.
     pub(crate) fn log() -> Result<LogMessage, LoadError> {
         Ok(symbol!("virLogMessage" as LogMessage))
     }
 
-    /// The libvirt that was loaded; it is there before libvirt can call any function of the driver.
+    /// The loaded libvirt. It is set before libvirt can call a function of the driver.
     pub(crate) fn get() -> Option<&'static Libvirt> {
         LIBVIRT.get()
     }
 
-    /// Hands the driver's tables to libvirt, which keeps them until the process ends.
+    /// Registers the driver's tables with libvirt, which keeps them until the process ends.
     pub(crate) fn register(&self, tables: Tables) -> Result<(), LoadError> {
         let Tables { connect, nwfilter, state } = tables;
         let nwfilter: *mut NwFilterDriver = Box::leak(Box::new(nwfilter));
@@ -241,7 +241,7 @@ impl Libvirt {
         Ok(())
     }
 
-    /// Makes a refusal the calling thread's last libvirt error, which libvirt's log shows too.
+    /// Sets the calling thread's last libvirt error, which also appears in libvirt's log.
     pub(crate) fn report(&self, code: Code, message: &str) {
         let message = c_string(message);
         let (file, function) = (c"nwfilter-module", c"nwfilter");
@@ -259,14 +259,14 @@ impl Libvirt {
         }
     }
 
-    /// A new handle of a filter, or null when libvirt has reported why not.
+    /// A new handle of a filter. Null if libvirt has reported an error.
     pub(crate) fn filter_handle(&self, connect: *mut Connect, filter: &Filter) -> *mut NwFilter {
         let (name, uuid) = (c_string(filter.name.as_str()), uuid_of(filter));
         // SAFETY: the connection is libvirt's own, and libvirt copies name and UUID.
         unsafe { (self.get_filter)(connect, name.as_ptr(), uuid.as_bytes().as_ptr()) }
     }
 
-    /// A new handle of a binding, or null when libvirt has reported why not.
+    /// A new handle of a binding. Null if libvirt has reported an error.
     pub(crate) fn binding_handle(&self, connect: *mut Connect, binding: &Binding) -> *mut NwFilterBinding {
         let (port, filter) = (c_string(binding.port.as_str()), c_string(binding.filter.as_str()));
         // SAFETY: the connection is libvirt's own, and libvirt copies both names.
@@ -311,7 +311,7 @@ impl Libvirt {
         copy
     }
 
-    // ---- access control: each asks libvirt, which has reported the error when the answer is no ----
+    // ---- access control by libvirt, which reports the error if access is denied ----
 
     pub(crate) fn may_open(&self, connect: *mut Connect) -> Result<(), Refusal> {
         // SAFETY: the connection is libvirt's own.
@@ -352,7 +352,7 @@ impl Libvirt {
         with_binding(binding, |identity| allowed(unsafe { ensure(connect, identity) }))
     }
 
-    /// Checks that a connection may list filters, and then tells of each whether it may see it.
+    /// Checks that a connection may list filters. The returned function says whether it may see a given one.
     pub(crate) fn visible_filters(
         &self,
         list: FilterList,
@@ -369,7 +369,7 @@ impl Libvirt {
         Ok(move |filter: &Filter| with_filter(filter, |identity| unsafe { check(connect, identity) }))
     }
 
-    /// Checks that a connection may list bindings, and then tells of each whether it may see it.
+    /// Checks that a connection may list bindings. The returned function says whether it may see a given one.
     pub(crate) fn visible_bindings(
         &self,
         connect: *mut Connect,
@@ -382,14 +382,14 @@ impl Libvirt {
     }
 }
 
-/// The UUID of a filter: its own, else one made of its name. A file that nobody has defined through libvirt yet, as
-/// packages install them, has none.
+/// The UUID of a filter: its own, else one derived from its name. Files that were not defined through libvirt, such as
+/// those of packages, have none.
 pub(crate) fn uuid_of(filter: &Filter) -> Uuid {
     const NAMESPACE: Uuid = Uuid::from_u128(0x6d2b_7f0e_5a2c_4c0b_9a4e_3c1f_0d8e_7b61);
     filter.uuid.unwrap_or_else(|| Uuid::new_v5(&NAMESPACE, filter.name.as_str().as_bytes()))
 }
 
-/// A text of C's; a null pointer or one that is not UTF-8 is refused.
+/// Copies a C string. Null and invalid UTF-8 are refused.
 pub(crate) fn text(pointer: *const c_char) -> Result<String, Refusal> {
     if pointer.is_null() {
         return Err(Refusal::new(Code::InvalidArg, "a null pointer where a text is needed"));
@@ -401,14 +401,14 @@ pub(crate) fn text(pointer: *const c_char) -> Result<String, Refusal> {
     Ok(text.to_owned())
 }
 
-/// A text for C; it ends at the first zero byte, which no valid name or document has.
+/// Makes a C string. It ends at the first zero byte, which no valid name or document has.
 pub(crate) fn c_string(text: &str) -> CString {
     let until_zero = text.split('\0').next().unwrap_or_default();
     CString::new(until_zero).unwrap_or_default()
 }
 
-/// The index of a connection among the first pointers of a handle. The smallest handle, in any libvirt, is an object
-/// header of two or three pointers, the connection and two more.
+/// The index of a connection among the first pointers of a handle. In any libvirt, a handle has at least an object header
+/// of two or three pointers, the connection, and two more pointers.
 fn position(handle: *const c_void, connect: *mut Connect) -> Option<usize> {
     const POINTERS: usize = 5;
     if handle.is_null() {
@@ -442,7 +442,7 @@ fn with_binding<T>(binding: &Binding, ask: impl FnOnce(*const BindingIdentity) -
     })
 }
 
-/// The address of a function of libvirt, whose name is given with a zero byte and without.
+/// The address of a function of libvirt. Its name is given with and without a terminating zero byte.
 pub(crate) fn lookup(terminated: &str, name: &'static str) -> Result<*mut c_void, LoadError> {
     // SAFETY: the name ends with a zero byte. The global scope has libvirt, which loaded this module.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, terminated.as_ptr().cast()) };

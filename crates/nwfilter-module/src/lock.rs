@@ -1,5 +1,5 @@
-//! The lock that keeps two daemons from filtering the ports of one host: libvirt's own, so that its driver in another
-//! daemon is kept out too.
+//! The lock that prevents two daemons from filtering the ports of one host. It is libvirt's own lock, so it also excludes
+//! libvirt's driver in another daemon.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 const DIRECTORY: &str = "/run/libvirt/nwfilter";
 const FILE: &str = "driver.pid";
 
-/// The file, while this process has the lock.
+/// The lock file, while this process has the lock.
 static HELD: Mutex<Option<File>> = Mutex::new(None);
 
 /// Takes the lock until [`release`] or the end of the process.
@@ -28,10 +28,10 @@ pub(crate) fn take() -> Result<(), String> {
     Ok(())
 }
 
-/// Gives the lock back.
+/// Releases the lock.
 pub(crate) fn release() {
     if let Some(file) = held().take() {
-        // In this order: nobody takes a lock on a file that is about to go.
+        // The file is removed while the lock is held, so that no process can lock a file that is about to be removed.
         let _ = fs::remove_file(Path::new(DIRECTORY).join(FILE));
         drop(file);
     }
@@ -55,7 +55,7 @@ fn acquire(path: &Path) -> io::Result<File> {
             l_pid: 0,
         };
         fcntl(&file, FcntlArg::F_SETLK(&first_byte))?;
-        // Whoever had the lock before may have removed the file after it was opened here.
+        // The previous holder may have removed the file after it was opened here.
         if fs::metadata(path)
             .is_ok_and(|there| Some(there.ino()) == file.metadata().ok().map(|here| here.ino()))
         {

@@ -1,4 +1,4 @@
-//! The log of the driver, handed to libvirt's, whose `log_filters` and `log_outputs` then apply to it.
+//! Forwards the driver's log to libvirt's, so that libvirt's `log_filters` and `log_outputs` apply to it.
 
 use std::ffi::{CString, c_int};
 use std::ptr::null;
@@ -14,7 +14,7 @@ struct ToLibvirt;
 
 static LOG_MESSAGE: OnceLock<LogMessage> = OnceLock::new();
 
-/// Sends the log to libvirt from now on.
+/// Starts to forward the log.
 pub(crate) fn init(log_message: LogMessage) {
     let first = LOG_MESSAGE.set(log_message).is_ok();
     if first && log::set_logger(&ToLibvirt).is_ok() {
@@ -23,7 +23,7 @@ pub(crate) fn init(log_message: LogMessage) {
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }
 
-/// Whether the log goes to libvirt.
+/// Whether the log is forwarded.
 pub(crate) fn is_ready() -> bool {
     LOG_MESSAGE.get().is_some()
 }
@@ -67,7 +67,7 @@ impl Log for ToLibvirt {
 struct Fields(Vec<[CString; 2]>);
 
 impl Fields {
-    /// The same for libvirt, ended by a key of null. It is valid as long as the fields are.
+    /// The same in libvirt's layout, ended by a null key. It is valid as long as the fields are.
     fn metadata(&self) -> Vec<LogMetadata> {
         let fields = self.0.iter().map(|[key, text]| (key.as_ptr(), text.as_ptr()));
         let end = (null(), null());
@@ -92,8 +92,8 @@ fn priority(level: Level) -> c_int {
     }
 }
 
-/// The source that libvirt's log filters are matched with. It has the name of libvirt's own driver's, so that filters
-/// that were written for that one keep working.
+/// The source that libvirt matches log filters with. It has the name of libvirt's own driver, so that existing log filters
+/// keep working.
 fn source() -> *mut LogSource {
     struct Shared(*mut LogSource);
     // SAFETY: the pointer is only handed to libvirt, which locks what it does with it.

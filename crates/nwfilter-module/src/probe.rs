@@ -1,8 +1,8 @@
-//! Whether libvirt calls the functions of the driver's tables: each public function is called once, on a connection made
-//! for this, before the driver serves anybody.
+//! Checks that libvirt calls the functions of the driver's tables. Before the driver serves any client, each public
+//! function of libvirt is called once on a connection made for this.
 //!
-//! The layout of the tables is private to libvirt, and a newer one may have another. Then a wrong function would be
-//! called; here it only notes that it was.
+//! The layout of the tables is private to libvirt and may change in a newer one, which would then call a wrong function.
+//! During the probe, a function only records that it was called.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_uchar, c_uint};
@@ -40,7 +40,7 @@ thread_local! {
     static CALLED: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether the call of a function is one of the probe's, which is then noted; its arguments may be anything.
+/// Whether a call is one of the probe's, which is then recorded. Its arguments must not be used.
 pub(crate) fn notes(slot: Slot) -> bool {
     let probing = PROBING.get();
     if probing {
@@ -60,12 +60,12 @@ type ByUuid = unsafe extern "C" fn(*mut Connect, *const c_uchar) -> *mut NwFilte
 type Open = unsafe extern "C" fn(*const c_char) -> *mut Connect;
 type ResetLastError = unsafe extern "C" fn();
 
-/// Checks that every public function arrives where it should, and puts the functions that `others` names into the places
-/// of `driver` that libvirt calls them at.
+/// Checks that every public function calls the right function of the tables, and places the functions that answer
+/// questions about a connection where this libvirt looks for them.
 ///
 /// # Safety
 ///
-/// The driver is the registered one, and nobody else uses it yet.
+/// `driver` is the registered table, and no other thread uses it yet.
 pub(crate) unsafe fn check(driver: *mut HypervisorDriver) -> Result<(), LoadError> {
     let open = symbol!("virConnectOpen" as Open);
     let close = symbol!("virConnectClose" as CloseConnect);
@@ -94,7 +94,7 @@ pub(crate) unsafe fn check(driver: *mut HypervisorDriver) -> Result<(), LoadErro
     checked
 }
 
-/// Calls a function of libvirt, which must arrive at one of ours.
+/// Calls a function of libvirt, which must call the function of `slot`.
 fn expect(slot: Slot, call: impl FnOnce()) -> Result<(), LoadError> {
     CALLED.take();
     call();
@@ -102,7 +102,7 @@ fn expect(slot: Slot, call: impl FnOnce()) -> Result<(), LoadError> {
     if called == [slot] { Ok(()) } else { Err(LoadError::Misplaced { slot, called }) }
 }
 
-/// Calls a function of libvirt by its name, which must arrive at one of ours.
+/// Calls a function of libvirt by its name, which must call the function of a slot.
 macro_rules! arrives {
     ($name:literal as $type:ty, $($argument:expr),+ => $slot:ident) => {{
         let function = symbol!($name as $type);
@@ -170,16 +170,16 @@ impl Probe {
         described.and(removed)
     }
 
-    /// Puts the answers of a connection into their places.
+    /// Places the functions that answer questions about a connection.
     ///
     /// # Safety
     ///
-    /// The driver is the connection's, and nobody else uses it yet.
+    /// `driver` is the table of the connection's driver, and no other thread uses it yet.
     unsafe fn place_others(&self, driver: *mut HypervisorDriver) -> Result<(), LoadError> {
         let asked: [(Ask, AskConnect); 3] = [
             // Within the daemon.
             (symbol!("virConnectIsSecure" as Ask), yes),
-            // What goes between daemon and client is not this driver's.
+            // This driver does not transport data between daemon and client.
             (symbol!("virConnectIsEncrypted" as Ask), no),
             (symbol!("virConnectIsAlive" as Ask), yes),
         ];
@@ -198,8 +198,8 @@ impl Probe {
         Ok(())
     }
 
-    /// The place at which libvirt looks for the function behind one of its own, which returns what that returns. Every
-    /// place says whether one bit of its number is set.
+    /// Finds the place from which a function of libvirt takes the driver's function. It returns that function's result, so
+    /// all places are filled with functions that return one bit of their own index, once for each bit.
     ///
     /// # Safety
     ///

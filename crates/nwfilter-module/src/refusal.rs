@@ -1,4 +1,4 @@
-//! What the caller of libvirt is told: libvirt's error code for the case, and our message.
+//! Errors for callers of libvirt: libvirt's error code for the case, and our message.
 
 use nwfilter::{Error, Location, with_causes};
 use nwfilter_xml::{Code as Problem, Diagnostics};
@@ -27,7 +27,7 @@ pub(crate) enum Code {
     NoBinding = 101,
 }
 
-/// Why a call of libvirt's is refused.
+/// Why a call is refused.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// To be reported to libvirt.
@@ -47,7 +47,7 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// The error, and where the rule is written that it is about.
+    /// An error, with the place of the rule that it is about.
     pub(crate) fn at(error: &Error, place: Option<Location>) -> Self {
         let place = place.map(|place| format!(" (at {place})")).unwrap_or_default();
         Self::New(code(error), with_causes(error) + &place)
@@ -74,7 +74,7 @@ fn code(error: &Error) -> Code {
     }
 }
 
-/// The code for a document that is refused, where no schema is asked for: whether it is no XML, or says something wrong.
+/// The code for a document that is refused without validation: one for malformed XML, another for wrong content.
 pub(crate) fn document_code(problems: &Diagnostics) -> Code {
     let no_xml = |problem| {
         let all = [

@@ -1,21 +1,21 @@
-//! What VALIDATE refuses: the documents that libvirt's schema does not allow, as far as the reader knows.
+//! The flag VALIDATE: refuses documents that libvirt's schema does not allow, as far as the reader knows it.
 
 use nwfilter_xml::{Binding, Code as Problem, Diagnostics, Filter, Reading};
 
 use crate::refusal::{Code, Refusal, document_code};
 
-/// How a document is checked before it is taken.
+/// How strictly a document is checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Validation {
-    /// What libvirt ignores or replaces is taken.
+    /// Content that libvirt ignores or replaces is accepted.
     Lenient,
-    /// The document must be as the schema says.
+    /// The document must conform to the schema.
     Schema,
 }
 
-/// A document whose names the schema is about.
+/// A document with names that the schema restricts.
 pub(crate) trait Named {
-    /// The names in it that are an XML name without colon.
+    /// The names that must be an NCName.
     fn names(&self) -> Vec<&str>;
 }
 
@@ -32,7 +32,7 @@ impl Named for Binding {
     }
 }
 
-/// The document that was read, if it is valid; its warnings are logged.
+/// Returns the document if it is valid, and logs its warnings.
 pub(crate) fn valid<T: Named>(reading: Reading<T>, validation: Validation) -> Result<T, Refusal> {
     if validation == Validation::Schema {
         conforms(&reading)?;
@@ -48,7 +48,7 @@ pub(crate) fn valid<T: Named>(reading: Reading<T>, validation: Validation) -> Re
 fn conforms<T: Named>(reading: &Reading<T>) -> Result<(), Refusal> {
     let problems = &reading.diagnostics;
     if problems.items.iter().any(|item| !schema_allows(item.code)) {
-        // libvirt looks at the schema only if the document is XML and about the right thing.
+        // libvirt checks the schema only if the document is well-formed and has the expected root element.
         let elsewhere = problems.items.iter().any(|item| item.code == Problem::WrongDocument);
         let code = match document_code(problems) {
             Code::Xml if !elsewhere => Code::XmlInvalidSchema,
@@ -65,7 +65,7 @@ fn conforms<T: Named>(reading: &Reading<T>) -> Result<(), Refusal> {
     }
 }
 
-/// Whether the schema allows what the reader warns of.
+/// Whether the schema allows what the reader warns about.
 fn schema_allows(problem: Problem) -> bool {
     matches!(
         problem,
