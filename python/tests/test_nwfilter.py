@@ -56,6 +56,42 @@ class TheDriver(unittest.TestCase):
         self.assertEqual(self.driver.metrics()["ports"], 0)
         self.assertIn("# EOF", self.driver.openmetrics())
 
+    def test_keeps_sets_that_filters_share(self) -> None:
+        asking = "<tcp ipset='admins' ipsetflags='src'/>"
+        with self.driver.events() as events, Transaction() as transaction:
+            transaction.define_set("<filterset name='admins' family='ipv4'><tag name='web'/></filterset>")
+            transaction.add_to_set("admins", ["10.1.0.0/16 # office", "10.2.0.1"])
+            transaction.define(f"<filter name='f'><rule action='accept' direction='in'>{asking}</rule></filter>")
+            transaction.cut_connections()
+            report = self.driver.commit(transaction)
+            self.assertEqual((report["changed_sets"], report["cut"]), (["admins"], {"ended": [], "failures": []}))
+            self.assertEqual(next(iter(events)).kind, EventKind.SET_DEFINED)
+        self.driver.bind(binding("vnet0", "f").replace("name='IP'", "name='CTRL_TAGS' value='web'/><parameter name='IP'"))
+        self.assertEqual(self.driver.set_content("admins"), ["10.0.0.2", "10.1.0.0/16", "10.2.0.1"])
+        self.driver.remove_from_set("admins", ["10.2.0.1"])
+        self.driver.add_to_set("admins", ["10.3.0.1"])
+        self.assertEqual(self.driver.replace_in_set("admins", ["10.4.0.1"])["sets"][0]["entries"], 1)
+        self.assertIn("<entry value='10.4.0.1'/>", self.driver.set_xml("admins"))
+        self.assertEqual([row["tags"] for row in self.driver.sets()], [["web"]])
+        self.assertEqual(self.driver.status()["sets"], 1)
+        with self.assertRaises(nwfilter.SetInUse):
+            self.driver.undefine_set("admins")
+        with self.assertRaises(nwfilter.NoSuchSet):
+            self.driver.set_xml("others")
+        for wrong in ["many", "fd00::1"]:
+            with self.assertRaises(nwfilter.Error) as caught:
+                self.driver.add_to_set("admins", [wrong])
+            self.assertEqual(caught.exception.code, "NWF_INVALID_SET")
+        self.driver.unbind("vnet0")
+        self.driver.undefine("f")
+        with Transaction() as transaction:
+            transaction.replace_in_set("admins", [])
+            transaction.remove_from_set("admins", [])
+            transaction.undefine_set("admins")
+            self.driver.commit(transaction)
+        self.assertEqual(self.driver.sets(), [])
+        self.driver.define_set("<filterset name='ports' family='port'><entry value='80'/></filterset>")
+
     def test_raises_what_fails_with_its_place_and_causes(self) -> None:
         wrong = "<filter name='web'>\n<rule action='drop' direction='in'><tpc/></rule></filter>"
         with self.assertRaises(nwfilter.InvalidDocument) as caught:

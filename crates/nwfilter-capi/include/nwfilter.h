@@ -147,7 +147,7 @@ enum nwf_code
    */
   NWF_INVALID_PARAMETER = 16,
   /**
-   * The kernel refused a rule.
+   * The kernel refused a rule or a set.
    */
   NWF_REFUSED = 17,
   /**
@@ -182,6 +182,18 @@ enum nwf_code
    * The driver is keeping the kernel already.
    */
   NWF_ALREADY_KEEPING = 25,
+  /**
+   * No set has that name.
+   */
+  NWF_NO_SUCH_SET = 26,
+  /**
+   * Filters, other sets or ports use the set.
+   */
+  NWF_SET_IN_USE = 27,
+  /**
+   * A set cannot be so: an entry is of another family or is none, an included set does not exist, it holds too much.
+   */
+  NWF_INVALID_SET = 28,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -247,6 +259,22 @@ enum nwf_event_kind
    * Something that this version of the library has no number for.
    */
   NWF_EVENT_OTHER = 11,
+  /**
+   * A set was put into the store.
+   */
+  NWF_EVENT_SET_DEFINED = 12,
+  /**
+   * A set holds something else.
+   */
+  NWF_EVENT_SET_CHANGED = 13,
+  /**
+   * A set was taken out of the store.
+   */
+  NWF_EVENT_SET_UNDEFINED = 14,
+  /**
+   * A set does not hold in the kernel what it must; the report of a reload says why.
+   */
+  NWF_EVENT_SET_FAILED = 15,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -266,7 +294,7 @@ enum nwf_backend
  {
   /**
    * The one that filters ports of this host already; else nftables where the kernel has what it needs and no stored
-   * filter names an ipset; else xtables.
+   * filter names an ipset of the host; else xtables.
    */
   NWF_BACKEND_AUTO = 0,
   /**
@@ -520,7 +548,7 @@ typedef struct nwf_event {
    */
   uint64_t lost;
   /**
-   * The filter or the port, followed by a zero byte; empty where there is none.
+   * The filter, the set or the port, followed by a zero byte; empty where there is none.
    */
   char name[256];
   /**
@@ -660,9 +688,11 @@ nwf_code nwf_driver_binding_xml(const struct nwf_driver *driver,
  * Makes the changes of a transaction, or none of them. Whether it succeeds or not, the transaction has none left
  * afterwards, and can be filled again.
  *
- * `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "changed": [port],
- * "warnings": [text], "documents": [{"document", "code", "line", "column", "message", "help"}]}. "changed" has the
- * ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents is
+ * `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "sets": [{"name",
+ * "family", "entries": number, "includes": [name], "tags": [tag]}], "changed": [port], "changed_sets": [name], "warnings":
+ * [text], "documents": [{"document", "code", "line", "column", "message", "help"}], "cut": {"ended": [{"port", "protocol",
+ * "source", "destination"}], "failures": [text]}}. "sets" has the sets that were defined or changed, "cut" what
+ * nwf_transaction_cut_connections asked for, "changed" the ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents is
  * ignored or replaced.
  */
 nwf_code nwf_driver_commit(const struct nwf_driver *driver,
@@ -699,7 +729,7 @@ nwf_code nwf_driver_diff(const struct nwf_driver *driver,
                          struct nwf_error **error);
 
 /**
- * Filters, ports and the kernel at a glance, as JSON: {"backend", "filters": number, "stock_filters": number, "ports": as
+ * Filters, ports and the kernel at a glance, as JSON: {"backend", "filters": number, "stock_filters": number, "sets": number, "ports": as
  * nwf_driver_bindings, "problems": [text], "differences": number or null, "error": text or null}. Where the kernel
  * cannot be asked, "differences" is null and "error" says why.
  */
@@ -846,6 +876,144 @@ const char *nwf_event_kind_name(int32_t kind);
  * Frees a queue and closes its file descriptor; nothing if it is null.
  */
 void nwf_event_queue_free(struct nwf_event_queue *queue);
+
+/**
+ * Puts a set into the store, in place of one of its name, and what it holds into the kernel: a document <filterset>. `document`
+ * names it in errors and may be null. `report` may be null; otherwise it is set to what was done, as nwf_driver_commit does.
+ */
+nwf_code nwf_driver_define_set(const struct nwf_driver *driver,
+                               const char *document,
+                               size_t document_length,
+                               const char *xml,
+                               size_t xml_length,
+                               struct nwf_text **report,
+                               struct nwf_error **error);
+
+/**
+ * Removes a set from the store and from the kernel. Refused while a filter, another set or a port uses it (NWF_SET_IN_USE).
+ */
+nwf_code nwf_driver_undefine_set(const struct nwf_driver *driver,
+                                 const char *name,
+                                 size_t name_length,
+                                 struct nwf_error **error);
+
+/**
+ * Adds entries to a set, all or none: one a line, such as 10.0.0.0/24, each with a comment behind # if there is one.
+ * `report` is as of nwf_driver_commit.
+ */
+nwf_code nwf_driver_add_to_set(const struct nwf_driver *driver,
+                               const char *name,
+                               size_t name_length,
+                               const char *entries,
+                               size_t entries_length,
+                               struct nwf_text **report,
+                               struct nwf_error **error);
+
+/**
+ * Takes entries out of a set, all or none, one a line. Each must be an entry of the set itself. `report` is as of
+ * nwf_driver_commit.
+ */
+nwf_code nwf_driver_remove_from_set(const struct nwf_driver *driver,
+                                    const char *name,
+                                    size_t name_length,
+                                    const char *entries,
+                                    size_t entries_length,
+                                    struct nwf_text **report,
+                                    struct nwf_error **error);
+
+/**
+ * Puts entries, one a line, in the place of all entries of a set. Its includes and tags stay. `report` is as of
+ * nwf_driver_commit.
+ */
+nwf_code nwf_driver_replace_in_set(const struct nwf_driver *driver,
+                                   const char *name,
+                                   size_t name_length,
+                                   const char *entries,
+                                   size_t entries_length,
+                                   struct nwf_text **report,
+                                   struct nwf_error **error);
+
+/**
+ * Every set, sorted by name, as JSON: [{"name", "family": "ipv4"|"ipv6"|"mac"|"port", "entries": number, "includes": [name],
+ * "tags": [tag]}].
+ */
+nwf_code nwf_driver_sets(const struct nwf_driver *driver,
+                         struct nwf_text **json,
+                         struct nwf_error **error);
+
+/**
+ * A set in canonical form.
+ */
+nwf_code nwf_driver_set_xml(const struct nwf_driver *driver,
+                            const char *name,
+                            size_t name_length,
+                            struct nwf_text **xml,
+                            struct nwf_error **error);
+
+/**
+ * All that a set holds, its includes and the known addresses of its tags' ports among it, as JSON: [text].
+ */
+nwf_code nwf_driver_set_content(const struct nwf_driver *driver,
+                                const char *name,
+                                size_t name_length,
+                                struct nwf_text **json,
+                                struct nwf_error **error);
+
+/**
+ * Adds: put a set into the store, in place of one of its name. The document is read now, and refused now if it is not valid.
+ * `document` names it in errors and may be null.
+ */
+nwf_code nwf_transaction_define_set(struct nwf_transaction *transaction,
+                                    const char *document,
+                                    size_t document_length,
+                                    const char *xml,
+                                    size_t xml_length,
+                                    struct nwf_error **error);
+
+/**
+ * Adds: remove a set. A commit is refused while a filter, another set or a port uses it.
+ */
+nwf_code nwf_transaction_undefine_set(struct nwf_transaction *transaction,
+                                      const char *name,
+                                      size_t name_length,
+                                      struct nwf_error **error);
+
+/**
+ * Adds: add entries to a set, one a line.
+ */
+nwf_code nwf_transaction_add_to_set(struct nwf_transaction *transaction,
+                                    const char *name,
+                                    size_t name_length,
+                                    const char *entries,
+                                    size_t entries_length,
+                                    struct nwf_error **error);
+
+/**
+ * Adds: take entries out of a set, one a line.
+ */
+nwf_code nwf_transaction_remove_from_set(struct nwf_transaction *transaction,
+                                         const char *name,
+                                         size_t name_length,
+                                         const char *entries,
+                                         size_t entries_length,
+                                         struct nwf_error **error);
+
+/**
+ * Adds: put entries, one a line, in the place of all entries of a set.
+ */
+nwf_code nwf_transaction_replace_in_set(struct nwf_transaction *transaction,
+                                        const char *name,
+                                        size_t name_length,
+                                        const char *entries,
+                                        size_t entries_length,
+                                        struct nwf_error **error);
+
+/**
+ * Has the commit also end the connections of the ports concerned that could not begin by the new rules. The report of the
+ * commit says which were ended, as "cut".
+ */
+nwf_code nwf_transaction_cut_connections(struct nwf_transaction *transaction,
+                                         struct nwf_error **error);
 
 /**
  * The bytes of a text, and their number without the zero byte in *length unless that is null. They are there until the

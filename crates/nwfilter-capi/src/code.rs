@@ -42,7 +42,7 @@ pub enum nwf_code {
     NWF_NO_RULES = 15,
     /// A parameter that steers how addresses are learned has a value it cannot have.
     NWF_INVALID_PARAMETER = 16,
-    /// The kernel refused a rule.
+    /// The kernel refused a rule or a set.
     NWF_REFUSED = 17,
     /// The backend cannot express the filter.
     NWF_UNSUPPORTED = 18,
@@ -60,12 +60,18 @@ pub enum nwf_code {
     NWF_OTHER_BACKEND = 24,
     /// The driver is keeping the kernel already.
     NWF_ALREADY_KEEPING = 25,
+    /// No set has that name.
+    NWF_NO_SUCH_SET = 26,
+    /// Filters, other sets or ports use the set.
+    NWF_SET_IN_USE = 27,
+    /// A set cannot be so: an entry is of another family or is none, an included set does not exist, it holds too much.
+    NWF_INVALID_SET = 28,
 }
 
 use nwf_code::*;
 
 /// Every code with its name.
-const NAMES: [(nwf_code, &CStr); 26] = [
+const NAMES: [(nwf_code, &CStr); 29] = [
     (NWF_OK, c"NWF_OK"),
     (NWF_INVALID_ARGUMENT, c"NWF_INVALID_ARGUMENT"),
     (NWF_FORKED, c"NWF_FORKED"),
@@ -92,6 +98,9 @@ const NAMES: [(nwf_code, &CStr); 26] = [
     (NWF_INVALID_QUESTION, c"NWF_INVALID_QUESTION"),
     (NWF_OTHER_BACKEND, c"NWF_OTHER_BACKEND"),
     (NWF_ALREADY_KEEPING, c"NWF_ALREADY_KEEPING"),
+    (NWF_NO_SUCH_SET, c"NWF_NO_SUCH_SET"),
+    (NWF_SET_IN_USE, c"NWF_SET_IN_USE"),
+    (NWF_INVALID_SET, c"NWF_INVALID_SET"),
 ];
 
 /// The name of a code, such as "NWF_NO_SUCH_FILTER"; "NWF_OTHER" for a number that is none. The text is part of the
@@ -111,6 +120,9 @@ impl nwf_code {
             Error::FilterInUse { .. } => NWF_FILTER_IN_USE,
             Error::UuidConflict { .. } => NWF_UUID_CONFLICT,
             Error::IncludesItself { .. } => NWF_INCLUDES_ITSELF,
+            Error::NoSuchSet(_) => NWF_NO_SUCH_SET,
+            Error::SetInUse { .. } => NWF_SET_IN_USE,
+            Error::Set { .. } => NWF_INVALID_SET,
             Error::NoSuchBinding(_) => NWF_NO_SUCH_BINDING,
             Error::BindingExists(_) => NWF_BINDING_EXISTS,
             Error::Name(_) => NWF_INVALID_NAME,
@@ -130,7 +142,7 @@ impl nwf_code {
 
     fn of_apply(error: &ApplyError) -> Self {
         match error {
-            ApplyError::Refused(_) => NWF_REFUSED,
+            ApplyError::Refused(_) | ApplyError::Set { .. } => NWF_REFUSED,
             ApplyError::Unsupported { .. } => NWF_UNSUPPORTED,
             ApplyError::Unavailable { .. } => NWF_UNAVAILABLE,
             ApplyError::Io { .. } => NWF_IO,

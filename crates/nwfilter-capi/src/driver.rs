@@ -26,19 +26,19 @@ pub struct nwf_driver {
     maker: Maker,
     /// Ended before the driver is.
     reconciler: Mutex<Option<Reconciler>>,
-    driver: Driver,
+    pub(crate) driver: Driver,
 }
 
 impl nwf_driver {
     /// What a handle of this process refers to.
-    unsafe fn of<'a>(handle: *const Self) -> Result<&'a Self, Failure> {
+    pub(crate) unsafe fn of<'a>(handle: *const Self) -> Result<&'a Self, Failure> {
         // SAFETY: the same contract.
         let driver = unsafe { input::handle(handle, "driver") }?;
         driver.maker.check()?;
         Ok(driver)
     }
 
-    fn failed(&self, error: Error) -> Failure {
+    pub(crate) fn failed(&self, error: Error) -> Failure {
         Failure::of(&self.driver, error, &Draft::default().documents)
     }
 
@@ -48,7 +48,7 @@ impl nwf_driver {
     }
 
     /// Commits a transaction of one change, and reports it.
-    unsafe fn alone(
+    pub(crate) unsafe fn alone(
         &self,
         change: impl FnOnce(&mut Draft) -> Result<(), Failure>,
         out: *mut *mut nwf_text,
@@ -291,9 +291,11 @@ pub unsafe extern "C" fn nwf_driver_binding_xml(
 /// Makes the changes of a transaction, or none of them. Whether it succeeds or not, the transaction has none left
 /// afterwards, and can be filled again.
 ///
-/// `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "changed": [port],
-/// "warnings": [text], "documents": [{"document", "code", "line", "column", "message", "help"}]}. "changed" has the
-/// ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents is
+/// `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "sets": [{"name",
+/// "family", "entries": number, "includes": [name], "tags": [tag]}], "changed": [port], "changed_sets": [name], "warnings":
+/// [text], "documents": [{"document", "code", "line", "column", "message", "help"}], "cut": {"ended": [{"port", "protocol",
+/// "source", "destination"}], "failures": [text]}}. "sets" has the sets that were defined or changed, "cut" what
+/// nwf_transaction_cut_connections asked for, "changed" the ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents is
 /// ignored or replaced.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwf_driver_commit(
@@ -373,7 +375,7 @@ pub unsafe extern "C" fn nwf_driver_diff(
     unsafe { answer(driver, json, error, |driver| Ok(json::drift(&driver.diff()?))) }
 }
 
-/// Filters, ports and the kernel at a glance, as JSON: {"backend", "filters": number, "stock_filters": number, "ports": as
+/// Filters, ports and the kernel at a glance, as JSON: {"backend", "filters": number, "stock_filters": number, "sets": number, "ports": as
 /// nwf_driver_bindings, "problems": [text], "differences": number or null, "error": text or null}. Where the kernel
 /// cannot be asked, "differences" is null and "error" says why.
 #[unsafe(no_mangle)]
@@ -542,7 +544,7 @@ pub unsafe extern "C" fn nwf_driver_stop_keeping(
 }
 
 /// Answers a question that needs nothing but the driver.
-unsafe fn answer(
+pub(crate) unsafe fn answer(
     driver: *const nwf_driver,
     out: *mut *mut nwf_text,
     error: *mut *mut nwf_error,

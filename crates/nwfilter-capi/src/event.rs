@@ -48,6 +48,14 @@ pub enum nwf_event_kind {
     NWF_EVENT_LOST = 10,
     /// Something that this version of the library has no number for.
     NWF_EVENT_OTHER = 11,
+    /// A set was put into the store.
+    NWF_EVENT_SET_DEFINED = 12,
+    /// A set holds something else.
+    NWF_EVENT_SET_CHANGED = 13,
+    /// A set was taken out of the store.
+    NWF_EVENT_SET_UNDEFINED = 14,
+    /// A set does not hold in the kernel what it must; the report of a reload says why.
+    NWF_EVENT_SET_FAILED = 15,
 }
 
 use nwf_event_kind::*;
@@ -63,7 +71,7 @@ pub struct nwf_event {
     pub name_length: u32,
     /// How many events were lost, of NWF_EVENT_LOST; else 0.
     pub lost: u64,
-    /// The filter or the port, followed by a zero byte; empty where there is none.
+    /// The filter, the set or the port, followed by a zero byte; empty where there is none.
     pub name: [c_char; 256],
     /// Of NWF_EVENT_ADDRESS_CHANGED one of: filtered, learning, unattended, refused, learned, leased. Else empty.
     pub state: [c_char; 32],
@@ -93,6 +101,10 @@ impl nwf_event {
         match event {
             Event::FilterDefined(name) => Self::new(NWF_EVENT_FILTER_DEFINED, name.as_str(), ""),
             Event::FilterUndefined(name) => Self::new(NWF_EVENT_FILTER_UNDEFINED, name.as_str(), ""),
+            Event::SetDefined(name) => Self::new(NWF_EVENT_SET_DEFINED, name.as_str(), ""),
+            Event::SetChanged(name) => Self::new(NWF_EVENT_SET_CHANGED, name.as_str(), ""),
+            Event::SetUndefined(name) => Self::new(NWF_EVENT_SET_UNDEFINED, name.as_str(), ""),
+            Event::SetFailed(name) => Self::new(NWF_EVENT_SET_FAILED, name.as_str(), ""),
             Event::BindingCreated(port) => Self::new(NWF_EVENT_BINDING_CREATED, port.as_str(), ""),
             Event::BindingReplaced(port) => Self::new(NWF_EVENT_BINDING_REPLACED, port.as_str(), ""),
             Event::BindingDeleted(port) => Self::new(NWF_EVENT_BINDING_DELETED, port.as_str(), ""),
@@ -169,6 +181,10 @@ pub extern "C" fn nwf_event_kind_name(kind: i32) -> *const c_char {
         8 => c"drift-repaired",
         9 => c"host-repaired",
         10 => c"lost",
+        12 => c"set-defined",
+        13 => c"set-changed",
+        14 => c"set-undefined",
+        15 => c"set-failed",
         _ => c"other",
     };
     name.as_ptr()

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use nwfilter::explain::{Explanation, Packet, Way};
-use nwfilter::rules::{Counts, RuleCount, Ruleset};
-use nwfilter::xml::PortDev;
+use nwfilter::rules::{Counts, RuleCount, Ruleset, SetContent};
+use nwfilter::xml::{FilterSet, PortDev};
 use nwfilter::{
     Committed, Drift, Driver, Error, ExplainedPort, FailedPort, FailedSet, Metrics, Preview, Reloaded,
     with_causes,
@@ -28,6 +28,24 @@ pub(crate) fn bindings(driver: &Driver) -> Result<String, Error> {
     Ok(json!(driver.port_statuses()?).to_string())
 }
 
+pub(crate) fn sets(driver: &Driver) -> Result<String, Error> {
+    Ok(driver.sets()?.iter().map(|set| set_row(set)).collect::<Value>().to_string())
+}
+
+pub(crate) fn content(content: &SetContent) -> String {
+    texts(content.ranges()).to_string()
+}
+
+fn set_row(set: &FilterSet) -> Value {
+    json!({
+        "name": set.name,
+        "family": set.family,
+        "entries": set.entries.len(),
+        "includes": set.includes,
+        "tags": set.tags,
+    })
+}
+
 pub(crate) fn committed(committed: &Committed, draft: &Draft) -> String {
     let filters = committed.filters.iter().map(|filter| json!({"name": filter.name, "uuid": filter.uuid}));
     let documents = draft.warnings.iter().flat_map(|found| {
@@ -44,8 +62,11 @@ pub(crate) fn committed(committed: &Committed, draft: &Draft) -> String {
     });
     json!({
         "filters": filters.collect::<Value>(),
+        "sets": committed.sets.iter().map(|set| set_row(set)).collect::<Value>(),
         "changed": names(&committed.applied.changed),
+        "changed_sets": committed.applied.changed_sets,
         "warnings": texts(&committed.applied.warnings),
+        "cut": {"ended": committed.cut.ended, "failures": texts(&committed.cut.failures)},
         "documents": documents.collect::<Value>(),
     })
     .to_string()
@@ -95,6 +116,7 @@ pub(crate) fn status(driver: &Driver) -> Result<String, Error> {
         "backend": driver.backend_name(),
         "filters": stored,
         "stock_filters": filters - stored,
+        "sets": driver.sets()?.len(),
         "ports": ports,
         "problems": texts(&problems),
         "differences": drift.as_ref().map(|drift| drift.differences.len()).ok(),

@@ -19,6 +19,7 @@ mod event;
 mod input;
 mod json;
 mod options;
+mod set;
 mod text;
 mod transaction;
 
@@ -28,6 +29,7 @@ pub use error::*;
 pub use event::*;
 pub use input::NWF_ZERO_TERMINATED;
 pub use options::*;
+pub use set::*;
 pub use text::*;
 pub use transaction::*;
 

@@ -13,7 +13,7 @@ use crate::input::{self, Structure};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum nwf_backend {
     /// The one that filters ports of this host already; else nftables where the kernel has what it needs and no stored
-    /// filter names an ipset; else xtables.
+    /// filter names an ipset of the host; else xtables.
     NWF_BACKEND_AUTO = 0,
     /// One nftables table, over netlink.
     NWF_BACKEND_NFTABLES = 1,

@@ -15,8 +15,10 @@ from ._error import (
     NoSuchBinding,
     NoSuchFilter,
     NoSuchPort,
+    NoSuchSet,
     Place,
     Refused,
+    SetInUse,
 )
 from ._events import Event, EventKind, EventQueue
 from ._library import version
@@ -35,8 +37,10 @@ __all__ = [
     "NoSuchBinding",
     "NoSuchFilter",
     "NoSuchPort",
+    "NoSuchSet",
     "Place",
     "Refused",
+    "SetInUse",
     "Transaction",
     "version",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Iterable, Optional, Union
 
 from ._error import call
 from ._events import EventQueue
@@ -17,6 +17,10 @@ _BACKENDS = {
     "xtables": lib.NWF_BACKEND_XTABLES,
     "fake": lib.NWF_BACKEND_FAKE,
 }
+
+
+def _lines(entries: Iterable[str]) -> str:
+    return "\n".join(entries)
 
 
 class Transaction(Handle):
@@ -45,6 +49,30 @@ class Transaction(Handle):
     def unbind(self, port: str) -> None:
         """Adds: stop filtering a port."""
         call(lib.nwf_transaction_unbind, self.pointer, *encoded(port))
+
+    def define_set(self, xml: str, document: Optional[str] = None) -> None:
+        """Adds: put a set into the store."""
+        call(lib.nwf_transaction_define_set, self.pointer, *encoded(document), *encoded(xml))
+
+    def undefine_set(self, name: str) -> None:
+        """Adds: remove a set."""
+        call(lib.nwf_transaction_undefine_set, self.pointer, *encoded(name))
+
+    def add_to_set(self, name: str, entries: Iterable[str]) -> None:
+        """Adds: add entries to a set."""
+        call(lib.nwf_transaction_add_to_set, self.pointer, *encoded(name), *encoded(_lines(entries)))
+
+    def remove_from_set(self, name: str, entries: Iterable[str]) -> None:
+        """Adds: take entries out of a set."""
+        call(lib.nwf_transaction_remove_from_set, self.pointer, *encoded(name), *encoded(_lines(entries)))
+
+    def replace_in_set(self, name: str, entries: Iterable[str]) -> None:
+        """Adds: put entries in the place of all entries of a set."""
+        call(lib.nwf_transaction_replace_in_set, self.pointer, *encoded(name), *encoded(_lines(entries)))
+
+    def cut_connections(self) -> None:
+        """Has the commit also end the connections that could not begin by the new rules."""
+        call(lib.nwf_transaction_cut_connections, self.pointer)
 
     def __len__(self) -> int:
         return int(lib.nwf_transaction_length(self.pointer))
@@ -127,6 +155,38 @@ class Driver(Handle):
     def binding_xml(self, port: str) -> str:
         """The binding of a port in canonical form."""
         return self._text(lib.nwf_driver_binding_xml, *encoded(port))
+
+    def define_set(self, xml: str, document: Optional[str] = None) -> dict[str, Any]:
+        """Puts a set into the store, and what it holds into the kernel."""
+        return self._json(lib.nwf_driver_define_set, *encoded(document), *encoded(xml))
+
+    def undefine_set(self, name: str) -> None:
+        """Removes a set; refused while a filter, another set or a port uses it."""
+        call(lib.nwf_driver_undefine_set, self.pointer, *encoded(name))
+
+    def add_to_set(self, name: str, entries: Iterable[str]) -> dict[str, Any]:
+        """Adds entries to a set, such as "10.0.0.0/24"; a comment may follow behind a "#"."""
+        return self._json(lib.nwf_driver_add_to_set, *encoded(name), *encoded(_lines(entries)))
+
+    def remove_from_set(self, name: str, entries: Iterable[str]) -> dict[str, Any]:
+        """Takes entries out of a set."""
+        return self._json(lib.nwf_driver_remove_from_set, *encoded(name), *encoded(_lines(entries)))
+
+    def replace_in_set(self, name: str, entries: Iterable[str]) -> dict[str, Any]:
+        """Puts entries in the place of all entries of a set."""
+        return self._json(lib.nwf_driver_replace_in_set, *encoded(name), *encoded(_lines(entries)))
+
+    def sets(self) -> list[dict[str, Any]]:
+        """Every set."""
+        return self._json(lib.nwf_driver_sets)
+
+    def set_xml(self, name: str) -> str:
+        """A set in canonical form."""
+        return self._text(lib.nwf_driver_set_xml, *encoded(name))
+
+    def set_content(self, name: str) -> list[str]:
+        """All that a set holds, with its includes and the addresses of its tags' ports."""
+        return self._json(lib.nwf_driver_set_content, *encoded(name))
 
     def commit(self, transaction: Transaction) -> dict[str, Any]:
         """Makes the changes of a transaction, or none of them. It has none left afterwards."""

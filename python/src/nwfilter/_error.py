@@ -66,6 +66,14 @@ class FilterInUse(Error):
     """Ports use the filter."""
 
 
+class NoSuchSet(Error):
+    """No set has that name."""
+
+
+class SetInUse(Error):
+    """Filters, other sets or ports use the set."""
+
+
 class NoSuchBinding(Error):
     """The port has no binding."""
 
@@ -79,7 +87,7 @@ class NoSuchPort(Error):
 
 
 class Refused(Error):
-    """The kernel refused a rule."""
+    """The kernel refused a rule or a set."""
 
 
 class Forked(Error):
@@ -90,6 +98,8 @@ _CLASSES: dict[int, type[Error]] = {
     lib.NWF_INVALID_DOCUMENT: InvalidDocument,
     lib.NWF_NO_SUCH_FILTER: NoSuchFilter,
     lib.NWF_FILTER_IN_USE: FilterInUse,
+    lib.NWF_NO_SUCH_SET: NoSuchSet,
+    lib.NWF_SET_IN_USE: SetInUse,
     lib.NWF_NO_SUCH_BINDING: NoSuchBinding,
     lib.NWF_BINDING_EXISTS: BindingExists,
     lib.NWF_NO_SUCH_PORT: NoSuchPort,

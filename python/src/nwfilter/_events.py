@@ -16,6 +16,10 @@ class EventKind(Enum):
 
     FILTER_DEFINED = "filter-defined"
     FILTER_UNDEFINED = "filter-undefined"
+    SET_DEFINED = "set-defined"
+    SET_CHANGED = "set-changed"
+    SET_UNDEFINED = "set-undefined"
+    SET_FAILED = "set-failed"
     BINDING_CREATED = "binding-created"
     BINDING_REPLACED = "binding-replaced"
     BINDING_DELETED = "binding-deleted"
@@ -28,7 +32,7 @@ class EventKind(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a filter or a port, whose name it has."""
+    """Something that happened to a filter, a set or a port, whose name it has."""
 
     kind: EventKind
     name: str

@@ -64,10 +64,18 @@ static const char *const TEXTS[] = {
     BINDING("vnet1", "clean-traffic", "<parameter name='IP' value='10.0.0.3'/>"),
     BINDING("vnet1", "nothing", ""),
     BINDING("vnet0", "web", "<parameter name='IP' value='10.0.0.256'/>"),
+    "<filterset name='web' family='ipv4'><entry value='10.0.0.9'/></filterset>",
+    "<filterset name='vnet0' family='ipv4'><include set='web'/></filterset>",
+    "<filterset name='loop' family='ipv6'><include set='loop'/></filterset>",
+    "<filterset name='web' family='port'><tag name='x'/></filterset>",
+    "10.0.0.9\n10.0.0.8 # two\n",
+    "10.0.0.9",
+    "fd00::1",
+    "10.0.0.9\nmany\n",
 };
 
 /* Which of them, from there to the next kind. */
-enum kind { NAMES = 0, PACKETS = 7, FILTERS = 11, BINDINGS = 17 };
+enum kind { NAMES = 0, PACKETS = 7, FILTERS = 11, BINDINGS = 17, SETS = 21, ENTRIES = 25 };
 
 /* A text in memory of exactly its size, so that checkers of memory see each byte that is read beside it. */
 struct text {
@@ -79,7 +87,12 @@ static struct text text(enum kind kind)
 {
     static const size_t END = sizeof TEXTS / sizeof *TEXTS;
     struct text text = {NULL, any()};
-    size_t end = kind == NAMES ? PACKETS : kind == PACKETS ? FILTERS : kind == FILTERS ? BINDINGS : END;
+    size_t end = kind == NAMES      ? PACKETS
+                 : kind == PACKETS  ? FILTERS
+                 : kind == FILTERS  ? BINDINGS
+                 : kind == BINDINGS ? SETS
+                 : kind == SETS     ? ENTRIES
+                                    : END;
     const char *source = TEXTS[below(4) ? kind + below(end - kind) : below(END)];
     size_t size = strlen(source);
 
@@ -112,15 +125,15 @@ static struct text text(enum kind kind)
 
 /* ---- what is checked of each call ---- */
 
-static const char *names[64];
-static unsigned long succeeded[64], failed[64];
+static const char *names[96];
+static unsigned long succeeded[96], failed[96];
 
 static void count(const char *name, int ok)
 {
     size_t row = 0;
     while (names[row] && strcmp(names[row], name) != 0)
         row++;
-    CHECK(row < 63);
+    CHECK(row < 95);
     names[row] = name;
     *(ok ? &succeeded[row] : &failed[row]) += 1;
 }
@@ -172,7 +185,7 @@ static void inspect(nwf_error *error, nwf_code code)
 
 static int done(const char *name, nwf_code code, nwf_error **out, nwf_error *error)
 {
-    CHECK(code >= NWF_OK && code <= NWF_ALREADY_KEEPING && code != NWF_PANIC);
+    CHECK(code >= NWF_OK && code <= NWF_INVALID_SET && code != NWF_PANIC);
     CHECK(strncmp(nwf_code_name(code), "NWF_", 4) == 0);
     count(name, code == NWF_OK);
     if (out)
@@ -261,14 +274,22 @@ typedef nwf_code add_function(nwf_transaction *, const char *, size_t, const cha
 static const struct { const char *name; document_function *call; } DOCUMENTS[] = {
     ROW(nwf_driver_bind), ROW(nwf_driver_replace), ROW(nwf_driver_ruleset)};
 static const struct { const char *name; name_function *call; } NAMED[] = {
-    ROW(nwf_driver_undefine), ROW(nwf_driver_unbind)};
+    ROW(nwf_driver_undefine), ROW(nwf_driver_unbind), ROW(nwf_driver_undefine_set)};
 static const struct { const char *name; lookup_function *call; } LOOKUPS[] = {
-    ROW(nwf_driver_filter_xml), ROW(nwf_driver_binding_xml)};
+    ROW(nwf_driver_filter_xml), ROW(nwf_driver_binding_xml), ROW(nwf_driver_set_xml), ROW(nwf_driver_set_content)};
 static const struct { const char *name; question_function *call; } QUESTIONS[] = {
     ROW(nwf_driver_filters), ROW(nwf_driver_bindings), ROW(nwf_driver_reload), ROW(nwf_driver_diff),
-    ROW(nwf_driver_status), ROW(nwf_driver_counters), ROW(nwf_driver_metrics), ROW(nwf_driver_openmetrics)};
+    ROW(nwf_driver_status), ROW(nwf_driver_counters), ROW(nwf_driver_metrics), ROW(nwf_driver_openmetrics),
+    ROW(nwf_driver_sets)};
 static const struct { const char *name; add_function *call; } ADDED[] = {
     ROW(nwf_transaction_bind), ROW(nwf_transaction_replace)};
+/* The first of each is given a document, the others entries. */
+static const struct { const char *name; document_function *call; } SETS_CHANGED[] = {
+    ROW(nwf_driver_define_set), ROW(nwf_driver_add_to_set), ROW(nwf_driver_remove_from_set),
+    ROW(nwf_driver_replace_in_set)};
+static const struct { const char *name; add_function *call; } SETS_ADDED[] = {
+    ROW(nwf_transaction_define_set), ROW(nwf_transaction_add_to_set), ROW(nwf_transaction_remove_from_set),
+    ROW(nwf_transaction_replace_in_set)};
 
 static void once(void)
 {
@@ -276,10 +297,15 @@ static void once(void)
     nwf_driver *driver = drivers[at];
     nwf_transaction *transaction = transactions[below(SOME)];
     nwf_event_queue *queue = queues[below(SOME)];
-    uint64_t what = below(18);
+    uint64_t what = below(21);
+    size_t of_sets = below(2) ? 0 : 1 + below(3);
     int makes_filter = what == 1 || what == 2 || what == 13, makes_binding = what == 3 || what == 4 || what == 14;
     struct text first = text(NAMES);
-    struct text second = text(makes_filter ? FILTERS : makes_binding ? BINDINGS : PACKETS);
+    struct text second = text(makes_filter        ? FILTERS
+                              : makes_binding     ? BINDINGS
+                              : what < 18         ? PACKETS
+                              : of_sets == 0      ? SETS
+                                                  : ENTRIES);
     uint32_t flags = (uint32_t)(below(4) ? below(2) : any());
     nwf_error *error = (nwf_error *)1, **out = below(4) ? &error : NULL;
     nwf_text *handed = (nwf_text *)1, **place = below(4) ? &handed : NULL;
@@ -308,19 +334,19 @@ static void once(void)
         break;
     }
     case 5: {
-        size_t row = below(2);
+        size_t row = below(3);
         code = NAMED[row].call(driver, first.memory, first.length, out);
         done(NAMED[row].name, code, out, error);
         break;
     }
     case 6: {
-        size_t row = below(2);
+        size_t row = below(4);
         code = LOOKUPS[row].call(driver, first.memory, first.length, place, out);
         handed_out(done(LOOKUPS[row].name, code, out, error), place, handed);
         break;
     }
     case 7: {
-        size_t row = below(8);
+        size_t row = below(9);
         code = QUESTIONS[row].call(driver, place, out);
         handed_out(done(QUESTIONS[row].name, code, out, error), place, handed);
         break;
@@ -361,7 +387,7 @@ static void once(void)
         if (done("nwf_event_queue_next", code, out, error)) {
             CHECK(readable || event.kind == NWF_EVENT_NONE);
             CHECK(strlen(event.name) == event.name_length && memchr(event.state, 0, sizeof event.state));
-            CHECK(event.kind >= NWF_EVENT_NONE && event.kind < NWF_EVENT_OTHER);
+            CHECK(event.kind >= NWF_EVENT_NONE && event.kind != NWF_EVENT_OTHER);
             CHECK(strcmp(nwf_event_kind_name(event.kind), "other") != 0);
             count("nwf_event_kind_name", 1);
         }
@@ -402,6 +428,23 @@ static void once(void)
         } else {
             code = nwf_driver_stop_keeping(driver, out);
             done("nwf_driver_stop_keeping", code, out, error);
+        }
+        break;
+    case 18:
+        code = SETS_CHANGED[of_sets].call(driver, first.memory, first.length, second.memory, second.length, place, out);
+        handed_out(done(SETS_CHANGED[of_sets].name, code, out, error), place, handed);
+        break;
+    case 19:
+        code = SETS_ADDED[of_sets].call(transaction, first.memory, first.length, second.memory, second.length, out);
+        done(SETS_ADDED[of_sets].name, code, out, error);
+        break;
+    case 20:
+        if (below(2)) {
+            code = nwf_transaction_undefine_set(transaction, first.memory, first.length, out);
+            done("nwf_transaction_undefine_set", code, out, error);
+        } else {
+            code = nwf_transaction_cut_connections(transaction, out);
+            done("nwf_transaction_cut_connections", code, out, error);
         }
         break;
     }
