@@ -15,7 +15,7 @@ use crate::backend::{
 };
 use crate::held::{Count, Held, HeldRule, RuleId};
 use crate::packet::IpTest;
-use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset};
+use crate::ruleset::{AnyRule, Family, Origin, RootEntry, Rule, Ruleset, Verdict};
 use crate::sets::{DesiredSet, SetContent, set_differences};
 
 /// A backend that keeps rulesets in memory and fulfils the whole contract of [`Backend`]: all or nothing, differences rule by
@@ -190,7 +190,11 @@ impl Backend for Fake {
                     ports: ports.clone(),
                     layer,
                     chain: "root".into(),
-                    count: left.remove(&(port.clone(), origin.clone())).copied().unwrap_or_default(),
+                    // The rule that logs comes before the one that stops.
+                    count: match verdict {
+                        Verdict::Log(_) => Count::default(),
+                        _ => left.remove(&(port.clone(), origin.clone())).copied().unwrap_or_default(),
+                    },
                     origin,
                     verdict: Some(verdict),
                 });

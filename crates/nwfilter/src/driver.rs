@@ -7,6 +7,7 @@ use nwfilter_rules::{Applied, Backend, Batch, Ruleset};
 use nwfilter_xml::{Binding, Filter, FilterName, PortDev, Strictness, read_filter_with};
 
 use crate::config::{Builder, Config};
+use crate::counters::Dropped;
 use crate::events::Feed;
 use crate::files::{Problem, log_warnings};
 use crate::group::Queue;
@@ -64,6 +65,7 @@ struct Shared {
     queue: Queue,
     feed: Feed,
     meter: Meter,
+    dropped: Mutex<Dropped>,
 }
 
 impl Driver {
@@ -95,6 +97,7 @@ impl Driver {
             queue: Queue::default(),
             feed: Feed::default(),
             meter,
+            dropped: Mutex::default(),
         };
         let learner = if without_learner { Background::elsewhere() } else { Background::default() };
         Ok(Self { shared: Arc::new(shared), learner, reporter })
@@ -129,6 +132,10 @@ impl Driver {
 
     pub(crate) fn meter(&self) -> &Meter {
         &self.shared.meter
+    }
+
+    pub(crate) fn dropped(&self) -> &Mutex<Dropped> {
+        &self.shared.dropped
     }
 
     /// Where the filters and the bindings are.

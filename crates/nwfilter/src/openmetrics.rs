@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
+use crate::counters::DroppedBy;
 use crate::metrics::{ATTACH_SECONDS, COMMIT_SECONDS};
 use crate::{BindingState, Driver, Error, Metrics};
 
@@ -10,8 +11,8 @@ use crate::{BindingState, Driver, Error, Metrics};
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 impl Driver {
-    /// [`Driver::metrics`], and how many ports are in which state, as OpenMetrics text. Reads the stores, and waits for no
-    /// change that is being made.
+    /// [`Driver::metrics`], how many ports are in which state, and what their rules stopped, as OpenMetrics text. Reads the stores
+    /// and, once a second at most, what the kernel counts; waits for no change that is being made.
     pub fn openmetrics(&self) -> Result<String, Error> {
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
         let (mut learned, mut leases) = (BTreeMap::<String, u64>::new(), 0);
@@ -46,6 +47,13 @@ impl Driver {
         text.counter("transactions", "Changes that were made.", metrics.transactions);
         text.counter("groups", "Groups in which changes were made together.", metrics.groups);
         text.counter("refused_changes", "Changes that were refused, for whatever reason.", metrics.refused);
+        let help = "Packets that rules stopped, by port and filter; by filter alone where ports share rules.";
+        text.family("dropped_packets", "counter", help);
+        for (DroppedBy { port, filter }, packets) in self.dropped_packets() {
+            let mut labels = vec![("filter", filter.as_str())];
+            labels.extend(port.as_ref().map(|port| ("port", port.as_str())));
+            text.sample("dropped_packets_total", &self::labels(&labels), packets);
+        }
         text.family("repairs", "counter", "Repairs while it watched, by the program that changed rules.");
         for (program, count) in &metrics.repaired_by {
             text.sample("repairs_total", &label("by", program), count);
@@ -61,10 +69,18 @@ impl Driver {
     }
 }
 
-/// A sample's only label. A program's name may have any character.
+/// A sample's only label.
 fn label(name: &str, value: &str) -> String {
-    let value = value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
-    format!("{{{name}=\"{value}\"}}")
+    labels(&[(name, value)])
+}
+
+/// The labels of a sample. The name of a program, or of a filter, may have any character.
+fn labels(labels: &[(&str, &str)]) -> String {
+    let label = |(name, value): &(&str, &str)| {
+        let value = value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+        format!("{name}=\"{value}\"")
+    };
+    format!("{{{}}}", labels.iter().map(label).collect::<Vec<_>>().join(","))
 }
 
 #[derive(Default)]

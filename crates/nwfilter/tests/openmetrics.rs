@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use nwfilter::rules::Count;
 use nwfilter::xml::read_binding;
 use nwfilter::{Config, Driver, Fake, Host};
 use serde_json::Value;
@@ -31,6 +32,19 @@ fn metrics() -> String {
         let done = driver.create_binding(read_binding(port, &binding).into_result().unwrap());
         assert_eq!(done.is_ok(), ["p0", "p1"].contains(&port), "{port}: {done:?}");
     }
+    let (port, dropping) = (
+        "p4".parse().unwrap(),
+        "<filter name='drop'><rule action='drop' direction='out'><all/></rule></filter>",
+    );
+    let filter = driver.define_filter("drop", dropping).unwrap().0;
+    let binding = "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>\
+         <portdev name='p4'/><mac address='52:54:00:7b:35:93'/><filterref filter='drop'>\
+         <parameter name='CTRL_LOG_DROPS' value='yes'/></filterref></filterbinding>";
+    driver.create_binding(read_binding("p4", binding).into_result().unwrap()).unwrap();
+    let ruleset = fake.ruleset(&port).unwrap();
+    let origin = ruleset.rules().find(|rule| rule.verdict().stops()).unwrap().origin().clone();
+    assert_eq!(origin.filter.as_deref(), Some(&filter.name));
+    fake.set_count(&port, &origin, Count { packets: 7, bytes: 700 });
     driver.openmetrics().unwrap()
 }
 
@@ -139,13 +153,18 @@ fn the_text_is_what_openmetrics_asks_for_and_counts_what_was_done() {
         let found = families[family].samples.iter().find(|(found, labels, _)| found == name && fits(labels));
         found.unwrap_or_else(|| panic!("{name} {label:?}")).2
     };
-    assert_eq!(value("nwfilter_ports", "nwfilter_ports", Some(("state", "filtered"))), 1.0);
-    assert_eq!(value("nwfilter_filters", "nwfilter_filters", None), 2.0);
+    assert_eq!(value("nwfilter_ports", "nwfilter_ports", Some(("state", "filtered"))), 2.0);
+    assert_eq!(value("nwfilter_filters", "nwfilter_filters", None), 3.0);
+    let dropped = families["nwfilter_dropped_packets"].samples.iter();
+    let dropped: Vec<_> =
+        dropped.filter(|(_, labels, _)| labels.get("port").is_some_and(|port| port == "p4")).collect();
+    let [(_, labels, count)] = dropped[..] else { panic!("{dropped:?}") };
+    assert_eq!((labels["filter"].as_str(), *count), ("drop", 7.0));
     assert_eq!(value("nwfilter_leases", "nwfilter_leases", None), 0.0);
     // One names no filter, and one is refused by the backend.
     assert_eq!(value("nwfilter_refused_changes", "nwfilter_refused_changes_total", None), 2.0);
     assert_eq!(value("nwfilter_refusals", "nwfilter_refusals_total", None), 1.0);
-    assert_eq!(value("nwfilter_attach_seconds", "nwfilter_attach_seconds_count", None), 2.0);
+    assert_eq!(value("nwfilter_attach_seconds", "nwfilter_attach_seconds_count", None), 3.0);
     assert!(value("nwfilter_attach_seconds", "nwfilter_attach_seconds_sum", None) > 0.0);
 }
 

@@ -44,7 +44,7 @@ pub(super) enum Item {
     Manuals,
     /// One manual page.
     Page(&'static str),
-    /// README.md and docs/.
+    /// README.md, docs/ and the dashboard for Grafana.
     Documents,
     /// A program that scripts of an RPM package run, from dist/rpm/.
     RpmHelper(&'static str),

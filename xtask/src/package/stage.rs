@@ -107,6 +107,7 @@ pub(super) fn stage(package: &Package, layout: &Layout, build: &Build, root: &Pa
             Item::Documents => {
                 let docs = format!("usr/share/doc/{}", package.name);
                 put(&build.workspace.join("README.md"), &format!("{docs}/README.md"), 0o644)?;
+                put(&build.workspace.join("dist/grafana.json"), &format!("{docs}/grafana.json"), 0o644)?;
                 for entry in fs::read_dir(build.workspace.join("docs"))? {
                     let path = entry?.path();
                     if path.extension().is_some_and(|extension| extension == "md") {
