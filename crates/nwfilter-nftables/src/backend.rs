@@ -17,7 +17,6 @@ use nwfilter_xml::PortDev;
 
 use crate::bridges;
 use crate::class;
-use crate::held;
 use crate::kernel::{
     BatchHead, Change, CommitError, Connection, Error, Event, Expr, Monitor, Object, Operation, Part,
     Refusal, TableFlags, Transaction, check_batch, expr::Load,
@@ -25,9 +24,10 @@ use crate::kernel::{
 use crate::layout;
 use crate::model::{Model, port_name};
 use crate::owner::{self, OWNED, Server};
-use crate::plan::{self, Cause, Classes, Plan, Wanted};
+use crate::plan::{self, Cause, Classes, Guest, Plan, Wanted};
 use crate::relay::{self, AskError, Reply, Request};
 use crate::sets;
+use crate::{held, host};
 
 /// How often a batch is tried while others change rules.
 const ATTEMPTS: usize = 500;
@@ -41,7 +41,7 @@ const OWNER_REST: Duration = Duration::from_millis(20);
 
 /// The nftables backend, in the network namespace of the calling thread.
 ///
-/// Everything is in `table bridge nwfilter`. What it holds is read once and then kept in step with what is written; the
+/// Everything is in `table bridge nwfilter`, and helpers for connections of the host in `table inet nwfilter`. What it holds is read once and then kept in step with what is written; the
 /// kernel tells when somebody else changes it, and then it is read again.
 ///
 /// A process that stays may [own](Self::owning) the table. Others [ask it](Self::beside) to change it; without a directory
@@ -156,7 +156,8 @@ impl Nftables {
             if class.lacks_answers {
                 warnings.push(Warning::NoAnswer { port: port.clone(), why: NoAnswer::Connlimit });
             }
-            wanted.insert(port.clone(), Wanted::Class(class, values, ruleset.guest_mac));
+            let guest = Guest { mac: ruleset.guest_mac, servers: host::servers(&ruleset) };
+            wanted.insert(port.clone(), Wanted::Class(class, values, guest));
         }
         warnings.sort();
         warnings.dedup();
@@ -334,7 +335,7 @@ impl Nftables {
             return Ok(TableFlags::default());
         }
         let mut interrupted = 0;
-        while state.model.exists && !state.owns() {
+        while !state.owns_all() {
             match state.claim() {
                 Ok(()) => break,
                 Err(error) if matches!(*error, CommitError::Interrupted) && interrupted < ATTEMPTS => {
@@ -377,7 +378,7 @@ impl Shared {
         if state.namespace != request.namespace {
             return Reply::Refused("it works in another network namespace".into());
         }
-        let generation = match check_batch(&request.batch, &layout::table()) {
+        let generation = match check_batch(&request.batch, &layout::tables()) {
             Ok(BatchHead { generation: Some(generation) }) => generation.wrapping_add(1),
             Ok(BatchHead { generation: None }) => return Reply::Refused("a batch for any generation".into()),
             Err(error) => return Reply::Refused(error.to_string()),
@@ -434,7 +435,7 @@ enum Failed {
 impl State {
     fn open(namespace: Namespace, own: &Mutex<Own>) -> Result<Self, Error> {
         // What changes from here on is told.
-        let monitor = Monitor::open(layout::table())?;
+        let monitor = Monitor::open(layout::tables())?;
         let mut connection = Connection::open()?;
         lock(own).ports.insert(connection.port());
         let (model, generation) = read(&mut connection)?;
@@ -475,6 +476,11 @@ impl State {
         self.model.owner == Some(self.connection.port())
     }
 
+    /// Whether it owns each table that exists.
+    fn owns_all(&self) -> bool {
+        self.model.tables().all(|(_, _, owner)| owner == Some(self.connection.port()))
+    }
+
     fn is_owned_by_another(&self) -> bool {
         self.model.owner.is_some() && !self.owns()
     }
@@ -513,13 +519,16 @@ impl State {
         Ok(())
     }
 
-    /// Claims the table.
+    /// Claims the tables.
     fn claim(&mut self) -> Result<(), Box<CommitError<Cause>>> {
         // An orphan is claimed; any other has to be made again, in one transaction.
-        let operations = match self.model.flags.persist {
-            true => vec![Operation::AddTable { table: layout::table(), flags: OWNED }],
-            false => self.model.made_again(OWNED),
-        };
+        let unowned = self.model.tables().filter(|(.., owner)| *owner != Some(self.connection.port()));
+        let operations: Vec<Operation> = unowned
+            .flat_map(|(table, flags, _)| match flags.persist {
+                true => vec![Operation::AddTable { table, flags: OWNED }],
+                false => self.model.made_again(&table, OWNED),
+            })
+            .collect();
         let object = KernelObject::Table { table: layout::TABLE.into() };
         let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new(), set: None };
         let mut transaction = Transaction::new();
@@ -563,20 +572,31 @@ impl State {
 
     fn carried_out(&mut self, transaction: &Transaction<Cause>) {
         self.generation = self.generation.wrapping_add(1);
+        // An owner that is asked for a table owns that, too.
+        let owner = match self.is_owned_by_another() {
+            true => self.model.owner,
+            false => Some(self.connection.port()),
+        };
         for (operation, _) in transaction.operations() {
             self.model.carry_out(operation.clone());
-            if matches!(operation, Operation::AddTable { flags, .. } if flags.owner) {
-                self.model.owner = Some(self.connection.port());
+            if let (Operation::AddTable { table, flags }, Some(owner)) = (operation, owner)
+                && flags.owner
+            {
+                self.model.owned(table, owner);
             }
         }
     }
 }
 
 fn read(connection: &mut Connection) -> Result<(Model, u32), Error> {
-    let generation = connection.generation()?;
-    let table = connection.table(&layout::table())?;
-    let generation = table.as_ref().map_or(generation, |table| table.generation);
-    Ok((Model::of(table), generation))
+    for _ in 0..ATTEMPTS {
+        let generation = connection.generation()?;
+        let (table, host) = (connection.table(&layout::table())?, connection.table(&host::table())?);
+        if connection.generation()? == generation {
+            return Ok((Model::of(table, host), generation));
+        }
+    }
+    Err(Error::Interrupted { table: layout::table(), times: ATTEMPTS })
 }
 
 /// Warnings, sorted.
@@ -666,7 +686,7 @@ impl Backend for Nftables {
     }
 
     fn watch(&self) -> Result<Option<Box<dyn Watch>>, ApplyError> {
-        let monitor = Monitor::open(layout::table()).map_err(unavailable)?;
+        let monitor = Monitor::open(layout::tables()).map_err(unavailable)?;
         Ok(Some(Box::new(Follower { monitor, own: self.shared.own.clone() })))
     }
 
@@ -683,7 +703,7 @@ impl Backend for Nftables {
     fn clear(&self) -> Result<Applied, ApplyError> {
         let committed = self.commit(|model, _| {
             let mut plan = Plan::default();
-            if model.exists {
+            if model.tables().next().is_some() {
                 plan.changed = model.ports().filter_map(port_name).collect();
                 plan.changed_sets = model.sets.keys().filter_map(sets::name_of).collect();
                 let object = KernelObject::Table { table: layout::TABLE.into() };
@@ -697,10 +717,15 @@ impl Backend for Nftables {
                     .filter(|(_, (chain, rules))| chain.base.is_some() && !rules.is_empty());
                 for (name, _) in hooked {
                     let chain = name.clone();
-                    flush.push(Operation::FlushChain { table: layout::table(), chain }, cause.clone());
+                    flush.push(
+                        Operation::FlushChain { table: layout::table_of(name.as_str()), chain },
+                        cause.clone(),
+                    );
                 }
                 let mut delete = Transaction::new();
-                delete.push(Operation::DeleteTable { table: layout::table() }, cause);
+                for (table, ..) in model.tables() {
+                    delete.push(Operation::DeleteTable { table }, cause.clone());
+                }
                 plan.transactions = vec![flush, delete];
                 plan.transactions.retain(|transaction| !transaction.is_empty());
                 plan.needed = plan.transactions.len();
@@ -760,12 +785,12 @@ impl AsFd for Follower {
 const SHOWN: usize = 6;
 
 fn foreign_change(change: Change) -> ForeignChange {
-    let table = layout::TABLE.to_string();
+    let table = |name: &str| layout::table_of(name).to_string();
     let more = change.parts.len() > SHOWN;
     let objects = change.parts.into_iter().take(SHOWN).map(|part| match part {
-        Part::Table => KernelObject::Table { table: table.clone() },
-        Part::Chain(chain) => KernelObject::Chain { table: table.clone(), chain },
-        Part::Set(set) => KernelObject::Set { table: table.clone(), set },
+        Part::Table(table) => KernelObject::Table { table: table.to_string() },
+        Part::Chain(chain) => KernelObject::Chain { table: table(&chain), chain },
+        Part::Set(set) => KernelObject::Set { table: table(&set), set },
     });
     let by = change.process.map(|(id, name)| Process { name, id });
     ForeignChange { by, objects: objects.collect(), more }

@@ -23,6 +23,7 @@ use nwfilter_xml::{MacAddr, PortDev};
 use crate::bridges::Bridge;
 use crate::class::{Action, Class, ClassMatch, ClassRule, Counted, HelperKind, Way};
 use crate::condition::{self, Condition, SAME_BYTES};
+use crate::host;
 use crate::kernel::expr::{
     CtKey, Dynset, DynsetOp, Expr, IFNAMSIZ, Limit, LimitOf, Load, Log, LogTo, MetaKey, ObjectKind, Register,
     Relation, Stateful, Verdict,
@@ -78,6 +79,16 @@ pub(crate) fn fixed<T: std::str::FromStr>(text: &str) -> T {
 /// The table.
 pub(crate) fn table() -> TableId {
     TableId::bridge(fixed(TABLE_NAME))
+}
+
+/// Both tables.
+pub(crate) fn tables() -> [TableId; 2] {
+    [table(), host::table()]
+}
+
+/// The table of the chain, set or object with this name.
+pub(crate) fn table_of(name: &str) -> TableId {
+    if host::is_name(name) { host::table() } else { table() }
 }
 
 /// The map from ports to their chains; for frames on their way to a guest, from its bridge and MAC address.

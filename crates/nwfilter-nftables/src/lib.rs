@@ -3,7 +3,8 @@
 //! [`Nftables`] writes the rulesets of ports to `table bridge nwfilter`, which filters frames of all protocols when they enter
 //! and leave the bridge. Ports of the same filter share chains, a *class*. A port's own values (MAC and IP addresses, any
 //! variable) are elements of sets, such as `vnet0 . 52:54:00:7b:35:93`. So attaching a port beside a thousand of the same filter
-//! adds a few elements, and redefining the filter replaces the chains of its class for all ports at once.
+//! adds a few elements, and redefining the filter replaces the chains of its class for all ports at once. `table inet nwfilter`
+//! assigns conntrack helpers to connections that the host itself opens to guests.
 //!
 //! ```no_run
 //! use nwfilter_nftables::Nftables;
@@ -27,6 +28,7 @@ mod choice;
 mod class;
 mod condition;
 mod held;
+mod host;
 pub mod kernel;
 mod layout;
 mod libvirts;

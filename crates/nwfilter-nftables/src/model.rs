@@ -1,4 +1,4 @@
-//! The contents of the table, as read from the kernel and updated by each commit.
+//! The contents of the tables, as read from the kernel and updated by each commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use crate::class::Way;
 use crate::kernel::expr::{IFNAMSIZ, Verdict};
 use crate::kernel::{
     Chain, ChainName, Element, ElementKey, ElementValue, InstalledTable, Object, ObjectName, Operation,
-    Place, Rule, Set, SetName, TableFlags, field,
+    Place, Rule, Set, SetName, TableFlags, TableId, field,
 };
-use crate::{layout, sets};
+use crate::{host, layout, sets};
 
-/// The contents of the table.
+/// The contents of both tables: a name tells [which](layout::table_of).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     /// Whether the table exists.
@@ -22,6 +22,8 @@ pub(crate) struct Model {
     pub(crate) flags: TableFlags,
     /// The netlink port of its owner, if it has one.
     pub(crate) owner: Option<u32>,
+    /// The table of the host's connections, if it exists.
+    pub(crate) host: Option<HostTable>,
     /// The chains and their rules.
     pub(crate) chains: BTreeMap<ChainName, (Chain, Vec<Rule>)>,
     /// The sets and maps.
@@ -42,7 +44,16 @@ pub(crate) struct Model {
     by_port: BTreeMap<Vec<u8>, BTreeSet<SetName>>,
 }
 
-/// A set of the table.
+/// How the table of the host's connections is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostTable {
+    /// Its flags.
+    pub(crate) flags: TableFlags,
+    /// The netlink port of its owner, if it has one.
+    pub(crate) owner: Option<u32>,
+}
+
+/// A set of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct HeldSet {
     pub(crate) set: Set,
@@ -51,18 +62,30 @@ pub(crate) struct HeldSet {
 
 impl Model {
     /// What was read.
-    pub(crate) fn of(table: Option<InstalledTable>) -> Self {
+    pub(crate) fn of(table: Option<InstalledTable>, host: Option<InstalledTable>) -> Self {
         let mut model = Self::default();
-        let Some(table) = table else { return model };
-        model.exists = true;
-        (model.flags, model.owner) = (table.flags, table.owner);
-        model.objects = table.objects;
-        for (name, chain) in table.chains {
+        if let Some(table) = table {
+            model.exists = true;
+            (model.flags, model.owner) = (table.flags, table.owner);
+            model.fill(table, |name| !host::is_name(name));
+        }
+        if let Some(table) = host {
+            model.host = Some(HostTable { flags: table.flags, owner: table.owner });
+            model.fill(table, host::is_name);
+        }
+        model
+    }
+
+    /// Takes the parts of a table whose names are those of this table.
+    fn fill(&mut self, table: InstalledTable, is_of_table: fn(&str) -> bool) {
+        let model = self;
+        model.objects.extend(table.objects.into_iter().filter(|(name, _)| is_of_table(name.as_str())));
+        for (name, chain) in table.chains.into_iter().filter(|(name, _)| is_of_table(name.as_str())) {
             let rules: Vec<Rule> = chain.rules.into_iter().map(|rule| rule.rule).collect();
             rules.iter().for_each(|rule| model.take_note(&name, rule));
             model.chains.insert(name, (chain.chain, rules));
         }
-        for (name, set) in table.sets {
+        for (name, set) in table.sets.into_iter().filter(|(name, _)| is_of_table(name.as_str())) {
             // Packets add the elements of these.
             let dynamic = set.set.flags.dynamic;
             if let Some(family) = sets::family_of(&set.set) {
@@ -76,7 +99,22 @@ impl Model {
                 set.elements.into_iter().for_each(|element| model.add_element(&name, element.element));
             }
         }
-        model
+    }
+
+    /// The tables that exist, with their flags and owners.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (TableId, TableFlags, Option<u32>)> {
+        let bridge = self.exists.then(|| (layout::table(), self.flags, self.owner));
+        let host = self.host.map(|held| (host::table(), held.flags, held.owner));
+        bridge.into_iter().chain(host)
+    }
+
+    /// Takes note of a table's owner.
+    pub(crate) fn owned(&mut self, table: &TableId, owner: u32) {
+        if *table == layout::table() {
+            self.owner = Some(owner);
+        } else if let Some(held) = &mut self.host {
+            held.owner = Some(owner);
+        }
     }
 
     /// The content of a set of the store. `None` if it does not exist, or has another type.
@@ -104,16 +142,27 @@ impl Model {
 
     /// The elements of a port in each set of a class.
     pub(crate) fn values(&self, port: &[u8]) -> BTreeMap<&SetName, BTreeSet<&Element>> {
-        let mut values = BTreeMap::new();
+        self.elements_of(port, |set| layout::class_of(set).is_some())
+    }
+
+    /// The servers of a port in each set of ports of the host's table.
+    pub(crate) fn servers(&self, port: &[u8]) -> BTreeMap<&SetName, BTreeSet<&Element>> {
+        self.elements_of(port, host::is_of_ports)
+    }
+
+    fn elements_of(
+        &self,
+        port: &[u8],
+        is_asked: impl Fn(&str) -> bool,
+    ) -> BTreeMap<&SetName, BTreeSet<&Element>> {
+        let mut elements = BTreeMap::new();
         for name in self.by_port.get(port).into_iter().flatten() {
-            let Some(held) = self.sets.get(name).filter(|_| layout::class_of(name.as_str()).is_some()) else {
-                continue;
-            };
+            let Some(held) = self.sets.get(name).filter(|_| is_asked(name.as_str())) else { continue };
             let behind = held.elements.range(ElementKey::One(port.to_vec())..);
             let own = behind.take_while(|(key, _)| port_of(key) == Some(port));
-            values.insert(name, own.map(|(_, element)| element).collect());
+            elements.insert(name, own.map(|(_, element)| element).collect());
         }
-        values
+        elements
     }
 
     /// The number of map elements that lead to a class.
@@ -177,20 +226,23 @@ impl Model {
         self.sets.keys().filter(move |name| layout::class_of(name.as_str()) == Some(class))
     }
 
-    /// A transaction that recreates the table with these flags: an existing table without an owner cannot be claimed.
-    pub(crate) fn made_again(&self, flags: TableFlags) -> Vec<Operation> {
-        let table = layout::table;
+    /// A transaction that recreates a table with these flags: an existing table without an owner cannot be claimed.
+    pub(crate) fn made_again(&self, again: &TableId, flags: TableFlags) -> Vec<Operation> {
+        let table = || again.clone();
+        let is_of_table = |name: &str| host::is_name(name) == (*again == host::table());
         let mut operations =
             vec![Operation::DeleteTable { table: table() }, Operation::AddTable { table: table(), flags }];
-        let objects = self.objects.values();
+        let objects = self.objects.values().filter(|object| is_of_table(object.name().as_str()));
         operations
             .extend(objects.map(|object| Operation::AddObject { table: table(), object: object.clone() }));
-        let sets: Vec<_> = self.sets.values().map(|held| (Arc::new(held.set.clone()), held)).collect();
+        let sets = self.sets.values().filter(|held| is_of_table(held.set.name.as_str()));
+        let sets: Vec<_> = sets.map(|held| (Arc::new(held.set.clone()), held)).collect();
         operations.extend(sets.iter().map(|(set, _)| Operation::AddSet { table: table(), set: set.clone() }));
-        let chains = self.chains.values();
-        operations
-            .extend(chains.map(|(chain, _)| Operation::AddChain { table: table(), chain: chain.clone() }));
-        for (name, (_, rules)) in &self.chains {
+        let chains = || self.chains.iter().filter(|(name, _)| is_of_table(name.as_str()));
+        operations.extend(
+            chains().map(|(_, (chain, _))| Operation::AddChain { table: table(), chain: chain.clone() }),
+        );
+        for (name, (_, rules)) in chains() {
             operations.extend(rules.iter().map(|rule| Operation::AddRule {
                 table: table(),
                 chain: name.clone(),
@@ -209,8 +261,14 @@ impl Model {
     /// Applies a committed transaction.
     pub(crate) fn carry_out(&mut self, operation: Operation) {
         match operation {
+            Operation::AddTable { table, flags } if table == host::table() => {
+                self.host = Some(HostTable { flags, owner: None });
+            }
             Operation::AddTable { flags, .. } => (self.exists, self.flags) = (true, flags),
-            Operation::DeleteTable { .. } => *self = Self::default(),
+            Operation::DeleteTable { table } if table == host::table() => {
+                self.take_host();
+            }
+            Operation::DeleteTable { .. } => *self = self.take_host(),
             Operation::AddChain { chain, .. } => {
                 self.chains.entry(chain.name.clone()).or_insert_with(|| (chain, Vec::new()));
             }
@@ -271,6 +329,26 @@ impl Model {
         }
     }
 
+    /// Takes the host's table out.
+    fn take_host(&mut self) -> Self {
+        let mut taken = Self { host: self.host.take(), ..Self::default() };
+        (taken.chains, self.chains) =
+            std::mem::take(&mut self.chains).into_iter().partition(|(name, _)| host::is_name(name.as_str()));
+        (taken.objects, self.objects) =
+            std::mem::take(&mut self.objects).into_iter().partition(|(name, _)| host::is_name(name.as_str()));
+        let names: Vec<SetName> =
+            self.sets.keys().filter(|name| host::is_name(name.as_str())).cloned().collect();
+        for name in names {
+            let Some(held) = self.sets.get(&name) else { continue };
+            let (set, elements) = (held.set.clone(), held.elements.values().cloned().collect::<Vec<_>>());
+            elements.iter().for_each(|element| self.delete_element(&name, element));
+            self.sets.remove(&name);
+            taken.sets.insert(name.clone(), HeldSet { set, elements: BTreeMap::new() });
+            elements.into_iter().for_each(|element| taken.add_element(&name, element));
+        }
+        taken
+    }
+
     fn change_content(&mut self, set: &Set, add: &[Element], delete: &[Element]) {
         let (Some(content), Some(family)) = (self.contents.get_mut(&set.name), sets::family_of(set)) else {
             return;
@@ -327,8 +405,9 @@ type PortKey = [u8; IFNAMSIZ];
 /// The port that an element of a set is of.
 fn port_in(set: &SetName, element: &Element) -> Option<PortKey> {
     match set.as_str() {
-        // A bridge is not a port.
+        // A bridge is not a port, nor is a server.
         layout::ZONE_0 => None,
+        name if host::is_name(name) && !host::is_of_ports(name) => None,
         layout::TOWARD_GUEST => field::ifname(element.comment.as_ref()?.as_str()),
         _ => port_of(&element.key)?.try_into().ok(),
     }

@@ -1,4 +1,6 @@
-//! Plans the transactions from the current table to the desired state.
+//! Plans the transactions from the current tables to the desired state.
+
+mod host_table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
@@ -12,9 +14,10 @@ use nwfilter_xml::{MacAddr, PortDev, SetName};
 
 use crate::bridges;
 use crate::class::{BY_PORT, Class, Values, Way};
+use crate::host::{self, Server, ServerKind};
 use crate::kernel::{
-    Chain, ChainName, Element, ElementKey, Expr, ObjectName, Operation, Place, Rule, Set,
-    SetName as TableSet, TableFlags, Transaction,
+    Chain, ChainName, Element, ElementKey, Expr, Object, ObjectName, Operation, Place, Rule, Set,
+    SetName as TableSet, TableFlags, TableId, Transaction,
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
@@ -22,10 +25,19 @@ use crate::sets;
 
 /// The desired state of a port.
 pub(crate) enum Wanted {
-    /// The rules of a class, with these values, for a guest of this MAC address.
-    Class(Arc<Rendered>, Values, Option<MacAddr>),
+    /// The rules of a class, with these values, for this guest.
+    Class(Arc<Rendered>, Values, Guest),
     /// No rules.
     Gone,
+}
+
+/// What is known of a guest.
+#[derive(Default)]
+pub(crate) struct Guest {
+    /// Its MAC address.
+    pub(crate) mac: Option<MacAddr>,
+    /// Its servers that need conntrack helpers, sorted.
+    pub(crate) servers: Vec<Server>,
 }
 
 /// The classes of a batch, each once.
@@ -123,7 +135,9 @@ pub(crate) fn plan(
     let unused = unused(model, wanted);
     let parts = wanted.values().map(|wanted| match wanted {
         // A place in both maps, and the values.
-        Wanted::Class(_, values, _) => 2 + values.iter().map(BTreeSet::len).sum::<usize>(),
+        Wanted::Class(_, values, guest) => {
+            2 + values.iter().map(BTreeSet::len).sum::<usize>() + 2 * guest.servers.len()
+        }
         Wanted::Gone => 2,
     });
     let is_huge = parts.sum::<usize>() > MANY;
@@ -142,6 +156,7 @@ pub(crate) fn plan(
         planner.remove_unused();
         planner.sets_that_go();
     }
+    planner.host_table();
     let in_steps = is_huge || wanted.iter().any(|(port, wanted)| moves(model, port, wanted));
     let Planner { mut plan, steps, .. } = planner;
     if in_steps {
@@ -170,8 +185,12 @@ fn wrong_sets(model: &Model, wanted: &BTreeMap<PortDev, Wanted>) -> BTreeSet<Tab
         Wanted::Gone => None,
     });
     let own = classes.flat_map(|class| class.sets.iter().chain(&class.counted));
+    let of_host = match model.host {
+        Some(_) => ServerKind::all().flat_map(|kind| [kind.servers(), kind.ports()]).collect(),
+        None => Vec::new(),
+    };
     let is_wrong = |set: &&Arc<Set>| model.sets.get(&set.name).is_some_and(|held| held.set != ***set);
-    shared.iter().chain(own).filter(is_wrong).map(|set| set.name.clone()).collect()
+    shared.iter().chain(own).chain(&of_host).filter(is_wrong).map(|set| set.name.clone()).collect()
 }
 
 /// What `plan` makes of the table without these sets and the rules of chains that look into them, all of which go first.
@@ -186,12 +205,13 @@ fn mended(model: &Model, wrong: &BTreeSet<TableSet>, plan: impl FnOnce(&Model) -
     };
     let chains = model.chains.iter().filter(|(_, (_, rules))| rules.iter().any(looks));
     let flushed = chains.map(|(name, _)| {
-        let operation = Operation::FlushChain { table: layout::table(), chain: name.clone() };
+        let operation = Operation::FlushChain { table: layout::table_of(name.as_str()), chain: name.clone() };
         (operation, chain_object(name))
     });
     let deleted = wrong.iter().map(|set| {
-        let object = KernelObject::Set { table: layout::TABLE.into(), set: set.to_string() };
-        (Operation::DeleteSet { table: layout::table(), set: set.clone() }, object)
+        let table = layout::table_of(set.as_str());
+        let object = KernelObject::Set { table: table.to_string(), set: set.to_string() };
+        (Operation::DeleteSet { table, set: set.clone() }, object)
     });
     for (operation, object) in flushed.chain(deleted) {
         mended.carry_out(operation.clone());
@@ -282,13 +302,17 @@ fn moves(model: &Model, port: &PortDev, wanted: &Wanted) -> bool {
 /// What takes a transaction back that leads frames elsewhere, or adds what they are led to.
 pub(crate) fn taken_back(transaction: &Transaction<Cause>, before: &Model) -> Transaction<Cause> {
     let mut back: [Vec<(Operation, Cause)>; 6] = Default::default();
-    if let Some((Operation::AddTable { table, .. }, cause)) = transaction.operations().first() {
-        let mut transaction = Transaction::new();
-        transaction.push(Operation::DeleteTable { table: table.clone() }, cause.clone());
-        return transaction;
-    }
+    let mut transaction_back = Transaction::new();
+    let is_new = |of: &TableId| before.tables().all(|(held, ..)| held != *of);
     for (operation, cause) in transaction.operations() {
-        let table = layout::table();
+        let table = operation.table().clone();
+        if is_new(&table) {
+            // What is in a table goes with it.
+            if matches!(operation, Operation::AddTable { .. }) {
+                transaction_back.push(Operation::DeleteTable { table }, cause.clone());
+            }
+            continue;
+        }
         let (order, operation) = match operation {
             Operation::AddElements { set, elements, .. } if before.sets.contains_key(&set.name) => {
                 (0, Operation::DeleteElements { table, set: set.clone(), elements: elements.clone() })
@@ -316,17 +340,16 @@ pub(crate) fn taken_back(transaction: &Transaction<Cause>, before: &Model) -> Tr
         };
         back[order].push((operation, cause.clone()));
     }
-    let mut transaction = Transaction::new();
-    transaction.extend(back.into_iter().flatten());
-    transaction
+    transaction_back.extend(back.into_iter().flatten());
+    transaction_back
 }
 
 pub(crate) fn chain_object(chain: &ChainName) -> KernelObject {
-    KernelObject::Chain { table: layout::TABLE.into(), chain: chain.to_string() }
+    KernelObject::Chain { table: layout::table_of(chain.as_str()).to_string(), chain: chain.to_string() }
 }
 
 fn set_object(set: &Set) -> KernelObject {
-    KernelObject::Set { table: layout::TABLE.into(), set: set.name.to_string() }
+    KernelObject::Set { table: layout::table_of(set.name.as_str()).to_string(), set: set.name.to_string() }
 }
 
 impl Planner<'_> {
@@ -420,7 +443,8 @@ impl Planner<'_> {
             return true;
         }
         let cause = self.cause(port, set_object(set));
-        self.push(Step::Prepare, Operation::AddSet { table: layout::table(), set: set.clone() }, cause);
+        let table = layout::table_of(set.name.as_str());
+        self.push(Step::Prepare, Operation::AddSet { table, set: set.clone() }, cause);
         false
     }
 
@@ -428,7 +452,7 @@ impl Planner<'_> {
     fn chain(&mut self, chain: Chain, rules: &[(Rule, Origin)], ports: &[&PortDev]) {
         let name = chain.name.clone();
         let object = chain_object(&name);
-        let (table, model) = (layout::table(), self.model);
+        let (table, model) = (layout::table_of(name.as_str()), self.model);
         let held = model.chains.get(&name);
         if held.is_some_and(|(held, held_rules)| {
             *held == chain
@@ -587,7 +611,7 @@ impl Planner<'_> {
         }
     }
 
-    fn adds_object(&self, object: &crate::kernel::Object) -> bool {
+    fn adds_object(&self, object: &Object) -> bool {
         let mut operations = self.steps[Step::Prepare as usize].operations().iter();
         operations.any(|(operation, _)| matches!(operation, Operation::AddObject { object: added, .. } if added == object))
     }
@@ -680,7 +704,7 @@ impl Planner<'_> {
         let answering: BTreeMap<&PortDev, (&ChainName, Option<MacAddr>)> = wanted
             .iter()
             .filter_map(|(port, wanted)| match wanted {
-                Wanted::Class(class, _, mac) => Some((port, (class.toward.as_ref()?, *mac))),
+                Wanted::Class(class, _, guest) => Some((port, (class.toward.as_ref()?, guest.mac))),
                 Wanted::Gone => None,
             })
             .collect();
@@ -765,7 +789,7 @@ impl Planner<'_> {
                     .collect::<Vec<_>>()
             };
             let (delete, add) = (of_group(&mut delete), of_group(&mut add));
-            let (table, set, cause) = (layout::table(), set.clone(), cause.clone());
+            let (table, set, cause) = (layout::table_of(set.name.as_str()), set.clone(), cause.clone());
             if !delete.is_empty() {
                 let (table, set) = (table.clone(), set.clone());
                 self.push(step, Operation::DeleteElements { table, set, elements: delete }, cause.clone());
@@ -808,7 +832,9 @@ impl Planner<'_> {
                 _ => None,
             }));
         }
-        for object in model.objects.values().filter(|object| !used.contains(object.name())) {
+        let is_unused =
+            |object: &&Object| !host::is_name(object.name().as_str()) && !used.contains(object.name());
+        for object in model.objects.values().filter(is_unused) {
             let cause = self.cause(None, KernelObject::Table { table: layout::TABLE.into() });
             self.push(
                 Step::Clean,
@@ -902,7 +928,7 @@ mod tests {
     use crate::class;
     use crate::kernel::Comment;
 
-    /// Ports that send with their own address only, and nothing of a protocol.
+    /// Ports that send with their own address only, and nothing of a protocol. Each third has a server that needs a helper.
     fn wanted(ports: u16, protocol: u16) -> BTreeMap<PortDev, Wanted> {
         let mut classes = Classes::default();
         let ports = (0..ports).map(|number| {
@@ -915,7 +941,11 @@ mod tests {
             let mut ruleset = Ruleset::default();
             ruleset.ethernet.from_guest = Some(EthernetSide::of_rules(rules));
             let (class, values) = class::of(&ruleset).unwrap();
-            (format!("vnet{number}").parse().unwrap(), Wanted::Class(classes.rendered(&class), values, None))
+            let kind = ServerKind::all().next().unwrap();
+            let address = std::net::Ipv4Addr::new(10, 0, high, low).into();
+            let server = (number % 3 == 0).then_some(Server { kind, address, port: protocol });
+            let guest = Guest { mac: None, servers: server.into_iter().collect() };
+            (format!("vnet{number}").parse().unwrap(), Wanted::Class(classes.rendered(&class), values, guest))
         });
         ports.collect()
     }
@@ -929,7 +959,7 @@ mod tests {
     }
 
     fn content(model: &Model) -> String {
-        format!("{:?}", (model.exists, &model.chains, &model.sets, &model.objects))
+        format!("{:?}", (model.exists, &model.host, &model.chains, &model.sets, &model.objects))
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn an_owned_table_belongs_to_its_connection() -> Result<()> {
 fn changes_of_the_table_are_reported_with_the_process_that_made_them() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     in_namespace(|host, connection| {
-        let mut monitor = Monitor::open(table())?;
+        let mut monitor = Monitor::open([table()])?;
         connection.commit(&untagged([add_table(table()), add_chain("a")]), None)?;
         let other = TableId::bridge("other".parse()?);
         connection.commit(&untagged([add_table(other)]), None)?;
@@ -210,7 +210,7 @@ fn changes_of_the_table_are_reported_with_the_process_that_made_them() -> Result
         let events = monitor.events()?;
         let [Event::Changed(own), Event::Changed(foreign)] = &events[..] else { panic!("{events:?}") };
         assert_eq!(own.port, connection.port());
-        assert_eq!(own.parts, [Part::Table, Part::Chain("a".into())].into());
+        assert_eq!(own.parts, [Part::Table(table()), Part::Chain("a".into())].into());
         assert_ne!(foreign.port, connection.port());
         assert_eq!(foreign.process.as_ref().map(|(_, name)| &**name), Some("nft"));
         assert_eq!(foreign.parts, [Part::Chain("a".into()), Part::Set("s".into())].into());

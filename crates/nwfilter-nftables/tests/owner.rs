@@ -189,6 +189,35 @@ fn a_process_changes_an_owned_table_by_asking_its_owner() {
 }
 
 #[test]
+fn the_table_of_the_hosts_connections_is_owned_and_changed_as_the_other() {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
+    let lab = Lab::new();
+    let (owner, other) = (lab.owner(), lab.asking());
+    // A guest's FTP server, as a process left it that did not own the table.
+    let left = "table inet nwfilter {
+        set host-ftp-tcp-ipv4 { type ipv4_addr . inet_service; elements = { 10.0.0.2 . 21 }; }
+        set host-ftp-tcp-ipv4-ports { type ifname . ipv4_addr . inet_service; elements = { tap9 . 10.0.0.2 . 21 }; }
+    }";
+    lab.host.run(&["nft", left]).unwrap();
+    lab.apply(&owner, &guest()).unwrap();
+    lab.flush();
+    if !persists() {
+        assert_eq!(lab.table(), "");
+    } else {
+        assert!(
+            ["bridge", "inet"].iter().all(|family| lab.table().contains(&format!("table {family} nwfilter")))
+        );
+        let chain = lab.host.run(&["nft", "list", "chain", "inet", "nwfilter", "host-output"]).unwrap();
+        assert!(chain.contains("@host-ftp-tcp-ipv4 ct helper set \"host-ftp-tcp\""), "{chain}");
+    }
+    let mut gone = guest();
+    gone.remove("tap9".parse().unwrap());
+    lab.apply(&other, &gone).unwrap();
+    assert_eq!(lab.table(), "table bridge nwfilter\n");
+    assert!(lab.is_filtered());
+}
+
+#[test]
 fn a_process_that_cannot_find_the_owners_socket_is_refused_with_advice() {
     skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
     if !persists() {

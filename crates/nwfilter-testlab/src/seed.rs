@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::frames::{self, Arp, tcp_flags};
-use crate::{Ends, Guest, Host, Mac, Process, Service, Tap};
+use crate::{Ends, Guest, Host, Mac, Netns, Process, Service, Tap};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -191,13 +191,23 @@ impl SeedLab {
         self.curl(&[&format!("http://{SERVER}/file")])
     }
 
+    /// Whether the host itself gets the file by FTP from the guest, in active or passive mode, unchanged. The bridge needs an
+    /// address.
+    pub fn ftp_of_host(&self, active: bool) -> Result<bool> {
+        let mode: &[&str] = if active { &["--ftp-port", "-"] } else { &["--ftp-pasv"] };
+        self.curl_in(self.host.netns(), &[mode, &[&format!("ftp://{SERVER}/file")]].concat())
+    }
+
     /// Whether the client gets the file, unchanged.
     fn curl(&self, args: &[&str]) -> Result<bool> {
+        self.curl_in(&self.client, args)
+    }
+
+    fn curl_in(&self, netns: &Netns, args: &[&str]) -> Result<bool> {
         let got = tempfile::NamedTempFile::new()?;
         let path = got.path().to_str().context("path is no text")?;
         let limits = ["--silent", "--connect-timeout", "3", "--max-time", "8", "--output", path];
-        let status =
-            self.client.command("curl").args(limits).args(args).status().context("cannot run curl")?;
+        let status = netns.command("curl").args(limits).args(args).status().context("cannot run curl")?;
         Ok(status.success() && fs::read(got.path())? == self.file)
     }
 

@@ -116,8 +116,8 @@ pub struct BatchHead {
     pub generation: Option<u32>,
 }
 
-/// Reads a batch of another process, which must do nothing but change one table. The error says what else it does.
-pub fn check_batch(batch: &[u8], table: &TableId) -> Result<BatchHead, Error> {
+/// Reads a batch of another process, which must do nothing but change these tables. The error says what else it does.
+pub fn check_batch(batch: &[u8], tables: &[TableId]) -> Result<BatchHead, Error> {
     let mut head = None;
     let mut ended = false;
     for message in messages(batch) {
@@ -132,8 +132,12 @@ pub fn check_batch(batch: &[u8], table: &TableId) -> Result<BatchHead, Error> {
             (Some(_), _) if !ended && CHANGES.contains(&(kind ^ (libc::NFNL_SUBSYS_NFTABLES << 8))) => {
                 // Table, chain, rule, set, element or object: the first attribute of each is the table's name.
                 let name = attributes.str(TABLE_NAME);
-                if family != family_number(table.family) || name != Some(table.name.as_str()) {
-                    return Err(malformed(format!("it is about another table than {table}")));
+                let is_of = |table: &TableId| {
+                    family == family_number(table.family) && name == Some(table.name.as_str())
+                };
+                if !tables.iter().any(is_of) {
+                    let names: Vec<_> = tables.iter().map(TableId::to_string).collect();
+                    return Err(malformed(format!("it is about another table than {}", names.join(" and "))));
                 }
             }
             _ => return Err(malformed(format!("a message of type {kind:#x} is none of a batch"))),

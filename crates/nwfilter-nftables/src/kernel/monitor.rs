@@ -26,14 +26,14 @@ const GEN_PROCESS: u16 = 2;
 /// `NFTA_GEN_PROC_NAME`
 const GEN_PROGRAM: u16 = 3;
 
-/// What the kernel tells of a table from now on.
+/// What the kernel tells of some tables from now on.
 ///
 /// Wait for its descriptor to be readable, then ask for the [`events`](Self::events).
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
-    table: TableId,
+    tables: Vec<TableId>,
     /// What is known of the transaction that is being told.
     parts: BTreeSet<Part>,
     /// The generation that the last transaction that was told made, of whatever table.
@@ -43,13 +43,13 @@ pub struct Monitor {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A transaction changed the table.
+    /// A transaction changed a table.
     Changed(Change),
-    /// More happened than could be told: read the table again.
+    /// More happened than could be told: read the tables again.
     Missed,
 }
 
-/// A transaction that changed the table.
+/// A transaction that changed a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The generation of the rules that it made.
@@ -65,8 +65,8 @@ pub struct Change {
 /// A part of a table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// The table itself, or an object of it.
-    Table,
+    /// A table itself, or an object of it.
+    Table(TableId),
     /// A chain, or rules of it.
     Chain(String),
     /// A set or map, or elements of it.
@@ -75,14 +75,15 @@ pub enum Part {
 
 impl Monitor {
     /// Listens in the network namespace of the calling thread.
-    pub fn open(table: TableId) -> Result<Self, Error> {
+    pub fn open(tables: impl IntoIterator<Item = TableId>) -> Result<Self, Error> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
             setsockopt(&socket, RcvBuf, &BACKLOG).map_err(io::Error::from)?;
         }
         socket.set_non_blocking(true)?;
         socket.bind(&SocketAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
-        Ok(Self { socket, buffer: vec![0; 64 << 10], table, parts: BTreeSet::new(), generation: None })
+        let tables = tables.into_iter().collect();
+        Ok(Self { socket, buffer: vec![0; 64 << 10], tables, parts: BTreeSet::new(), generation: None })
     }
 
     /// The generation that the last transaction made which was told by now, of whatever table; `None` if none was.
@@ -97,7 +98,7 @@ impl Monitor {
             match receive_now(&self.socket, &mut self.buffer) {
                 Ok(Some(len)) => {
                     for message in messages(&self.buffer[..len]) {
-                        let told = take(&message?, &self.table, &mut self.parts)?;
+                        let told = take(&message?, &self.tables, &mut self.parts)?;
                         let Some(change) = told else { continue };
                         self.generation = Some(change.generation);
                         // Most are of other tables.
@@ -122,18 +123,21 @@ impl AsFd for Monitor {
 
 /// Takes note of a message; gives the change that it ends. The kernel tells each transaction's changes, then who made
 /// them.
-fn take(message: &Message<'_>, table: &TableId, parts: &mut BTreeSet<Part>) -> Result<Option<Change>, Error> {
+fn take(
+    message: &Message<'_>,
+    tables: &[TableId],
+    parts: &mut BTreeSet<Part>,
+) -> Result<Option<Change>, Error> {
     if i32::from(message.kind) >> 8 != libc::NFNL_SUBSYS_NFTABLES {
         return Ok(None);
     }
     let kind = i32::from(message.kind) & 0xff;
     let (family, attributes) = message.family()?;
     if kind != libc::NFT_MSG_NEWGEN {
-        let ours =
-            family == family_number(table.family) && attributes.str(TABLE) == Some(table.name.as_str());
-        if ours {
-            parts.insert(part(kind, attributes));
-        }
+        let ours = tables.iter().find(|table| {
+            family == family_number(table.family) && attributes.str(TABLE) == Some(table.name.as_str())
+        });
+        parts.extend(ours.map(|table| part(kind, attributes, table)));
         return Ok(None);
     }
     let parts = std::mem::take(parts);
@@ -146,7 +150,7 @@ fn take(message: &Message<'_>, table: &TableId, parts: &mut BTreeSet<Part>) -> R
     }))
 }
 
-fn part(kind: i32, attributes: Attributes<'_>) -> Part {
+fn part(kind: i32, attributes: Attributes<'_>, table: &TableId) -> Part {
     let chain = |kind| attributes.str(kind).map(|name| Part::Chain(name.into()));
     let set = |kind| attributes.str(kind).map(|name| Part::Set(name.into()));
     let part = match kind {
@@ -156,5 +160,5 @@ fn part(kind: i32, attributes: Attributes<'_>) -> Part {
         libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => set(LIST_SET),
         _ => None,
     };
-    part.unwrap_or(Part::Table)
+    part.unwrap_or_else(|| Part::Table(table.clone()))
 }
