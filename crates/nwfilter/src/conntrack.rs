@@ -188,6 +188,15 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// An answer as the guest sees it, whose addresses the host does not translate.
+    pub(crate) fn answer(&self) -> Flow {
+        let Flow { protocol, source, destination, ports, .. } = self.original;
+        let ports = ports.map(|(from, to)| (to, from));
+        Flow { protocol, source: destination, destination: source, ports, icmp: self.reply.icmp }
+    }
+}
+
 /// The value of an attribute.
 fn value(attribute: &impl Nla) -> Vec<u8> {
     let mut bytes = vec![0; attribute.value_len()];
@@ -285,5 +294,98 @@ impl Serialize for Flow {
         }
         let (source, destination) = self.ends();
         Shown { protocol: self.protocol_name(), source, destination }.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test fails by panicking.
+pub(crate) mod tests {
+    use super::*;
+
+    /// A connection of TCP, or of UDP, as `10.0.0.9:1000` and `10.0.0.2:22`.
+    pub(crate) fn entry(protocol: u8, zone: u16, source: &str, destination: &str) -> Entry {
+        let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
+        let (from, to) = (end(source), end(destination));
+        let flow = |from: std::net::SocketAddr, to: std::net::SocketAddr| Flow {
+            protocol,
+            source: from.ip(),
+            destination: to.ip(),
+            ports: Some((from.port(), to.port())),
+            icmp: None,
+        };
+        let (original, reply) = (flow(from, to), flow(to, from));
+        Entry { zone, original, reply, master: None, is_expected: false, key: Vec::new() }
+    }
+
+    #[test]
+    fn a_connection_is_read_with_its_zone_and_the_one_that_announced_it() {
+        use netlink_packet_core::{DefaultNla, Emitable};
+        let tuple = |from: [u8; 4], to: [u8; 4], proto: Vec<ProtoTuple>| {
+            let addresses = vec![
+                IPTuple::SourceAddress(IpAddr::from(from)),
+                IPTuple::DestinationAddress(IpAddr::from(to)),
+            ];
+            vec![Tuple::Ip(addresses), Tuple::Proto(proto)]
+        };
+        let ports = |from, to| {
+            vec![
+                ProtoTuple::Protocol(protocol::TCP.into()),
+                ProtoTuple::SourcePort(from),
+                ProtoTuple::DestinationPort(to),
+            ]
+        };
+        let (guest, peer) = ([10, 0, 0, 2], [10, 0, 0, 9]);
+        let master = tuple(peer, guest, ports(40_000, 21));
+        let mut bytes = vec![0; master.as_slice().buffer_len()];
+        master.as_slice().emit(&mut bytes);
+        let read = Entry::of(vec![
+            ConntrackAttribute::CtaTupleOrig(tuple(guest, peer, ports(20, 40_001))),
+            ConntrackAttribute::CtaTupleReply(tuple(peer, guest, ports(40_001, 20))),
+            ConntrackAttribute::CtaStatus(Status::Expected | Status::SeenReply),
+            ConntrackAttribute::Other(DefaultNla::new(ZONE, vec![0x12, 0x34])),
+            ConntrackAttribute::Other(DefaultNla::new(MASTER | 0x8000, bytes)),
+        ])
+        .unwrap();
+        let master = entry(protocol::TCP, 0, "10.0.0.9:40000", "10.0.0.2:21").original;
+        assert_eq!((read.zone, read.master, read.is_expected), (0x1234, Some(master), true));
+        assert_eq!(read.original.to_string(), "tcp 10.0.0.2:20 → 10.0.0.9:40001");
+
+        let echo = |kind| {
+            let other = |number, bytes: &[u8]| ProtoTuple::Other(DefaultNla::new(number, bytes.to_vec()));
+            let number = ProtoTuple::Protocol(protocol::ICMP.into());
+            vec![number, other(4, &[0x01, 0x02]), other(5, &[kind]), other(6, &[0])]
+        };
+        let read = Entry::of(vec![
+            ConntrackAttribute::CtaTupleOrig(tuple(guest, peer, echo(8))),
+            ConntrackAttribute::CtaTupleReply(tuple(peer, guest, echo(0))),
+        ])
+        .unwrap();
+        assert_eq!((read.original.icmp, read.answer().icmp), (Some((8, 0, 0x102)), Some((0, 0, 0x102))));
+    }
+
+    #[test]
+    fn no_more_connections_are_read_than_the_limit() {
+        use nwfilter_testlab::{Host, Need, skip_unless};
+        skip_unless!(Need::Root, Need::Tool("conntrack"), Need::Tool("ip"));
+        let host = Host::new().unwrap();
+        for port in ["1", "2", "3"] {
+            let line = format!(
+                "conntrack -I -p udp -s 10.0.0.{port} -d 10.0.0.9 --sport 5{port} --dport 53 -t 60 -w 7"
+            );
+            host.run(&line.split(' ').collect::<Vec<_>>()).unwrap();
+        }
+        host.enter(|| {
+            let mut conntrack = Conntrack::open().unwrap();
+            let (read, all) = conntrack.read(2, |_| true).unwrap();
+            assert_eq!((read.len(), all), (2, false));
+            let (read, all) = conntrack.read(3, |_| true).unwrap();
+            assert_eq!((read.len(), all), (3, true));
+            let first = read.iter().find(|entry| entry.original.ports == Some((51, 53))).unwrap();
+            assert_eq!((first.zone, first.original.to_string()), (7, "udp 10.0.0.1:51 → 10.0.0.9:53".into()));
+            assert_eq!(first.answer(), first.reply);
+            assert!(conntrack.end(first, Ending::Forget).unwrap());
+            assert!(!conntrack.end(first, Ending::Forget).unwrap(), "it is gone");
+            assert_eq!(conntrack.read(9, |entry| entry.zone == 7).unwrap().0.len(), 2);
+        });
     }
 }

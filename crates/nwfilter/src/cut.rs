@@ -289,10 +289,12 @@ impl PortRules {
     /// The way of the first packet of a connection through this port; `None` if it does not go there.
     fn way_of(&self, entry: &Entry, local: &BTreeSet<IpAddr>) -> Option<Way> {
         let Flow { source, destination, .. } = entry.original;
-        let with_host = local.contains(&destination);
-        // What the host itself sends does not meet rules on IP packets, and where it translates addresses, it sends.
+        // It ends at the host, or the host translates its source: then the host's stack sees it, whose zone is 0.
+        let with_host = local.contains(&destination) || entry.reply.destination != source;
+        // What the host itself sends does not meet rules on IP packets, and where it translates the destination, it sends.
         let from_host = local.contains(&source) || entry.reply.source != destination;
-        if entry.zone != self.zone && !(entry.zone == 0 && with_host) || with_host && !self.with_host {
+        let is_near = entry.zone == self.zone || entry.zone == 0 && with_host;
+        if !is_near || with_host && !self.with_host {
             return None;
         }
         if self.addresses.contains(&source) {
@@ -321,7 +323,7 @@ impl PortRules {
         };
         let begins = if is_announced { State::Related } else { State::New };
         let (first, next, answer) =
-            (packet(&entry.original, true), packet(&entry.original, false), packet(&entry.reply, false));
+            (packet(&entry.original, true), packet(&entry.original, false), packet(&entry.answer(), false));
         if self.passes(way, &first, Connection::new(begins, Original))?
             || !self.passes(way, &next, Connection::new(State::Established, Original))?
                 && !self.passes(back, &answer, Connection::new(State::Established, Reply))?
@@ -402,4 +404,103 @@ fn local_addresses() -> BTreeSet<IpAddr> {
         v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
     };
     interfaces.filter_map(address).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A test fails by panicking.
+mod tests {
+    use super::*;
+    use crate::conntrack::tests::entry;
+
+    const HOST: &str = "10.0.0.1";
+
+    /// A port in zone 7 with the guest 10.0.0.2, whose rules let established connections go on.
+    fn port(rules: &str) -> PortRules {
+        let filter = format!(
+            "<filter name='f'><rule action='accept' direction='inout' priority='100'><all state='ESTABLISHED'/></rule>
+             {rules}<rule action='drop' direction='inout' priority='900'><all/></rule></filter>"
+        );
+        let filter = nwfilter_xml::read_filter("f.xml", &filter).into_result().unwrap();
+        let binding = nwfilter_xml::Binding::builder()
+            .owner("vm", nwfilter_xml::Uuid::from_u128(1))
+            .port("p0")
+            .mac("52:54:00:7b:35:93")
+            .filter("f")
+            .build()
+            .unwrap();
+        let filters = BTreeMap::from([(filter.name.clone(), filter)]);
+        PortRules {
+            ruleset: nwfilter_rules::instantiate(&filters, &binding).unwrap(),
+            port: binding.port,
+            sets: IpSets::default(),
+            mac: binding.mac,
+            addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]),
+            zone: 7,
+            with_host: true,
+        }
+    }
+
+    fn judged(port: &PortRules, entry: &Entry, is_announced: bool) -> Option<Judgement> {
+        let way = port.way_of(entry, &BTreeSet::from([HOST.parse().unwrap()]))?;
+        Some(port.judge(entry, way, is_announced))
+    }
+
+    const SSH: &str = "<rule action='accept' direction='in'><tcp dstportstart='22' state='NEW'/></rule>";
+    const OPENS: &str = "<rule action='accept' direction='out'><all state='NEW'/></rule>";
+
+    #[test]
+    fn only_what_could_not_begin_is_ended_and_what_could_be_taken_up_is_stalled() {
+        use Judgement::{End, Leave};
+        let (tcp, udp) = (protocol::TCP, protocol::UDP);
+        let to = |protocol, port: u16| entry(protocol, 7, "10.0.0.9:1000", &format!("10.0.0.2:{port}"));
+        let of = |protocol, port: u16| entry(protocol, 7, "10.0.0.2:1000", &format!("10.0.0.9:{port}"));
+        for (rules, entry, expected) in [
+            (SSH.to_owned(), to(tcp, 22), Leave),
+            (SSH.to_owned(), to(tcp, 80), End(Ending::Forget)),
+            (SSH.to_owned(), of(tcp, 80), End(Ending::Forget)),
+            (SSH.to_owned() + OPENS, to(tcp, 80), End(Ending::Stall)),
+            (SSH.to_owned() + OPENS, to(udp, 53), End(Ending::Forget)),
+            (SSH.to_owned() + OPENS, of(tcp, 80), Leave),
+        ] {
+            assert_eq!(judged(&port(&rules), &entry, false), Some(expected), "{rules} {}", entry.original);
+        }
+        // Rules that refuse established packets, too, have ended it: forgotten, it could begin again.
+        let stops = "<rule action='drop' direction='inout' priority='50'><tcp srcipaddr='10.0.0.9'/></rule>
+            <rule action='drop' direction='inout' priority='50'><tcp dstipaddr='10.0.0.9'/></rule>";
+        assert_eq!(judged(&port(stops), &to(tcp, 80), false), Some(Leave));
+        let related = "<rule action='accept' direction='in'><all state='RELATED'/></rule>";
+        assert_eq!(judged(&port(related), &to(tcp, 80), true), Some(Leave));
+        assert_eq!(judged(&port(related), &to(tcp, 80), false), Some(End(Ending::Forget)));
+    }
+
+    #[test]
+    fn connections_of_other_zones_of_the_host_and_of_others_are_no_ones_of_the_port() {
+        let port = port("");
+        let judged = |zone, source: &str, destination: &str, change: fn(&mut Entry)| {
+            let mut entry = entry(protocol::TCP, zone, source, destination);
+            change(&mut entry);
+            judged(&port, &entry, false).is_some()
+        };
+        let plain: fn(&mut Entry) = |_| ();
+        assert!(judged(7, "10.0.0.2:1000", "10.0.0.9:80", plain));
+        assert!(judged(7, "10.0.0.9:1000", "10.0.0.2:80", plain));
+        for (zone, source, destination) in [
+            (8, "10.0.0.2:1000", "10.0.0.9:80"),
+            (0, "10.0.0.2:1000", "10.0.0.9:80"),
+            (0, "10.0.0.9:1000", "10.0.0.2:80"),
+            (7, "10.0.0.3:1000", "10.0.0.9:80"),
+        ] {
+            assert!(!judged(zone, source, destination, plain), "{zone} {source} {destination}");
+        }
+        // With the host it is in zone 0: what the guest opens there, and what the host sends on with an address of its own.
+        assert!(judged(0, "10.0.0.2:1000", "10.0.0.1:80", plain));
+        assert!(judged(0, "10.0.0.2:1000", "192.0.2.9:80", |entry| {
+            entry.reply.destination = "192.0.2.1".parse().unwrap();
+        }));
+        // What the host opens, or sends to the guest in place of another address, does not meet the rules.
+        assert!(!judged(0, "10.0.0.1:1000", "10.0.0.2:80", plain));
+        assert!(!judged(7, "10.0.0.9:1000", "10.0.0.2:80", |entry| {
+            entry.reply.source = "10.0.0.7".parse().unwrap();
+        }));
+    }
 }
