@@ -9,7 +9,7 @@ use nwfilter::{Backend, Config, with_causes};
 use nwfilter_nftables::{LibvirtsTables, Nftables, remove_libvirts_tables, suits};
 use nwfilter_settings::{Key, Settings, Source};
 use nwfilter_xml::PortDev;
-use nwfilter_xtables::{Dispatch, Settings as Chains, Xtables};
+use nwfilter_xtables::Xtables;
 
 /// The file of libvirt's own nwfilter driver, from libvirt 12 on.
 const LIBVIRTS: &str = "/etc/libvirt/nwfilter.conf";
@@ -28,12 +28,11 @@ pub(crate) enum Choice {
 
 impl Choice {
     /// The choice for this host, which is logged. The error names what cannot be read.
-    pub(crate) fn of_host() -> Result<Self, String> {
-        let settings = Settings::load(None).map_err(|error| with_causes(&error))?;
+    pub(crate) fn of_host(settings: &Settings, config: &Config) -> Result<Self, String> {
         let source = settings.source(Key::Backend);
         let own = settings.get(Key::Backend).filter(|_| *source != Source::Default);
         let (choice, why) = match own {
-            Some("auto") => Self::found(),
+            Some("auto") => Self::found(config),
             Some(name) => (Self::named(name), source.to_string()),
             None => match libvirts(Path::new(LIBVIRTS))? {
                 Some(choice) => (choice, LIBVIRTS.to_owned()),
@@ -52,23 +51,14 @@ impl Choice {
     }
 
     /// What filters ports here already, or else is the best for this host.
-    fn found() -> (Self, String) {
-        let config = Config::libvirt();
+    fn found(config: &Config) -> (Self, String) {
         let (native, why) = suits(&Nftables::new(), &Xtables::default(), || config.names_an_ip_set());
         (if native { Self::Nftables } else { Self::Xtables }, why)
     }
 
-    /// The backend. The native one owns its table, and serves others in the directory of the bindings.
-    pub(crate) fn backend(self, dispatch: Dispatch) -> Box<dyn Backend> {
-        match self {
-            Self::Xtables => Box::new(Xtables::new(Chains { dispatch, ..Chains::default() })),
-            Self::Nftables => Box::new(Nftables::new().owning(Config::libvirt().state_dir)),
-        }
-    }
-
     /// Removes what the other backend, and libvirt's own drivers, left, once this one filters every port of these.
-    pub(crate) fn take_over(self, bound: &BTreeSet<PortDev>) {
-        self.clear_other();
+    pub(crate) fn take_over(self, bound: &BTreeSet<PortDev>, state_dir: &Path) {
+        self.clear_other(state_dir);
         match remove_libvirts_tables(|port| bound.contains(port)) {
             Ok(LibvirtsTables::None) => {}
             Ok(LibvirtsTables::Removed(ports)) => {
@@ -85,9 +75,9 @@ impl Choice {
         }
     }
 
-    fn clear_other(self) {
+    fn clear_other(self, state_dir: &Path) {
         let other: Box<dyn Backend> = match self {
-            Self::Xtables => Box::new(Nftables::new().beside(Config::libvirt().state_dir)),
+            Self::Xtables => Box::new(Nftables::new().beside(state_dir)),
             Self::Nftables => Box::new(Xtables::default()),
         };
         if !other.filters_ports() {

@@ -18,6 +18,7 @@ mod logging;
 mod probe;
 mod refusal;
 mod service;
+mod setup;
 mod validation;
 
 use std::ffi::c_int;

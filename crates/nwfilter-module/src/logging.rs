@@ -23,6 +23,13 @@ pub(crate) fn init(log_message: LogMessage) {
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }
 
+/// Sends no more than what a setting says, where there is one; libvirt's log filters apply beside it.
+pub(crate) fn limit(level: Option<&str>) {
+    if let Some(level) = level.and_then(|level| level.parse().ok()) {
+        log::set_max_level(level);
+    }
+}
+
 /// Whether the log is forwarded.
 pub(crate) fn is_ready() -> bool {
     LOG_MESSAGE.get().is_some()

@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nwfilter::{Applied, Builder, Config, Driver, Error, Reconciler, Reloaded, Transaction, with_causes};
+use nwfilter::{Applied, Driver, Error, Reconciler, Reloaded, Transaction, with_causes};
 use nwfilter_xml::{
     Binding, Filter, FilterName, PortDev, Strictness, Uuid, read_binding, read_filter_with, write_binding,
     write_filter,
 };
-use nwfilter_xtables::Dispatch;
 
 use crate::choice::Choice;
 use crate::inhibitor;
@@ -15,14 +14,15 @@ use crate::leaving::Leaving;
 use crate::libvirt::{LoadError, uuid_of};
 use crate::lock;
 use crate::refusal::{Code, Refusal};
+use crate::setup::Setup;
 use crate::validation::{Validation, valid};
 
 /// The driver behind every connection.
 pub(crate) struct Service {
     /// `None` in the daemon of a user other than root.
     driver: Option<Arc<Driver>>,
-    /// The backend of it.
-    choice: Choice,
+    /// How it was opened.
+    setup: Setup,
     leaving: Leaving,
     /// `None` while changes of others cannot be followed.
     reconciler: Mutex<Option<Reconciler>>,
@@ -44,11 +44,6 @@ pub(crate) enum Role {
 
 fn running() -> MutexGuard<'static, Option<Arc<Service>>> {
     SERVICE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A driver over libvirt's own directories, so that the module can be put in its driver's place and taken out again.
-fn driver(choice: Choice, dispatch: Dispatch, builder: Builder) -> Result<Driver, Error> {
-    builder.config(Config::libvirt()).open(choice.backend(dispatch))
 }
 
 impl Service {
@@ -87,12 +82,11 @@ impl Service {
             service.leaving.take_all().iter().for_each(|port| remove(driver, port));
         }
         service.reconciler.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let choice = service.choice;
+        let setup = service.setup.clone();
         // Ends what it learns too, unless a call is still running.
         drop(service);
-        let left = match choice {
-            Choice::Xtables => driver(choice, Dispatch::List, Driver::builder().without_learner())
-                .and_then(|driver| driver.reload().map(drop)),
+        let left = match setup.choice {
+            Choice::Xtables => setup.open_as_list().and_then(|driver| driver.reload().map(drop)),
             // libvirt's driver has no part in this table, which stays in force.
             Choice::Nftables => Ok(()),
         };
@@ -101,12 +95,12 @@ impl Service {
     }
 
     fn open(role: Role) -> Result<Self, Refusal> {
-        let choice = match role {
-            Role::System => Choice::of_host().map_err(|why| Refusal::new(Code::Internal, why))?,
-            Role::Session => Choice::Xtables,
+        let setup = match role {
+            Role::System => Setup::of_host().map_err(|why| Refusal::new(Code::Internal, why))?,
+            Role::Session => Setup::of_session(),
         };
         let driver = match role {
-            Role::System => Some(Arc::new(driver(choice, Dispatch::Tree, Driver::builder())?)),
+            Role::System => Some(Arc::new(setup.open(Driver::builder())?)),
             Role::Session => None,
         };
         // What can be served must be: a host whose tables cannot be read now may have them read later.
@@ -115,14 +109,18 @@ impl Service {
             let all_filtered = reloaded.is_complete();
             tell(reloaded);
             if all_filtered {
-                choice.take_over(&driver.bindings()?.iter().map(|binding| binding.port.clone()).collect());
+                let bound = driver.bindings()?.iter().map(|binding| binding.port.clone()).collect();
+                setup.choice.take_over(&bound, setup.state_dir());
             }
             Ok::<(), Error>(())
         });
         if let Some(Err(error)) = begun {
             log::error!("the kernel is not what the bindings ask for: {}", with_causes(&error));
         }
-        let service = Self { driver, choice, leaving: Leaving::default(), reconciler: Mutex::default() };
+        if let Some(driver) = &driver {
+            setup.serve_metrics(driver);
+        }
+        let service = Self { driver, setup, leaving: Leaving::default(), reconciler: Mutex::default() };
         service.keep();
         service.stay_while_bound();
         Ok(service)
@@ -135,8 +133,9 @@ impl Service {
         self.driver.as_ref().ok_or_else(session)
     }
 
-    /// Brings the kernel to what the stores ask for.
+    /// Brings the kernel to what the stores ask for. Settings take effect when the daemon starts.
     pub(crate) fn reload(&self) -> Result<(), Refusal> {
+        self.setup.compare_with_host();
         let reloaded = self.driver()?.reload().map(tell);
         self.stay_while_bound();
         Ok(reloaded?)

@@ -7,7 +7,6 @@
 
 mod choice;
 pub mod daemon;
-pub mod exporter;
 mod journal;
 
 use std::ffi::OsString;
@@ -26,7 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::rules::LogGroup;
-use nwfilter::{Backend, Builder, Config, Driver, Layout};
+use nwfilter::{Backend, Builder, Config, Driver, Layout, serve_metrics};
 use nwfilter_nftables::Nftables;
 use nwfilter_settings::{Key, MAX_SECONDS, Settings};
 use nwfilter_xtables::{Dispatch, Xtables};
@@ -286,7 +285,9 @@ impl Options {
     /// Serves the metrics of a daemon where the settings say so.
     pub fn serve_metrics(&self, driver: &Arc<Driver>) -> Result<()> {
         let address = self.settings.get(Key::Metrics);
-        address.map_or(Ok(()), |address| exporter::serve(address, Arc::downgrade(driver)))
+        address.map_or(Ok(()), |address| {
+            serve_metrics(address, driver).with_context(|| format!("cannot serve metrics at {address}"))
+        })
     }
 
     /// The chosen backend. That of iptables leaves what it knows of the kernel in a directory, where that is given.

@@ -1,16 +1,16 @@
 //! Serves a daemon's metrics by HTTP, on a TCP address or a Unix socket.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Weak;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use nwfilter::{Driver, OPENMETRICS, with_causes};
+use crate::{Driver, OPENMETRICS, with_causes};
 
 /// What a Unix socket's address begins with.
 const UNIX: &str = "unix:";
@@ -21,31 +21,39 @@ const MAX_REQUEST: usize = 16 << 10;
 /// The pause after a connection that could not be accepted, as when there are too many open files.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Answers every request at `HOST:PORT` or `unix:PATH` with the metrics of a driver, in a thread, for as long as there is
-/// the driver.
-pub fn serve(address: &str, driver: Weak<Driver>) -> Result<()> {
-    let context = || format!("cannot serve metrics at {address}");
-    let server = thread::Builder::new().name("metrics".into());
+/// Answers every HTTP request at `HOST:PORT` or `unix:PATH` with [`Driver::openmetrics`], in a thread, for as long as there is the
+/// driver. The directory of a socket is made if it is missing. Fails if something else serves there.
+pub fn serve_metrics(address: &str, driver: &Arc<Driver>) -> io::Result<()> {
+    let (server, driver) = (thread::Builder::new().name("metrics".into()), Arc::downgrade(driver));
     match address.strip_prefix(UNIX) {
         Some(path) => {
-            // One that a killed process left.
-            if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
-                fs::remove_file(path).with_context(context)?;
-            }
-            let listener = UnixListener::bind(path).with_context(context)?;
+            let listener = listen_at(Path::new(path))?;
             server.spawn(move || {
                 listener.incoming().for_each(|client| answer(client.and_then(patient_unix), &driver));
             })
         }
         None => {
-            let listener = TcpListener::bind(address).with_context(context)?;
+            let listener = TcpListener::bind(address)?;
             server.spawn(move || {
                 listener.incoming().for_each(|client| answer(client.and_then(patient_tcp), &driver));
             })
         }
     }
-    .with_context(context)?;
-    Ok(())
+    .map(drop)
+}
+
+/// A socket in the place of one that a killed process left.
+fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        if UnixStream::connect(path).is_ok() {
+            return Err(ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
 }
 
 fn patient_unix(client: UnixStream) -> io::Result<UnixStream> {
