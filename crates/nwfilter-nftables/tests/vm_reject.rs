@@ -5,12 +5,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_nftables::Nftables;
-use nwfilter_rules::{Applied, Backend, Batch, NoAnswer, Warning, instantiate};
+use nwfilter_nftables::kernel::{Logged, PacketLog};
+use nwfilter_rules::{Applied, Backend, Batch, LogGroup, NoAnswer, Ruleset, Warning, instantiate};
 use nwfilter_testlab::frames::{self, tcp_flags};
 use nwfilter_testlab::{Ends, Host, Mac, Need, Tap, skip_unless};
 use nwfilter_xml::{Filter, PortDev, read_binding, read_filter};
@@ -29,6 +32,15 @@ const ASKS: &str = "<filter name='f' chain='root'>
     <rule action='drop' direction='in'><all state='NONE'/></rule></filter>";
 
 fn apply(host: &Host, backend: &Nftables, ports: &[(&str, Mac, &str)]) -> Result<Applied> {
+    apply_as(host, backend, ports, |ruleset| ruleset)
+}
+
+fn apply_as(
+    host: &Host,
+    backend: &Nftables,
+    ports: &[(&str, Mac, &str)],
+    change: fn(Ruleset) -> Ruleset,
+) -> Result<Applied> {
     let mut batch = Batch::default();
     for (port, mac, text) in ports {
         let filter: Filter = read_filter("f.xml", text).into_result()?;
@@ -38,7 +50,7 @@ fn apply(host: &Host, backend: &Nftables, ports: &[(&str, Mac, &str)]) -> Result
         );
         let binding = read_binding("b.xml", &binding).into_result()?;
         let ruleset = instantiate(&BTreeMap::from([(filter.name.clone(), filter)]), &binding)?;
-        batch.filter(port.parse()?, Arc::new(ruleset));
+        batch.filter(port.parse()?, Arc::new(change(ruleset)));
     }
     let applied = host.enter(|| backend.apply(&batch))?;
     assert_eq!(host.enter(|| Nftables::new().plan(&batch))?.differences, []);
@@ -114,5 +126,31 @@ fn of_two_guests_of_a_bridge_with_one_mac_address_one_gets_answers_and_the_other
     let port: PortDev = "tap2".parse()?;
     assert_eq!(warnings, [Warning::NoAnswer { port, why: NoAnswer::MacShared }]);
     is_refused(&peer, &guest)?;
+    Ok(())
+}
+
+#[test]
+fn what_is_rejected_on_its_way_to_a_guest_is_logged_once_with_the_address_of_the_guest() -> Result<()> {
+    skip_unless!(Need::BridgeConntrack, Need::Tool("ip"), Need::Tool("nft"));
+    const GROUP: LogGroup = LogGroup(9);
+    let host = Host::builder().bridge_nf(false).build()?;
+    let [guest, peer] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    apply_as(&host, &Nftables::new(), &[("tap0", GUEST, REFUSES)], |ruleset| ruleset.logging_drops(GROUP))?;
+    let mut log = host.enter(|| PacketLog::open(GROUP.0))?.unwrap();
+    is_refused(&peer, &guest)?;
+    // The last one to come: a packet that is dropped where it leaves the bridge.
+    peer.send(&frames::tcp(&speakers()[0].0, 1000, 79, tcp_flags::SYN))?;
+    let mut logged = Vec::new();
+    while logged.len() < 3 {
+        let mut ready = [PollFd::new(log.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut ready, PollTimeout::from(10_000u16))?, 1, "{logged:?}");
+        for packet in log.logged()? {
+            let Logged::Packet(packet) = packet else { panic!("some are missed") };
+            assert_eq!(packet.link[..6], GUEST.octets());
+            logged.push((packet.prefix, packet.output.is_some()));
+        }
+    }
+    let line = |number: u32, leaves| (format!("nwfilter:in:f:{number}"), leaves);
+    assert_eq!(logged, [line(3, false), line(4, false), line(2, true)]);
     Ok(())
 }

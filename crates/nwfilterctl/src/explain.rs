@@ -9,7 +9,7 @@ use nwfilter::explain::{
     Connection, Conversation, Explainer, Explanation, Guest, IpSets, Layer, Packet, Question, Step, StepKind,
     Tested, Unanswerable, Way, frames,
 };
-use nwfilter::rules::{Origin, Verdict};
+use nwfilter::rules::{CTRL_LOG_DROPS, Origin, Verdict};
 use nwfilter::xml::{Entry, Filter, Rule, write_filter};
 use nwfilter::{Attachment, BindingState, Driver, Error, ExplainedPort};
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ fn unbound(driver: &Driver, name: &str, as_json: bool) -> Result<Answer> {
     Ok(Answer::text(format!("{name} has no binding: it is not filtered, and every packet passes\n")))
 }
 
-/// What decides before any rule of the filter.
+/// What decides before any rule of the filter, and that its drops are logged.
 fn caveats(port: &ExplainedPort) -> Vec<String> {
     let attachment = match port.attachment {
         Some(Attachment::Absent) => Some("there is no such interface: the rules are those that it will get"),
@@ -150,7 +150,8 @@ fn caveats(port: &ExplainedPort) -> Vec<String> {
         BindingState::Filtered | BindingState::Learned { .. } | BindingState::Leased { .. } => None,
         other => Some(format!("the filter is not in force yet but rules of nwfilter's own: {other}")),
     };
-    attachment.map(str::to_owned).into_iter().chain(state).collect()
+    let logs = port.ruleset.logs_drops().then(|| format!("what its rules drop is logged ({CTRL_LOG_DROPS})"));
+    attachment.map(str::to_owned).into_iter().chain(state).chain(logs).collect()
 }
 
 fn cases(asked: &Explain, words: &[&str], guest: &Guest, mut explainer: Explainer<'_>) -> Result<Vec<Case>> {

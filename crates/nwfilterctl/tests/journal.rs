@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -14,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nwfilter_testlab::frames::ethernet;
 use nwfilter_testlab::{Host, Mac, Need, skip_unless};
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -83,13 +85,13 @@ fn messages_about_a_port_have_its_name_its_guest_and_its_filter_as_fields() {
         .command("unshare")
         .args(["--mount", "sh", "-c", WITH_JOURNAL, "sh", ctl])
         .args(stores)
-        .arg("keep")
+        .args(["keep", "--json"])
         .current_dir(dir.path())
         .env_remove("RUST_LOG")
         .env("JOURNAL", path("journal"))
         .env("JOURNAL_STREAM", format!("{}:{}", of_stderr.dev(), of_stderr.ino()))
         .env("NOTIFY_SOCKET", path("notify"))
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(stderr)
         .spawn()
         .unwrap();
@@ -119,6 +121,25 @@ fn messages_about_a_port_have_its_name_its_guest_and_its_filter_as_fields() {
         assert_eq!(dropped.get(name).map(String::as_str), Some(value), "{name} of {dropped:?}");
     }
     assert!(dropped["MESSAGE"].starts_with("tap0 out, guest vm1: frame of type 0x88b5"), "{dropped:?}");
+    let event = BufReader::new(daemon.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    let dropped = json!({
+        "event": "packet-dropped",
+        "port": "tap0",
+        "guest": "vm1",
+        "way": "from_guest",
+        "src_mac": "02:00:00:00:00:09",
+        "dst_mac": "ff:ff:ff:ff:ff:ff",
+        "packet": "frame of type 0x88b5 02:00:00:00:00:09 → ff:ff:ff:ff:ff:ff",
+        "origin": "no-mac-spoofing:6",
+    });
+    assert_eq!(serde_json::from_str::<Value>(&event).unwrap(), dropped);
+    let mut explain = host.command(ctl);
+    explain.current_dir(dir.path()).args(stores).args(["explain", "tap0", "out", "--frame"]);
+    let frame: String = spoofed.iter().map(|byte| format!("{byte:02x}")).collect();
+    let explained = explain.arg(frame).output().unwrap().stdout;
+    let explained = String::from_utf8(explained).unwrap();
+    assert!(explained.contains("what its rules drop is logged (CTRL_LOG_DROPS)"), "{explained}");
+    assert!(explained.contains("by no-mac-spoofing:6"), "{explained}");
     assert_eq!(log_of(&path("stderr")), "", "what the journal has is not on stderr");
     kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(daemon.wait().unwrap().success());
