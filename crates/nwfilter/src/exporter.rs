@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use crate::{Driver, OPENMETRICS, with_causes};
 
-/// What a Unix socket's address begins with.
+/// The prefix of a Unix socket's address.
 const UNIX: &str = "unix:";
 /// How long a client may take for its request or to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes that a request may have.
+/// The largest request in bytes.
 const MAX_REQUEST: usize = 16 << 10;
-/// The pause after a connection that could not be accepted, as when there are too many open files.
+/// The pause after a connection could not be accepted, for example because of too many open files.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Answers every HTTP request at `HOST:PORT` or `unix:PATH` with [`Driver::openmetrics`], in a thread, for as long as there is the
-/// driver. The directory of a socket is made if it is missing. Fails if something else serves there.
+/// Starts a thread that answers every HTTP request at `HOST:PORT` or `unix:PATH` with [`Driver::openmetrics`], until the driver
+/// is dropped. Creates the directory of a socket. Fails if another program serves there.
 pub fn serve_metrics(address: &str, driver: &Arc<Driver>) -> io::Result<()> {
     let (server, driver) = (thread::Builder::new().name("metrics".into()), Arc::downgrade(driver));
     match address.strip_prefix(UNIX) {
@@ -97,7 +97,7 @@ fn answer_request(mut client: impl Read + Write, driver: &Weak<Driver>) -> io::R
     )
 }
 
-/// Reads a request to the end of its headers. What it asks for does not matter.
+/// Reads a request up to the end of its headers. Its content is ignored.
 fn read_request(client: &mut impl Read) -> io::Result<()> {
     let (begin, mut request, mut buffer) = (Instant::now(), Vec::new(), [0; 1024]);
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {

@@ -1,10 +1,10 @@
-//! What to do about an error, where the command line knows more than the driver: names that are nearly right, and verbs.
+//! Advice for errors about which the command line knows more than the driver: similar names, and verbs.
 
 use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
 use nwfilter::xml::nearest;
 use nwfilter::{Driver, Error};
 
-/// The error, with what to do about it.
+/// Adds advice to an error.
 pub(crate) fn with_advice(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
     let Some(advice) = error.downcast_ref::<Error>().and_then(|error| advice(driver, error)) else {
         return error;
@@ -46,6 +46,6 @@ fn advice(driver: &Driver, error: &Error) -> Option<String> {
 }
 
 fn meant<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    // One that is gone by an operation before is not meant.
+    // The name itself is skipped: an earlier operation of the transaction may have removed it.
     nearest(name, names.filter(|other| *other != name)).map(|near| format!("did you mean '{near}'?"))
 }

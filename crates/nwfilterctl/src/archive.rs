@@ -25,12 +25,12 @@ use crate::output::{Answer, number_of};
 use crate::progress::Watch;
 use crate::verbs::{names, warn_all, warnings};
 
-/// What the file calls itself.
+/// The value of `format` in the file.
 const FORMAT: &str = "nwfilter";
-/// The version of the format that is written, and read.
+/// The version of the format that is written and read.
 const VERSION: u32 = 1;
 
-/// The stores as a file has them, sorted by name.
+/// The content of the file. Documents are sorted by name.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Archive {
@@ -46,14 +46,14 @@ struct Archive {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    /// The filter's, the set's or the port's.
+    /// The name of the filter, set or port.
     name: String,
     xml: String,
 }
 
 // ---- export ----
 
-/// Writes the stores to a file, or prints them. Bad if a file of the stores is damaged, and so missing in what is written.
+/// Writes the stores to a file, or prints them. The exit code is 1 if a damaged file of the stores is left out.
 pub(crate) fn export(driver: &Driver, file: Option<&Path>, as_json: bool) -> Result<Answer> {
     let filters = driver.stored_filters()?;
     let sets = driver.sets()?;
@@ -103,7 +103,7 @@ fn counted([filters, sets, bindings]: [usize; 3]) -> String {
     )
 }
 
-/// Gives a file this content as a whole.
+/// Replaces the content of a file atomically.
 fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let parent = fs::File::open(directory)?;
@@ -122,7 +122,7 @@ pub(crate) struct Imported {
     filters: Vec<String>,
     sets: Vec<String>,
     ports: Vec<PortDev>,
-    /// Documents that the stores have just so.
+    /// The number of documents that are equal to those of the stores.
     unchanged: usize,
 }
 
@@ -145,7 +145,7 @@ pub(crate) fn import(driver: &Driver, watch: &Watch, asked: &Import, as_json: bo
     Ok(Answer::lines([format!("{counts} imported from {file}, {unchanged} unchanged")]))
 }
 
-/// The transaction that brings what a file holds into the stores.
+/// Makes the transaction that stores the content of a file.
 pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     let source = shown(&asked.file);
     let content = read_bytes(&asked.file).with_context(|| format!("cannot read {source}"))?;
@@ -189,7 +189,7 @@ pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     Ok(imported)
 }
 
-/// The sets in an order in which each comes after those that it includes. Sets that include each other come last; the driver
+/// Orders sets so that each comes after those that it includes. Sets that include each other come last, and the driver
 /// refuses them.
 fn included_first(mut sets: Vec<FilterSet>) -> Vec<FilterSet> {
     let mut ordered = Vec::with_capacity(sets.len());
@@ -239,7 +239,7 @@ impl Imported {
         let name = filter.name.clone();
         if driver.is_stored(&name)? {
             let old = driver.filter(&name)?;
-            // A filter keeps its UUID as long as it is in a store.
+            // A filter keeps its UUID while it is in a store.
             let uuid = if replace { old.uuid } else { filter.uuid.or(old.uuid) };
             filter.uuid = uuid;
             if write_filter(&old) == write_filter(&filter) {

@@ -1,4 +1,4 @@
-//! `check`: every problem of every document, for people and for programs.
+//! `check`: reports every problem of every document, as text or JSON.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,11 +22,11 @@ pub(crate) struct Checks {
     /// Whether warnings count as errors.
     pub(crate) strict: bool,
     pub(crate) strictness: Strictness,
-    /// Whether the problems are printed for programs.
+    /// Whether the problems are printed as JSON.
     pub(crate) json: bool,
 }
 
-/// Shows the problems of the documents; exit code 1 if one is refused, or with `strict` has a warning.
+/// Reports the problems of the documents. The exit code is 1 if one is refused, or with `strict` has a warning.
 ///
 /// Included filters are looked up among the documents, in the store and among the stock filters.
 pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<Answer> {
@@ -109,14 +109,14 @@ fn stored_filters(store: &Path) -> std::io::Result<BTreeMap<FilterName, Arc<Filt
     Ok(filters)
 }
 
-/// Most missing filters that are reported of a document.
+/// The most missing filters that are reported for a document.
 const MAX_MISSING: usize = 200;
 
 /// A document that was read.
 struct Document {
     text: String,
     diagnostics: Diagnostics,
-    /// What it says, if it is a filter that was not refused.
+    /// The filter, if it is a valid one.
     filter: Option<Arc<Filter>>,
     /// The filters it names, and where.
     references: Vec<(FilterName, Place)>,
@@ -161,7 +161,7 @@ impl Document {
         Self { text, diagnostics, filter, references }
     }
 
-    /// The problems of the document, those with the filters that it names among them.
+    /// The problems of the document, including those of its references to filters.
     fn with_references_checked(self, filters: &BTreeMap<FilterName, Arc<Filter>>) -> Diagnostics {
         let Self { text, mut diagnostics, filter, references } = self;
         let document = diagnostics.document.clone();

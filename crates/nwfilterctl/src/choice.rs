@@ -1,4 +1,4 @@
-//! Which backend enforces the rules, and moving ports from one to the other.
+//! Chooses the backend, and moves ports from one backend to the other.
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -34,8 +34,8 @@ pub(crate) struct Choice {
     other: Box<dyn Backend>,
 }
 
-/// Chooses between the native backend and that of iptables. `needs_ip_sets` tells whether a stored filter names an ipset,
-/// which only xtables can match on.
+/// Chooses between the native backend and xtables. `needs_ip_sets` says whether a stored filter names an ipset of the host,
+/// which only xtables can match.
 pub(crate) fn choose(
     name: BackendName,
     nftables: Nftables,
@@ -60,7 +60,7 @@ pub(crate) fn choose(
 impl Choice {
     /// Refuses to filter beside the other backend: a port would have to pass the rules of both.
     pub(crate) fn refuse_a_second_backend(&self) -> Result<()> {
-        // To ask iptables takes long, and the tables of the native backend are ours alone.
+        // Asking iptables takes long. The native backend's table can be asked quickly.
         if self.backend.name() != "xtables" && self.backend.filters_ports() {
             return Ok(());
         }
@@ -79,17 +79,17 @@ impl Choice {
         [self.backend, self.other]
     }
 
-    /// The backend whose rules go once this one filters every port.
+    /// The chosen backend, and the former one, whose rules are removed once the chosen one filters every port.
     pub(crate) fn into_parts(self) -> (Box<dyn Backend>, Former) {
         (self.backend, Former(self.other))
     }
 }
 
-/// A backend that another one takes the place of.
+/// A backend that is being replaced by another one.
 pub struct Former(Box<dyn Backend>);
 
 impl Former {
-    /// Removes what it left in the kernel. Returns its name and how many ports it filtered, if there were any.
+    /// Removes its rules from the kernel. Returns its name and the number of ports that it filtered, if there were any.
     pub fn clear(&self) -> Result<Option<(&'static str, usize)>> {
         if !self.0.filters_ports() {
             return Ok(None);

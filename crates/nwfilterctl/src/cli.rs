@@ -1,4 +1,4 @@
-//! What can be written on the command line.
+//! The syntax of the command line.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(crate) struct Cli {
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Change nothing, and show what a verb would change, as `plan` does
+    /// Change nothing, but show what the verb would change, as `plan` does
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,
     #[command(subcommand)]
@@ -67,7 +67,7 @@ pub(crate) enum Verb {
     /// Print a set in canonical form
     SetDumpxml {
         name: String,
-        /// Print all that it holds, with its includes and the addresses of its tags' ports
+        /// Print the whole content, with includes and with the addresses of tagged ports
         #[arg(long)]
         resolved: bool,
     },
@@ -79,10 +79,10 @@ pub(crate) enum Verb {
     Check {
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Count warnings (what libvirt ignores or replaces) as errors
+        /// Treat warnings (what libvirt ignores or replaces) as errors
         #[arg(long)]
         strict: bool,
-        /// Warn of elements and attributes in rules that do not exist, instead of refusing them
+        /// Warn about unknown elements and attributes in rules instead of refusing them
         #[arg(long)]
         as_libvirt: bool,
     },
@@ -91,7 +91,7 @@ pub(crate) enum Verb {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Print the rules a binding means, without touching the kernel
+    /// Print the rules of a binding without touching the kernel
     Render {
         /// The binding
         #[arg(long, value_name = "FILE")]
@@ -106,7 +106,7 @@ pub(crate) enum Verb {
     Top(Top),
     /// Compare the kernel with what the bindings ask for; exit 1 if they differ
     Diff,
-    /// Do as `reload` and go on: repair what others change, and learn addresses, until SIGTERM. Prints what happens
+    /// Apply all bindings, then repair what others change and learn addresses until SIGTERM. Prints what happens
     Keep(DaemonOptions),
     /// Keep the bindings in step with the guests of a libvirt, until SIGTERM
     Listen(ListenOptions),
@@ -123,11 +123,11 @@ pub(crate) enum Verb {
 /// The verbs that change stores or kernel.
 #[derive(Subcommand)]
 pub(crate) enum Change {
-    /// Store filters, all or none, in place of those of the same names, and update the ports that use them
+    /// Store filters, all or none, replacing those of the same names, and update the ports that use them
     Define {
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Take rules with elements and attributes that do not exist; they then match more than is written
+        /// Accept rules with unknown elements and attributes; they match more than is written
         #[arg(long)]
         as_libvirt: bool,
         #[command(flatten)]
@@ -150,9 +150,9 @@ pub(crate) enum Change {
         #[arg(required = true, value_name = "PORT")]
         ports: Vec<String>,
     },
-    /// Store and enforce what a file of `export` holds, all or nothing
+    /// Store and enforce the content of a file that `export` wrote, all or nothing
     Import(Import),
-    /// Bring the kernel to what the bindings ask for
+    /// Apply all bindings to the kernel
     Reload,
     #[command(flatten)]
     Set(SetChange),
@@ -162,14 +162,14 @@ pub(crate) enum Change {
 #[derive(Subcommand)]
 #[allow(clippy::enum_variant_names)] // The variants are the names of the verbs.
 pub(crate) enum SetChange {
-    /// Store sets, all or none, in place of those of the same names
+    /// Store sets, all or none, replacing those of the same names
     SetDefine {
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
         cut: CutOption,
     },
-    /// Remove sets that nobody uses from the store, all or none
+    /// Remove unused sets from the store, all or none
     SetUndefine {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
@@ -179,11 +179,11 @@ pub(crate) enum SetChange {
         name: String,
         #[arg(required = true, value_name = "ENTRY")]
         entries: Vec<String>,
-        /// What to say of them in the set
+        /// A comment for the entries
         #[arg(long)]
         comment: Option<String>,
     },
-    /// Take entries out of a set, all or none
+    /// Remove entries from a set, all or none
     SetRemove {
         name: String,
         #[arg(required = true, value_name = "ENTRY")]
@@ -191,7 +191,7 @@ pub(crate) enum SetChange {
         #[command(flatten)]
         cut: CutOption,
     },
-    /// Put the entries in a file, one a line, in the place of those of a set
+    /// Replace the entries of a set with those of a file, one entry a line
     SetReplace {
         name: String,
         /// The file; `#` begins a comment
@@ -202,7 +202,7 @@ pub(crate) enum SetChange {
     },
 }
 
-/// The option of verbs after which rules may refuse what they let pass before.
+/// The option of verbs that may make rules stricter.
 #[derive(Args)]
 pub(crate) struct CutOption {
     /// Also end the connections of the ports concerned that could not begin by the new rules; exit 1 if others may go on
@@ -215,10 +215,10 @@ pub(crate) struct CutOption {
 pub(crate) struct Import {
     /// The file
     pub(crate) file: PathBuf,
-    /// Put documents of the file in the place of others of the same names
+    /// Replace stored documents of the same names
     #[arg(long)]
     pub(crate) replace: bool,
-    /// Leave the bindings of the file out
+    /// Do not import bindings
     #[arg(long)]
     pub(crate) filters_only: bool,
 }

@@ -1,6 +1,6 @@
-//! Completion by the shell: the program itself is asked what can follow, so that names of filters and ports are those of the host.
+//! Completion in shells. The shell asks this program for candidates, so filters and ports are those of the host.
 //!
-//! An argument `NAME` of a verb is a filter's and `PORT` a port's: a new verb needs nothing more than such an argument.
+//! An argument named `NAME` completes to filters, and one named `PORT` to ports, in every verb.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -14,17 +14,17 @@ use nwfilter_settings::{Key, Settings};
 
 use crate::cli::Cli;
 
-/// The environment variable by which a shell asks for completions.
+/// The environment variable that a shell sets to ask for candidates.
 const VARIABLE: &str = "COMPLETE";
-/// How many names are offered; no shell shows more at a time.
+/// The most names that are offered.
 const MOST: usize = 1000;
 
-/// Answers and ends the process, if it is a shell that asks.
+/// Answers a shell and ends the process, if a shell asks.
 pub(crate) fn answer() {
     CompleteEnv::with_factory(|| with_names(Cli::command())).var(VARIABLE).complete();
 }
 
-/// The scripts that have shells ask: the name of the shell, the name of the file, its text.
+/// The completion scripts of shells: the name of the shell, the name of the file, its text.
 pub(crate) fn scripts() -> std::io::Result<Vec<(&'static str, &'static str, Vec<u8>)>> {
     let program = "nwfilterctl";
     let files = [("bash", program), ("zsh", "_nwfilterctl"), ("fish", "nwfilterctl.fish")];
@@ -36,7 +36,7 @@ pub(crate) fn scripts() -> std::io::Result<Vec<(&'static str, &'static str, Vec<
             completer.write_registration(VARIABLE, program, program, program, &mut text)?;
         }
         if shell == "zsh" {
-            // The file is read when completion is asked for the first time, which is to be answered as well.
+            // zsh reads the file at the first completion, which must be answered too.
             text.extend(b"[ \"$funcstack[1]\" = _nwfilterctl ] && _clap_dynamic_completer_nwfilterctl\n");
         }
         scripts.push((shell, file, text));
@@ -45,7 +45,7 @@ pub(crate) fn scripts() -> std::io::Result<Vec<(&'static str, &'static str, Vec<
 }
 
 fn with_names(command: Command) -> Command {
-    // Sets have names too, and are not among these.
+    // The names of the set verbs are those of sets.
     let is_of_filters = !command.get_name().starts_with("set-");
     let command = command.mut_args(|arg| match arg.get_id().as_str() {
         "name" | "names" if is_of_filters => offering(arg, Key::ConfigDir),

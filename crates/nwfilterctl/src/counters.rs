@@ -1,4 +1,4 @@
-//! The verbs `counters` and `top`: what the rules of filters have counted.
+//! The verbs `counters` and `top`: packets and bytes that rules have matched.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,12 +28,12 @@ pub(crate) struct Counters {
     /// A filter: its rules at all ports, summed
     #[arg(id = "name", long = "filter", value_name = "NAME", conflicts_with = "port")]
     filter: Option<String>,
-    /// Show what was counted meanwhile, every so many seconds, until it is stopped
+    /// Show what is counted in each interval of this many seconds, until stopped
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
     watch: Option<u32>,
 }
 
-/// The ports that a row names before it says how many more there are.
+/// The most ports that a row names.
 const SHOWN: usize = 5;
 
 pub(crate) fn counters(driver: &Driver, asked: &Counters, as_json: bool) -> Result<Answer> {
@@ -63,7 +63,7 @@ pub(crate) fn counters(driver: &Driver, asked: &Counters, as_json: bool) -> Resu
     }
 }
 
-/// What was asked for, with one row for each rule.
+/// The counts that were asked for, one row for each rule.
 fn counted(driver: &Driver, asked: &Counters) -> Result<Counts> {
     match (&asked.port, &asked.filter) {
         (Some(port), _) => Ok(driver.port_counters(port)?),
@@ -75,7 +75,7 @@ fn counted(driver: &Driver, asked: &Counters) -> Result<Counts> {
     }
 }
 
-/// What rules have counted between two looks; those that have counted nothing are left out.
+/// What rules have counted between two samples, without rules that have counted nothing.
 fn since(now: &Counts, before: &Counts) -> Vec<RuleCount> {
     let key = |rule: &RuleCount| (rule.origin.clone(), rule.stops);
     let before: BTreeMap<_, Count> = before.rules.iter().map(|rule| (key(rule), rule.count)).collect();
@@ -115,7 +115,7 @@ fn row(text: &mut String, count: Count, what: &str) -> Result<()> {
     Ok(writeln!(text, "{:>12} {:>14}  {what}", count.packets, count.bytes)?)
 }
 
-/// A rule with what it does and where it is written.
+/// A rule with its action and its place.
 fn described(places: &mut Places<'_>, rule: &RuleCount) -> String {
     let place = places.find(&rule.origin).map(|place| format!(" at {place}")).unwrap_or_default();
     let stops = if rule.stops { " (stops)" } else { "" };

@@ -1,4 +1,4 @@
-//! What is said of the connections that a change with `--cut` ended.
+//! Output about the connections that a change with `--cut` ended.
 
 use nwfilter::{Committed, Cut};
 use nwfilterctl_shared::say;
@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::output::Answer;
 
-/// The answer of a verb: JSON, or else lines. With `--cut` it says which connections were ended; what may go on although the
-/// rules refuse it is said on stderr, and is an error.
+/// The answer of a verb, as JSON or lines. With `--cut` it lists the ended connections. Connections that may go on although
+/// the rules refuse them are reported on stderr, and make the exit code 1.
 pub(crate) fn answer(
     committed: &Committed,
     is_asked: bool,

@@ -1,8 +1,7 @@
-//! What daemons share: the signals that end them or have them read the settings anew, and telling the service manager how they
-//! are.
+//! Code that the daemons share: signals, and notifications of the service manager.
 //!
-//! On SIGHUP the settings are read. If they cannot be, the old ones stay. If they differ, the daemon ends as on SIGTERM, but the
-//! process becomes a new one in its place: there is one way in which settings take effect, and rules stay meanwhile.
+//! On SIGHUP the settings are read again. If they are invalid, the old ones stay. If they differ, the daemon ends as on
+//! SIGTERM and then executes itself again, so that settings take effect in one way only. Rules stay meanwhile.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -17,28 +16,28 @@ use sd_notify::NotifyState;
 
 use crate::{Options, with_causes};
 
-/// SIGTERM, SIGINT and SIGHUP, which only [`Signals::wait`] gets.
+/// SIGTERM, SIGINT and SIGHUP, which only [`Signals::wait`] receives.
 pub struct Signals(SigSet);
 
 /// Why a daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was told to.
+    /// A signal asked for it.
     Stop,
-    /// Its settings are others now: when it has ended, [`restart`] it.
+    /// Its settings have changed: it must be [restarted](restart).
     Restart,
 }
 
 impl Signals {
-    /// Blocks the signals for this thread and those that it starts from here on.
+    /// Blocks the signals for this thread and the threads that it starts from now on.
     pub fn block() -> Result<Self> {
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         signals.thread_block().context("cannot block signals")?;
         Ok(Self(signals))
     }
 
-    /// Waits until a daemon with these options has to end. `read` makes its options anew. Where the service manager watches the
-    /// daemon, it is told in time that the daemon works, as long as `is_alive` says so.
+    /// Waits until a daemon with these options must end. `read` reads the options again. If the service manager has a watchdog,
+    /// notifies it while `is_alive` returns true.
     pub fn wait(
         &self,
         options: &Options,
@@ -76,12 +75,12 @@ impl Signals {
 }
 
 impl End {
-    /// Tells the service manager that the daemon ends, and whether another one begins in its place.
+    /// Notifies the service manager that the daemon ends or restarts.
     pub fn notify(self) {
         match self {
             End::Stop => notify(&[NotifyState::Stopping]),
             End::Restart => {
-                // Newer service managers want to know since when.
+                // Newer service managers need the time.
                 let since = NotifyState::monotonic_usec_now();
                 notify(&[Some(NotifyState::Reloading), since.ok()].into_iter().flatten().collect::<Vec<_>>());
             }
@@ -89,7 +88,7 @@ impl End {
     }
 }
 
-/// Begins this program anew in its process, with the arguments it had. Comes back only if that fails.
+/// Executes this program again with the same arguments. Returns only if that fails.
 pub fn restart() -> Error {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
@@ -97,7 +96,7 @@ pub fn restart() -> Error {
     Error::new(error).context(format!("cannot run {} again", program.display()))
 }
 
-/// Tells the service manager, where there is one.
+/// Notifies the service manager, if there is one.
 pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::debug!("the service manager is not told: {error}");

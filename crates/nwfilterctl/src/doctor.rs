@@ -1,7 +1,7 @@
-//! `doctor`: what on this host keeps guests from being filtered as their bindings ask for, and what to do about it.
+//! `doctor`: finds what prevents guests of this host from being filtered as their bindings say, with advice.
 //!
-//! Each check is a function of one of the modules below. A check looks, and never changes anything; what it cannot look
-//! at is a finding as well.
+//! Each check is a function of one of the modules below. Checks change nothing. If a check cannot read something, that is a
+//! finding too.
 
 mod features;
 mod libvirt;
@@ -22,16 +22,16 @@ use crate::output::{Answer, number_of};
 /// How long a tool may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How bad a finding is; the worst comes first.
+/// The severity of a finding; the worst comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
-    /// Guests are not filtered as their bindings ask for, or cannot be.
+    /// Guests are not filtered as their bindings say, or cannot be.
     Problem,
-    /// Something may keep packets of guests from passing, or rules from working.
+    /// Packets of guests may be dropped, or rules may not work.
     Warning,
-    /// Worth knowing.
+    /// Information.
     Note,
-    /// As it should be.
+    /// No problem.
     Good,
 }
 
@@ -53,7 +53,7 @@ struct Finding {
     /// The name of the check.
     check: &'static str,
     what: String,
-    /// What to do; none where there is nothing to do.
+    /// What to do, if anything.
     help: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What is examined.
+/// The host that is examined.
 struct Patient<'a> {
     options: &'a Options,
     /// The driver over the chosen backend, if its stores can be read.
@@ -91,7 +91,7 @@ impl Patient<'_> {
     }
 }
 
-/// Examines this host; bad if there is a problem.
+/// Examines this host. The exit code is 1 if there is a problem.
 pub(crate) fn doctor(options: &Options, as_json: bool) -> Answer {
     let builder = || Driver::builder().without_learner();
     let (driver, backends) = options.open_to_examine(builder());
@@ -131,7 +131,7 @@ fn answer(findings: &[Finding], as_json: bool) -> Answer {
     Answer::lines(findings.iter().map(ToString::to_string).chain([sum])).good_if(is_good)
 }
 
-/// Asks a tool of the host.
+/// Runs a tool of the host.
 fn ask(program: &str, args: &[&str]) -> Result<Output, Failure> {
     process::run(PATIENCE, program, args, None, |_| ())
 }

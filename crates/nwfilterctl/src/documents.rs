@@ -1,4 +1,4 @@
-//! Documents that are named on the command line.
+//! Reads the documents that are named on the command line.
 
 use std::io::Read;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(crate) fn binding_in(file: &Path) -> Result<Binding> {
         .map_err(|error| with_right_verb(error, "filter", "'nwfilterctl define' takes filters"))
 }
 
-/// The error, with what to do if it is about a document of that other kind.
+/// Adds advice to an error if the document is of another kind.
 fn with_right_verb(error: Error, kind: &str, help: &str) -> Error {
     match error.to_string() {
         text if text.contains(&format!("the document is a <{kind}>,")) => anyhow!("{text}\n  help: {help}"),
@@ -52,7 +52,7 @@ pub(crate) fn read(file: &Path) -> Result<String> {
     Ok(decode(&shown(file), &bytes)?.to_owned())
 }
 
-/// What a file, or standard input, holds.
+/// The content of a file or of standard input.
 pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
     if !is_stdin(file) {
         return std::fs::read(file);
@@ -62,7 +62,7 @@ pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a document says. Where part of it is ignored or replaced, as libvirt does, that is told.
+/// Returns what was read, and prints its warnings.
 pub(crate) fn accepted<T>(reading: Reading<T>) -> Result<T> {
     if let Some(warnings) = reading.warnings().filter(|_| warns()) {
         say(format_args!("{warnings}\n"));

@@ -17,11 +17,11 @@ use crate::output::Answer;
 use crate::progress::Watch;
 use crate::verbs::{self, filter};
 
-/// The editor where the environment names none.
+/// The editor if the environment names none.
 const EDITOR: &str = "vi";
 
-/// Opens a filter in an editor and defines what comes out. If that is refused, asks whether to go on; what was written stays
-/// in its file when nothing came of it.
+/// Opens a filter in an editor and defines the result. If that is refused, asks whether to edit again; if not, the edited
+/// file is kept.
 pub(crate) fn edit(driver: &Driver, watch: &Watch, name: &str, as_json: bool) -> Result<Answer> {
     let filter = filter(driver, name)?;
     let text = write_filter(&filter);
@@ -65,7 +65,7 @@ fn define(driver: &Driver, watch: &Watch, old: &Arc<Filter>, file: &Path) -> Res
     Ok(committed)
 }
 
-/// Runs `$VISUAL`, `$EDITOR` or vi, whose words are separated by blanks, and waits for its end.
+/// Runs `$VISUAL`, `$EDITOR` or vi, split into words at blanks, and waits for its end.
 fn run_editor(file: &Path) -> Result<()> {
     let named = ["VISUAL", "EDITOR"].into_iter().filter_map(|name| env::var(name).ok());
     let editor = named.into_iter().find(|editor| !editor.trim().is_empty()).unwrap_or(EDITOR.to_owned());
@@ -77,7 +77,7 @@ fn run_editor(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Asks whether to open the editor again. Nobody answers where standard input is no terminal.
+/// Asks whether to open the editor again. If standard input is no terminal, the answer is no.
 fn goes_on() -> Result<bool> {
     if !stdin().is_terminal() {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! The verb `explain`: which rule decides a packet, with the lines of the filter.
+//! The verb `explain`: shows which rule decides a packet, with the lines of the filter.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ A packet: in|out tcp|udp|udplite|sctp|icmp|icmpv6|igmp|esp|ah|ip|ipv6|arp|rarp|s
   state: new|established|related|invalid|untracked, and reply for the other direction
 What is left out comes from the guest's binding. Without a state, connections are followed from packet to packet.";
 
-/// Say which rule decides a packet, and why. No traffic is needed and nothing changes.
+/// Show which rule decides a packet, and why. No traffic is needed, and nothing changes.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Explain {
@@ -46,18 +46,18 @@ pub(crate) struct Explain {
     /// Every frame of a capture, as `tcpdump -w` writes it
     #[arg(long, value_name = "FILE", conflicts_with = "conversation")]
     pcap: Option<PathBuf>,
-    /// A whole exchange, which `in` or `out` begins: ftp, tcp, ping, dns or dhcp
+    /// A whole exchange, opened by an `in` or `out` packet: ftp, tcp, ping, dns or dhcp
     #[arg(long, value_name = "NAME")]
     conversation: Option<String>,
-    /// A binding that need not be in force; PORT is then left out
+    /// A binding that need not be in force, instead of PORT
     #[arg(long, value_name = "FILE")]
     binding: Option<PathBuf>,
-    /// What an ipset holds, as in `blocked=10.0.0.0/24`; may be given again
+    /// An element of an ipset, as in `blocked=10.0.0.0/24`; can be repeated
     #[arg(long, value_name = "SET=ELEMENT")]
     ipset: Vec<String>,
 }
 
-/// A packet and what became of it.
+/// A packet and its explanation.
 struct Case {
     what: Option<String>,
     way: Way,
@@ -121,7 +121,7 @@ fn sets(given: &[String]) -> Result<IpSets> {
     Ok(sets)
 }
 
-/// The answer about a port that nothing is decided about.
+/// The answer about a port without a binding.
 fn unbound(driver: &Driver, name: &str, as_json: bool) -> Result<Answer> {
     let exists =
         name.parse().is_ok_and(|port| driver.attachment(&port).is_ok_and(|a| a != Attachment::Absent));
@@ -160,7 +160,7 @@ fn cases(asked: &Explain, words: &[&str], guest: &Guest, mut explainer: Explaine
         Some(&"out") => Some(Way::FromGuest),
         _ => None,
     };
-    // Of a frame, the sender says which way it goes.
+    // The direction of a frame follows from its source address.
     let way = |packet: &Packet| {
         let sent = packet.src_mac == guest.mac;
         begins.unwrap_or(if sent { Way::FromGuest } else { Way::ToGuest })
@@ -259,7 +259,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// A line for each packet, and why the ones that do not pass do not.
+    /// One line for each packet, and the decision of each that does not pass.
     fn many(&mut self, port: &str, cases: &[Case], text: &mut String) -> Result<()> {
         for Case { what, way, packet, explanation } in cases {
             let what = what.as_deref().unwrap_or_default();
@@ -282,7 +282,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// The rule that decides, and the one that came close, as they are written.
+    /// The rule that decides, and the nearest miss, as they are written.
     fn decision(&mut self, explanation: &Explanation, text: &mut String) -> Result<()> {
         let deciding: Vec<_> = match explanation.passes() {
             true => explanation.accepting().collect(),
@@ -305,7 +305,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// A rule as `dumpxml` prints it, with a caret under what does not hold.
+    /// A rule as `dumpxml` prints it, with a caret under the condition that fails.
     fn quote(&self, origin: &Origin, failed: &[Tested], text: &mut String) -> Result<()> {
         let Some(lines) = self.rule(origin) else { return Ok(()) };
         writeln!(text)?;
@@ -400,8 +400,8 @@ fn line(step: &Step) -> String {
     }
 }
 
-/// Where in a line of a rule a condition is written: the attribute, the element that stands for a protocol, or, of an
-/// implicit state, the direction.
+/// Where a condition is written in a rule: at its attribute, at the element for a protocol, or at the direction for an
+/// implicit state.
 fn caret(lines: &[String], line: &str, tested: &Tested) -> Option<(usize, usize)> {
     let candidates = attributes(tested.field);
     let found = |line: &str| {
@@ -424,7 +424,7 @@ fn caret(lines: &[String], line: &str, tested: &Tested) -> Option<(usize, usize)
     if lines.iter().any(|other| found(other).is_some()) {
         return found(line);
     }
-    // No attribute says it, so the element does, or the direction of the rule.
+    // No attribute has it, so it is implied by the element or by the direction of the rule.
     let is_implicit = matches!(tested.field, "connection state" | "direction in the connection");
     let (start, length) = if is_implicit {
         let start = line.find("direction='")?;
@@ -438,8 +438,7 @@ fn caret(lines: &[String], line: &str, tested: &Tested) -> Option<(usize, usize)
     Some((start, length))
 }
 
-/// The attributes that a field of a packet may be named by; source and destination change places in a rule's other
-/// direction.
+/// The attributes that may stand for a field of a packet. Source and destination are exchanged in a rule's other direction.
 fn attributes(field: &str) -> &'static [&'static str] {
     match field {
         "source MAC" => &["srcmacaddr", "dstmacaddr"],

@@ -1,4 +1,4 @@
-//! `keep`: the daemon of hosts without libvirt, which keeps the kernel as the bindings ask for.
+//! `keep`: the daemon for hosts without libvirt, which keeps the kernel in the desired state.
 
 use std::io::{Write, stdout};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use nwfilterctl_shared::{Options, with_causes};
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 
-/// Reloads, and repairs and learns until SIGTERM or SIGINT. Prints what happens, a line each. `read` reads the settings,
-/// again on SIGHUP.
+/// Reloads, then repairs and learns until SIGTERM or SIGINT. Prints events, one a line. `read` reads the settings, again on
+/// SIGHUP.
 pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<()> {
     let options = read()?;
     let (driver, signals) = (Arc::new(options.open_to_stay(Driver::builder())?), Signals::block()?);
@@ -38,7 +38,7 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     let reconciler = driver.keep()?;
     notify(&[NotifyState::Ready, NotifyState::Status("the bindings are enforced")]);
     let is_alive = || {
-        // A driver that is stuck does not return; one that answers with an error works.
+        // A driver that hangs does not return. One that returns an error works.
         let _ = driver.bindings();
         reconciler.is_running()
     };
@@ -46,7 +46,7 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     end.notify();
     drop(reconciler);
     drop(driver);
-    // It ends with the driver. A panic was reported when it happened.
+    // The thread ends with the driver. A panic was reported when it happened.
     let _ = printing.join();
     match end {
         End::Stop => Ok(()),
@@ -54,7 +54,7 @@ pub(crate) fn keep(read: impl Fn() -> Result<Options>, as_json: bool) -> Result<
     }
 }
 
-/// Prints events until there can be no more, or nobody reads them.
+/// Prints events until the driver ends or the output is closed.
 fn print(events: &Receiver<Event>, as_json: bool) {
     for event in events {
         let line = if as_json { as_value(&event).to_string() } else { event.to_string() };

@@ -1,4 +1,4 @@
-//! `learn`: the background process that learns the addresses of guests, because the other verbs end at once.
+//! `learn`: the background process that learns addresses of guests, because other verbs do not stay.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use nwfilter::Driver;
 use nwfilterctl_shared::Options;
 
-/// Where the background process says what it learned.
+/// The log file of the background process.
 const LOG: &str = "learn.log";
-/// Bytes at which the next background process begins the file anew.
+/// The size in bytes from which the next background process truncates the file.
 const MAX_LOG: u64 = 1 << 20;
 
-/// Starts the background process if a port needs it, and waits until it listens. One that runs already sees by
-/// itself what changed; then the new one ends.
+/// Starts the background process if a port needs it, and waits until it listens. If one is running, it notices the change by
+/// itself, and the new one ends.
 pub(crate) fn start_if_needed(driver: &Driver, options: &Options) -> Result<()> {
     if !driver.has_to_learn()? {
         return Ok(());
@@ -45,9 +45,9 @@ fn command(options: &Options) -> Result<Command> {
     Ok(command)
 }
 
-/// Learns until nothing is left to learn, in a session of its own so that no terminal ends it.
+/// Learns until nothing is left to learn. Runs in a session of its own, so that closing a terminal does not end it.
 pub(crate) fn learn(driver: &Driver) -> Result<()> {
-    // It fails where this process leads a session already.
+    // This fails if the process already leads a session.
     let _ = nix::unistd::setsid();
     let listening = || {
         let _ = writeln!(std::io::stdout(), "listening").and_then(|()| std::io::stdout().flush());

@@ -1,7 +1,7 @@
-//! What the programs `nwfilterctl` and `nwfilterctl-listen` share: their options, and how they say what went wrong.
+//! Code that the programs `nwfilterctl` and `nwfilterctl-listen` share: options and error messages.
 //!
-//! They are two programs because only one needs libvirt: to load its library takes longer than most verbs do, and
-//! `nwfilterctl` runs where there is none.
+//! They are two programs because only one needs libvirt. Loading its library takes longer than most verbs, and
+//! `nwfilterctl` runs on hosts without it.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +35,7 @@ use crate::choice::{Choice, choose};
 
 const CANNOT_OPEN: &str = "cannot open the stores";
 
-/// The options of every verb, as they were given. What is not given is a setting of the host.
+/// The options of every verb, as they were given. The others are taken from the host's settings.
 #[derive(Args, Clone, Debug)]
 pub struct Arguments {
     /// The settings of the host [env: NWFILTER_CONFIG] [default: /etc/nwfilter/nwfilter.toml]
@@ -56,14 +56,14 @@ pub struct Arguments {
     /// Give no connection a conntrack helper
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_helpers: Option<bool>,
-    /// How packets find their port where there are many: a tree, or libvirt's list, which its driver can take over. If
-    /// nothing is said, a tree, but libvirt's own stores keep what is there
+    /// How packets find their port: through a tree, or through libvirt's list, which its driver can take over [default: a
+    /// tree; with libvirt's own stores, what is there]
     #[arg(long, global = true)]
     dispatch: Option<DispatchName>,
-    /// Give up a change after so many seconds if another process keeps the stores locked; without it, wait
+    /// Give up a change after this many seconds if another process keeps the stores locked [default: wait]
     #[arg(long, value_name = "SECONDS", global = true, value_parser = clap::value_parser!(u64).range(..=MAX_SECONDS))]
     timeout: Option<u64>,
-    /// Log more; twice for what helps to find a bug
+    /// Log more; twice for debugging
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     /// Print errors only, no warnings
@@ -114,16 +114,16 @@ pub struct ListenOptions {
     /// Those of every daemon
     #[command(flatten)]
     pub daemon: DaemonOptions,
-    /// Its URI; without one, libvirt's own default
+    /// The URI of libvirt [default: libvirt's own default]
     #[arg(long, value_name = "URI")]
     pub connect: Option<String>,
-    /// Close bridge ports whose name starts so until they have a binding
+    /// Close bridge ports whose names begin with this until they have a binding
     #[arg(long, value_name = "PREFIX")]
     pub guard: Option<String>,
 }
 
 impl Arguments {
-    /// The options with the settings of the host for those that are not given.
+    /// Adds the settings of the host for options that are not given.
     pub fn settle(&self) -> Result<Options> {
         let mut settings = Settings::load(self.config.as_deref())?;
         let dispatch = self.dispatch.map(|dispatch| dispatch.as_str());
@@ -154,7 +154,7 @@ impl Arguments {
         })
     }
 
-    /// The arguments that give another program the options that this one was given.
+    /// The arguments by which another program gets the same options.
     pub fn to_args(&self) -> Vec<OsString> {
         let paths = [
             ("--config", &self.config),
@@ -174,7 +174,7 @@ impl Arguments {
     }
 }
 
-/// The options that decide what is logged.
+/// The arguments that decide what is logged.
 fn levels(verbose: u8, quiet: bool) -> impl Iterator<Item = OsString> {
     let verbose = std::iter::repeat_n("--verbose".into(), verbose.into());
     verbose.chain(quiet.then(|| "--quiet".into()))
@@ -190,50 +190,50 @@ impl DispatchName {
 }
 
 impl Options {
-    /// The same with settings that more options give.
+    /// Adds settings from more options.
     pub fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
         set(&mut self.settings);
         self
     }
 
-    /// Opens the driver that the options describe, with more options of the caller's. What the tables hold it asks of
-    /// the kernel.
+    /// Opens the driver that the options describe. It reads the tables from the kernel.
     pub fn open(&self, with: Builder) -> Result<Driver> {
         let choice = self.choose(self.native(), None);
         choice.refuse_a_second_backend()?;
         self.open_with(with, choice.backend)
     }
 
-    /// The same for a process that stays, which owns the table of the native backend.
+    /// The same for a daemon, which owns the table of the native backend.
     pub fn open_to_stay(&self, with: Builder) -> Result<Driver> {
         let choice = self.choose(Nftables::new().owning(&self.state_dir), None);
         choice.refuse_a_second_backend()?;
         self.open_with(with, choice.backend)
     }
 
-    /// The same for a reload, which takes over from the other backend: its rules go when the ports have theirs.
+    /// The same for a reload, which may change the backend. The rules of the former one are removed when every port has its new
+    /// rules.
     pub fn open_to_take_over(&self, with: Builder) -> Result<(Driver, Former)> {
         let (backend, former) = self.choose(self.native(), None).into_parts();
         Ok((self.open_with(with, backend)?, former))
     }
 
-    /// The same for a process that makes one change and ends: it begins with what the one before it knew of the tables,
-    /// if nobody changed them since.
+    /// The same for a process that makes one change and ends. It starts with the cache of the tables that the previous process
+    /// left, if nothing has changed since.
     pub fn open_for_a_change(&self, with: Builder) -> Result<Driver> {
         let choice = self.choose(self.native(), Some(&self.state_dir));
         choice.refuse_a_second_backend()?;
         self.open_with(with, choice.backend)
     }
 
-    /// The driver that the options describe, also beside another backend, and the backends: the chosen one, and the other.
-    /// For a look only.
+    /// The driver that the options describe, for reading only, and both backends, the chosen one first. It opens even if the
+    /// other backend filters ports too.
     pub fn open_to_examine(&self, with: Builder) -> (Result<Driver>, [Box<dyn Backend>; 2]) {
         let (backend, _) = self.choose(self.native(), None).into_parts();
         (self.open_with(with, backend), self.choose(self.native(), None).into_backends())
     }
 
     fn open_with(&self, builder: Builder, backend: Box<dyn Backend>) -> Result<Driver> {
-        // One message, instead of one for each file.
+        // One message instead of one for each file.
         [&self.config_dir, &self.state_dir]
             .into_iter()
             .try_for_each(|dir| check_readable(dir))
@@ -273,7 +273,7 @@ impl Options {
         config
     }
 
-    /// Refuses a backend while ports are filtered by another one.
+    /// Refuses the chosen backend while the other one filters ports.
     pub fn check_backend(&self) -> Result<()> {
         self.choose(self.native(), None).refuse_a_second_backend()
     }
@@ -282,7 +282,7 @@ impl Options {
         self.settings.get(key).and_then(|number| number.parse().ok())
     }
 
-    /// Serves the metrics of a daemon where the settings say so.
+    /// Serves the metrics of a daemon, if the settings ask for it.
     pub fn serve_metrics(&self, driver: &Arc<Driver>) -> Result<()> {
         let address = self.settings.get(Key::Metrics);
         address.map_or(Ok(()), |address| {
@@ -290,7 +290,7 @@ impl Options {
         })
     }
 
-    /// The chosen backend. That of iptables leaves what it knows of the kernel in a directory, where that is given.
+    /// Chooses the backend. xtables keeps a cache of the tables in `remembering_in`, if given.
     fn choose(&self, nftables: Nftables, remembering_in: Option<&Path>) -> Choice {
         let xtables = Xtables::new(nwfilter_xtables::Settings {
             enable_bridge_filtering: !self.settings.is_on(Key::KeepBridgeNf),
@@ -304,7 +304,7 @@ impl Options {
         choose(self.backend(), nftables, xtables, || self.config().names_an_ip_set())
     }
 
-    /// The native backend, which asks the table's owner for changes where there is one.
+    /// The native backend, which asks the owner of the table, if any, to make changes.
     fn native(&self) -> Nftables {
         Nftables::new().beside(&self.state_dir)
     }
@@ -314,8 +314,8 @@ impl Options {
         BackendName::from_str(name, false).unwrap_or(BackendName::Xtables)
     }
 
-    /// Either libvirt's driver or the module may be at work on libvirt's stores, and the first could not delete what a
-    /// tree refers to.
+    /// The dispatch. With libvirt's stores, libvirt's own driver may be at work, which could not delete chains that a tree
+    /// refers to.
     fn dispatch(&self) -> Dispatch {
         match self.settings.get(Key::Dispatch) {
             Some("list") => Dispatch::List,
@@ -324,7 +324,7 @@ impl Options {
         }
     }
 
-    /// The arguments that give another process the same options, wherever it runs.
+    /// The arguments by which another process gets the same options, in any working directory.
     pub fn to_args(&self) -> Result<Vec<OsString>> {
         let paths = [
             ("--config", self.config.as_ref()),
@@ -370,7 +370,7 @@ impl ListenOptions {
         }
     }
 
-    /// The arguments that give another process the same options.
+    /// The arguments by which another process gets the same options.
     pub fn to_args(&self) -> Vec<OsString> {
         let options =
             [("--connect", &self.connect), ("--guard", &self.guard), ("--metrics", &self.daemon.metrics)];
@@ -380,7 +380,7 @@ impl ListenOptions {
     }
 }
 
-/// The exit code of a program, whose error is told on stderr.
+/// The exit code of a program. Prints an error on stderr.
 pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         say(format_args!("error: {}", with_causes(error.chain())));
@@ -392,7 +392,7 @@ pub fn exit_code(result: Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// What to do about an error of the system.
+/// Advice for an error of the system.
 fn help(kind: ErrorKind) -> Option<&'static str> {
     match kind {
         ErrorKind::PermissionDenied if !geteuid().is_root() => Some("run it as root"),
@@ -404,12 +404,12 @@ fn help(kind: ErrorKind) -> Option<&'static str> {
     }
 }
 
-/// Says something on stderr. Where that is closed or full, nobody can be told.
+/// Prints a line on stderr. Ignores errors, because there is no other place for them.
 pub fn say(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Whether warnings are wanted, and not only errors.
+/// Whether warnings are printed.
 pub fn warns() -> bool {
     log::max_level() >= LevelFilter::Warn
 }
@@ -421,7 +421,7 @@ pub fn warn(text: impl Display) {
     }
 }
 
-/// Refuses a store with documents that this user may not read: they would be as if they were not there.
+/// Refuses a store that this user may not read, because its documents would seem not to exist.
 pub fn check_readable(store: &Path) -> Result<()> {
     if geteuid().is_root() {
         return Ok(());
@@ -446,12 +446,12 @@ pub fn with_causes(chain: anyhow::Chain<'_>) -> String {
     chain.map(|error| without_numbers(&error.to_string())).collect::<Vec<_>>().join("\n  because: ")
 }
 
-/// A message without what only programmers want of errors of the system: their numbers, and the names of temporary files.
+/// Removes error numbers and names of temporary files from a message.
 pub fn without_numbers(text: &str) -> String {
     without(&without(text, " (os error ", ")"), " at path \"", "\"")
 }
 
-/// A text without the parts that begin and end so.
+/// Removes the parts of a text that are between `begin` and `end`.
 fn without(text: &str, begin: &str, end: &str) -> String {
     let mut parts = text.split(begin);
     let mut plain = parts.next().unwrap_or_default().to_owned();

@@ -90,7 +90,7 @@ fn run(cli: Cli, level: LevelFilter) -> Result<ExitCode> {
 
 /// Carries out a verb that needs the stores.
 fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
-    // Who asks whether the kernel is as it should be wants it asked.
+    // Verbs that compare the kernel read it instead of a cache.
     let (builder, watch) = progress::watched(Driver::builder().without_learner());
     let (driver, former) = match verb {
         Verb::Change(Change::Reload) => {
@@ -101,7 +101,7 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
         _ => (options.open_for_a_change(builder)?, None),
     };
     if matches!(verb, Verb::List | Verb::BindingList | Verb::Diff | Verb::Change(Change::Reload)) {
-        verbs::tell_of_files(&driver)?;
+        verbs::report_damaged_files(&driver)?;
     }
     let may_need_learner = matches!(
         verb,
@@ -124,7 +124,7 @@ fn with_driver(options: &Options, verb: Verb, json: bool) -> Result<Answer> {
         }
     }
     if may_need_learner {
-        // The verb has done its work: what is missing now can be made good.
+        // The verb has done its work, so this is only a warning.
         if let Err(error) = learn::start_if_needed(&driver, options) {
             warn(format_args!("{error:#}; 'nwfilterctl reload' tries again"));
         }
@@ -187,7 +187,7 @@ fn carry_out(driver: &Driver, watch: &Watch, options: &Options, verb: Verb, json
     })
 }
 
-/// Becomes the program of the verb `listen`, which stands beside this one; comes back only if that fails.
+/// Executes the program of the verb `listen`, which is beside this one. Returns only if that fails.
 fn become_listener(arguments: &Arguments, listen: &ListenOptions) -> Error {
     let program = "nwfilterctl-listen";
     let exec = || -> Result<Error> {

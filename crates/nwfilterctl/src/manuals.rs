@@ -16,7 +16,7 @@ use crate::cli::Cli;
 use crate::complete;
 use crate::manuals::examples::EXAMPLES;
 
-/// Those of a system's administration.
+/// The section of system administration commands.
 const SECTION: &str = "8";
 const MANUAL: &str = "nwfilter";
 
@@ -58,7 +58,7 @@ fn pages(mut program: Command) -> Result<Vec<(String, Vec<u8>)>> {
     let mut pages = vec![page(&program, "nwfilterctl", false)?];
     for verb in program.get_subcommands().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help") {
         let name = format!("nwfilterctl-{}", verb.get_name());
-        // What holds for every verb is described once.
+        // Options of every verb are described in the page of the program only.
         let verb = verb.clone().mut_args(|arg| {
             let is_global = arg.is_global_set();
             arg.hide(is_global)
@@ -129,7 +129,7 @@ fn section(text: &mut Vec<u8>, title: &str, items: &[(impl AsRef<str>, impl AsRe
     Ok(())
 }
 
-/// Text that troff takes as it is.
+/// Escapes text for troff.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('`', "");
     if text.starts_with('.') { format!("\\&{text}") } else { text }

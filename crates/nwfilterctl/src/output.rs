@@ -1,4 +1,4 @@
-//! What verbs say on stdout: text for people, JSON for programs.
+//! The output of verbs on stdout: text or JSON.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::places::Places;
 
-/// What a verb says when it has done its work, and whether all is as it should be. It is printed last, so that an output
-/// that is closed or full stops nothing.
+/// The output and exit code of a verb. It is printed when the verb has done its work, so that a closed or full output stops
+/// nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     text: String,
@@ -32,12 +32,12 @@ impl Answer {
         Self::text(format!("{value:#}\n"))
     }
 
-    /// Whether all is as it should be.
+    /// Whether the exit code is 0.
     pub(crate) fn is_good(&self) -> bool {
         !self.is_bad
     }
 
-    /// The same, with the exit code 1 if that does not hold.
+    /// The same, with exit code 1 if `good` is false.
     pub(crate) fn good_if(self, good: bool) -> Self {
         Self { is_bad: !good, ..self }
     }
@@ -55,7 +55,7 @@ pub(crate) fn number_of(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
-/// Every filter with its UUID and where it is.
+/// The list of filters, each with its UUID and where it is stored.
 pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
     let stored: BTreeSet<_> =
         driver.stored_filters()?.into_iter().map(|filter| filter.name.clone()).collect();
@@ -77,7 +77,7 @@ pub(crate) fn filters(driver: &Driver, as_json: bool) -> Result<Answer> {
     Ok(Answer::lines(lines))
 }
 
-/// Every port with its filter, and how its guest's address is known.
+/// The list of ports, each with its filter and its guest's address.
 pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     let ports = driver.port_statuses()?;
     if as_json {
@@ -91,8 +91,7 @@ pub(crate) fn bindings(driver: &Driver, as_json: bool) -> Result<Answer> {
     Ok(Answer::lines(lines))
 }
 
-/// How the address of a port's guest is known, and why the port is not filtered if it is not; empty where there is nothing
-/// to say.
+/// The address of a port's guest and how it is known, or why the port is not filtered. May be empty.
 pub(crate) fn address_text(PortStatus { state, attachment, .. }: &PortStatus) -> String {
     match (attachment, state) {
         (Attachment::Absent, _) => "not filtered: no such interface".to_owned(),
@@ -103,7 +102,7 @@ pub(crate) fn address_text(PortStatus { state, attachment, .. }: &PortStatus) ->
     }
 }
 
-/// Every rule that is missing (-) or foreign (+), and where it is written.
+/// The rules that are missing (-) or foreign (+), with their places.
 pub(crate) fn differences(
     places: &mut Places<'_>,
     differences: &[Difference],

@@ -1,4 +1,4 @@
-//! Where a rule is written that an error or a difference is about: the file and the line.
+//! Finds the file and line of a rule that an error or a difference is about.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -40,7 +40,7 @@ impl<'a> Places<'a> {
         Self { driver, known: BTreeMap::new() }
     }
 
-    /// Where a rule is written, its origin being shown as `web:10`. Stock filters are in no file.
+    /// The place of a rule, given its origin, which is shown as `web:10`. Stock filters are in no file.
     pub(crate) fn find(&mut self, origin: &impl Display) -> Option<Location> {
         let origin = origin.to_string();
         let (name, line) = origin.rsplit_once(':')?;
@@ -50,7 +50,7 @@ impl<'a> Places<'a> {
     }
 }
 
-/// The error with the place of the rule that it is about, if it is about one.
+/// Adds the place of the rule to an error about a rule.
 pub(crate) fn with_place(driver: &Driver, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<Error>() {
         Ok(error) => match driver.location(&error) {
@@ -61,8 +61,7 @@ pub(crate) fn with_place(driver: &Driver, error: anyhow::Error) -> anyhow::Error
     }
 }
 
-/// The error with the place of the rule that it is about, if that is in one of the filters that were to be defined from
-/// these files.
+/// The same for a rule of a filter that was to be defined from one of these files.
 pub(crate) fn in_files(error: Error, files: &BTreeMap<String, PathBuf>) -> anyhow::Error {
     let place = |Origin { filter, line }: &Origin| {
         let file = files.get(filter.as_ref()?.as_str())?;

@@ -1,4 +1,4 @@
-//! `plan`: what a verb would change in the stores and in the kernel, without changing it.
+//! `plan`: shows what a verb would change in the stores and in the kernel, and changes nothing.
 
 use anyhow::Result;
 use nwfilter::rules::{Difference, DifferenceKind};
@@ -25,8 +25,8 @@ pub(crate) fn plan(driver: &Driver, change: Change, as_json: bool) -> Result<Ans
         Change::Set(change) => driver.preview(&set::transaction(driver, &change)?)?,
         Change::Reload => {
             let drift = driver.diff()?;
-            verbs::tell_of_sets(&drift.failed_sets);
-            verbs::tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
+            verbs::report_failed_sets(&drift.failed_sets);
+            verbs::report_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
             Preview { differences: drift.differences, warnings: drift.warnings, ..Preview::default() }
         }
     };

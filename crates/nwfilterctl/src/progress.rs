@@ -1,4 +1,4 @@
-//! A line on the terminal that says how far a change is, when it takes long.
+//! A progress line on the terminal for changes that take long.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -13,10 +13,10 @@ const LONG: Duration = Duration::from_secs(1);
 /// How often the line is written.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What a driver told last of its progress; `None` if nobody would see it.
+/// The last progress of a driver. `None` if stderr is no terminal.
 pub(crate) struct Watch(Option<Arc<Mutex<Option<Progress>>>>);
 
-/// The steps to a driver whose changes can be watched, if stderr is a terminal.
+/// Lets the progress of a driver be watched, if stderr is a terminal.
 pub(crate) fn watched(builder: Builder) -> (Builder, Watch) {
     if !stderr().is_terminal() || !warns() {
         return (builder, Watch(None));
@@ -30,7 +30,7 @@ pub(crate) fn watched(builder: Builder) -> (Builder, Watch) {
 }
 
 impl Watch {
-    /// Runs a change of the driver and shows how far it is. When it returns, the line is gone.
+    /// Runs a change of the driver and shows its progress. The line is removed at the end.
     pub(crate) fn during<T>(&self, change: impl FnOnce() -> T) -> T {
         let Some(last) = &self.0 else { return change() };
         std::thread::scope(|scope| {
@@ -51,7 +51,7 @@ fn show(last: &Mutex<Option<Progress>>, ended: &Receiver<()>) {
     while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
         wait = TICK;
         if let Some(progress) = *last.lock().unwrap_or_else(PoisonError::into_inner) {
-            // A terminal that is gone is told nothing.
+            // The terminal may be gone.
             let _ = write!(stderr(), "\r{progress}\x1b[K");
         }
     }

@@ -90,7 +90,7 @@ pub(crate) fn list(driver: &Driver, as_json: bool) -> Result<Answer> {
     Ok(Answer::lines(lines))
 }
 
-/// A set in canonical form, or all that it holds.
+/// A set in canonical form, or its whole content.
 pub(crate) fn dumpxml(driver: &Driver, name: &str, resolved: bool, as_json: bool) -> Result<Answer> {
     let set = driver.set(&name.parse()?)?;
     if resolved {
@@ -139,7 +139,7 @@ fn entries(set: &FilterSet) -> String {
     text
 }
 
-/// The set of a name, and entries of its family that were written on the command line.
+/// A set, and the entries of its family that the command line gives.
 fn given(
     driver: &Driver,
     name: &str,

@@ -10,17 +10,17 @@ use serde_json::json;
 use crate::output::{Answer, address_text, number_of};
 use crate::places::Places;
 use crate::set;
-use crate::verbs::{tell_of_ports, tell_of_sets, warn_all};
+use crate::verbs::{report_failed_sets, report_ports, warn_all};
 
-/// What a driver has and how the kernel is; bad if that is not as it should be, or not known.
+/// The status of a driver and its kernel. The exit code is 1 if the kernel differs or cannot be read.
 pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Result<Answer> {
     let (filters, stored) = (driver.filters()?.len(), driver.stored_filters()?.len());
     let (ports, problems) = (driver.port_statuses()?, driver.problems()?);
     let drift = driver.diff();
     if let Ok(drift) = &drift {
         warn_all(&drift.warnings);
-        tell_of_sets(&drift.failed_sets);
-        tell_of_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
+        report_failed_sets(&drift.failed_sets);
+        report_ports(&mut Places::new(driver), &drift.failed, &drift.unmanaged);
     }
     let is_good = drift.as_ref().is_ok_and(nwfilter::Drift::is_empty);
     if as_json {
@@ -69,7 +69,7 @@ pub(crate) fn status(driver: &Driver, options: &Options, as_json: bool) -> Resul
     Ok(Answer::lines(lines).good_if(is_good))
 }
 
-/// How many ports are in which state: `: 2 filtered, 1 learning`.
+/// The number of ports in each state: `: 2 filtered, 1 learning`.
 fn states(ports: &[PortStatus]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for port in ports {

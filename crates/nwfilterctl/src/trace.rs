@@ -1,4 +1,4 @@
-//! The verb `trace`: packets of a port as they pass the kernel, with the lines of filters that they match.
+//! The verb `trace`: shows packets of a port as they pass the kernel, with the lines of filters that they match.
 
 use std::io::{Write, stdout};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::places::Places;
 
-/// Show packets of a port as they pass the kernel, and the rules that each matches, until it is stopped
+/// Show packets of a port as they pass the kernel, and the rules that each matches, until stopped
 #[derive(Args)]
 pub(crate) struct TracePort {
     /// The port
@@ -22,21 +22,21 @@ pub(crate) struct TracePort {
     /// For how long, as in 10s or 5m
     #[arg(long = "for", value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
-    /// Only such packets, as in 'tcp from 192.0.2.7 to :80'
+    /// Only packets that match, as in 'tcp from 192.0.2.7 to :80'
     #[arg(long = "match", value_name = "PACKET", default_value = "")]
     wanted: TraceMatch,
-    /// Only packets that do not pass, at most ten of them in a second
+    /// Only packets that do not pass, at most ten in a second
     #[arg(long)]
     drops: bool,
-    /// End after so many packets
+    /// End after this many packets
     #[arg(short = 'n', long, value_name = "NUMBER")]
     count: Option<usize>,
 }
 
-/// How many dropped packets are shown in a second.
+/// The most dropped packets that are shown in a second.
 const DROPS: usize = 10;
 
-/// How long is waited at once for a packet where no end is set.
+/// The longest single wait for a packet, if no end is set.
 const LONG: Duration = Duration::from_secs(3600);
 
 fn time(text: &str) -> Result<Duration> {
@@ -81,12 +81,12 @@ pub(crate) fn trace(driver: &Driver, asked: &TracePort, as_json: bool) -> Result
     Ok(())
 }
 
-/// Lets some packets of each second through.
+/// Limits the packets that are shown in each second.
 #[derive(Default)]
 struct Limit {
     second: Option<Instant>,
     shown: usize,
-    /// Those that were left out in this second.
+    /// The packets that were not shown in this second.
     left_out: usize,
 }
 

@@ -1,4 +1,4 @@
-//! `users`: which filters include a filter, and which ports have it.
+//! `users`: lists the filters that include a filter, and the ports that have it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::output::Answer;
 use crate::verbs::filter;
 
-/// Every filter and port that uses a filter, itself or through others.
+/// The filters and ports that use a filter, directly or through others.
 pub(crate) fn users(driver: &Driver, name: &str, as_json: bool) -> Result<Answer> {
     let name = filter(driver, name)?.name.clone();
     let filters = driver.filters()?;

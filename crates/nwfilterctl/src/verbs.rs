@@ -1,4 +1,4 @@
-//! The verbs: each does one thing with a driver, and says what it did.
+//! The verbs on filters, bindings and the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ pub(crate) fn define(
     Ok(defined(&committed, &sources, cut, as_json))
 }
 
-/// The definitions of filters in files, and which filter is in which file.
+/// The transaction that defines the filters of files, and the file of each filter.
 pub(crate) fn definitions(
     files: &[PathBuf],
     strictness: Strictness,
@@ -64,7 +64,7 @@ pub(crate) fn definitions(
     Ok((transaction, read_from))
 }
 
-/// Says which filters were defined, each from which source.
+/// The answer of `define`: each filter with its source.
 pub(crate) fn defined(committed: &Committed, sources: &[String], cut: bool, as_json: bool) -> Answer {
     let Committed { filters, applied, .. } = committed;
     let filters = || filters.iter().zip(sources);
@@ -97,7 +97,7 @@ pub(crate) fn undefine(driver: &Driver, names: &[String], as_json: bool) -> Resu
     Ok(Answer::lines(undefined.iter().map(|name| format!("Network filter {name} undefined"))))
 }
 
-/// The removal of filters, and their names.
+/// The transaction that removes filters, and their names.
 pub(crate) fn undefinitions(driver: &Driver, names: &[String]) -> Result<(Transaction, Vec<String>)> {
     let (mut transaction, mut undefined) = (Transaction::new(), Vec::new());
     for name in names {
@@ -117,7 +117,7 @@ pub(crate) fn dumpxml(driver: &Driver, name: &str, as_json: bool) -> Result<Answ
     Ok(Answer::text(xml))
 }
 
-/// The filter of a UUID, or else of a name, as virsh looks it up.
+/// Looks up a filter by UUID, or else by name, as virsh does.
 pub(crate) fn filter(driver: &Driver, name: &str) -> Result<Arc<Filter>, Error> {
     if let Ok(uuid) = name.parse::<Uuid>() {
         let filters = driver.filters()?;
@@ -153,7 +153,7 @@ pub(crate) fn binding_create(
     Ok(cut::answer(&committed, cut, as_json, json, || created.iter().map(line).collect()))
 }
 
-/// The bindings in files, and which port is in which file.
+/// The transaction that creates the bindings of files, and the file of each port.
 pub(crate) fn new_bindings(files: &[PathBuf]) -> Result<(Transaction, Vec<(PortDev, String)>)> {
     let (mut transaction, mut created) = (Transaction::new(), Vec::new());
     for file in files {
@@ -164,7 +164,7 @@ pub(crate) fn new_bindings(files: &[PathBuf]) -> Result<(Transaction, Vec<(PortD
     Ok((transaction, created))
 }
 
-/// The removal of bindings.
+/// The transaction that removes bindings.
 pub(crate) fn deletions(ports: &[String]) -> Result<Transaction> {
     let mut transaction = Transaction::new();
     for port in ports {
@@ -230,8 +230,8 @@ pub(crate) fn diff(driver: &Driver, as_json: bool) -> Result<Answer> {
     let drift = driver.diff()?;
     warn_all(&drift.warnings);
     let mut places = Places::new(driver);
-    tell_of_sets(&drift.failed_sets);
-    tell_of_ports(&mut places, &drift.failed, &drift.unmanaged);
+    report_failed_sets(&drift.failed_sets);
+    report_ports(&mut places, &drift.failed, &drift.unmanaged);
     Ok(differences(&mut places, &drift.differences, as_json)?.good_if(drift.is_empty()))
 }
 
@@ -243,8 +243,8 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, config_dir: &Path, as_json:
     if let Some(lost) = set::unknown_to_libvirt(driver, config_dir)? {
         warn(lost);
     }
-    tell_of_sets(&failed_sets);
-    tell_of_ports(&mut Places::new(driver), &failed, &unmanaged);
+    report_failed_sets(&failed_sets);
+    report_ports(&mut Places::new(driver), &failed, &unmanaged);
     let back: Vec<_> = applied.changed.iter().filter(|port| !removed.contains(port)).collect();
     let answer = if as_json {
         let failed = failed.iter().map(|port| {
@@ -281,7 +281,7 @@ pub(crate) fn reload(driver: &Driver, watch: &Watch, config_dir: &Path, as_json:
     Ok(answer.good_if(is_complete))
 }
 
-/// Removes what libvirt's own nftables driver has in the kernel, once every port has its rules here.
+/// Removes the rules of libvirt's own nftables driver, when every port has its rules here.
 pub(crate) fn take_over_from_libvirt(driver: &Driver) -> Result<()> {
     let bound: BTreeSet<_> = driver.bindings()?.iter().map(|binding| binding.port.clone()).collect();
     match remove_libvirts_tables(|port| bound.contains(port))? {
@@ -294,7 +294,7 @@ pub(crate) fn take_over_from_libvirt(driver: &Driver) -> Result<()> {
         }
         LibvirtsTables::Left(ports) => {
             let ports: Vec<_> = ports.into_iter().collect();
-            tell_of_many(
+            report_many(
                 &ports,
                 "is filtered by libvirt's nftables driver, and has no binding here: libvirt's tables stay",
             );
@@ -303,35 +303,35 @@ pub(crate) fn take_over_from_libvirt(driver: &Driver) -> Result<()> {
     Ok(())
 }
 
-// ---- what is told beside the answer ----
+// ---- messages on stderr ----
 
-/// Says which damaged files were moved aside earlier. Those that are found damaged are in the log, on stderr.
-pub(crate) fn tell_of_files(driver: &Driver) -> Result<()> {
+/// Reports damaged files that were moved aside earlier. Files that are found damaged now are in the log.
+pub(crate) fn report_damaged_files(driver: &Driver) -> Result<()> {
     let aside = driver.problems()?.into_iter().filter(|problem| problem.kind == ProblemKind::SetAside);
     aside.for_each(warn);
     Ok(())
 }
 
-/// Says of each set why it does not hold what it must.
-pub(crate) fn tell_of_sets(failed: &[FailedSet]) {
+/// Reports for each set why it does not have its content.
+pub(crate) fn report_failed_sets(failed: &[FailedSet]) {
     for set in failed {
         say(format_args!("error: {}", with_causes(anyhow::Chain::new(set))));
     }
 }
 
-/// Says of each port why it is not as its binding asks for, or why it is left alone.
-pub(crate) fn tell_of_ports(places: &mut Places<'_>, failed: &[FailedPort], unmanaged: &UnmanagedPorts) {
+/// Reports for each port why it does not have its filter, or why it is left alone.
+pub(crate) fn report_ports(places: &mut Places<'_>, failed: &[FailedPort], unmanaged: &UnmanagedPorts) {
     for port in failed {
         let place = port.error.origin().and_then(|origin| places.find(origin));
         let place = place.map(|place| format!("\n  at: {place}")).unwrap_or_default();
         say(format_args!("error: {}{place}", with_causes(anyhow::Chain::new(port))));
     }
-    tell_of_many(&unmanaged.unbound, "has rules but no binding here; they are left as they are");
-    tell_of_many(&unmanaged.absent, "has a binding, but there is no network interface of that name");
+    report_many(&unmanaged.unbound, "has rules but no binding here; they are left as they are");
+    report_many(&unmanaged.absent, "has a binding, but there is no network interface of that name");
 }
 
-/// Says the same of some ports, and how many more there are.
-fn tell_of_many(ports: &[PortDev], what: &str) {
+/// Reports the same about several ports; names some and counts the others.
+fn report_many(ports: &[PortDev], what: &str) {
     const SHOWN: usize = 10;
     ports.iter().take(SHOWN).for_each(|port| warn(format_args!("port '{port}' {what}")));
     if ports.len() > SHOWN {

@@ -1,7 +1,7 @@
-//! `watch`: what changes in the stores and in the kernel, as it happens, whoever changes it.
+//! `watch`: prints changes of the stores and the kernel as they happen, whichever process makes them.
 //!
-//! The kernel tells of files that change and of rules that others write. The stores are read again and compared with what
-//! they were; when the kernel has been quiet for a moment, it is compared with what the bindings ask for.
+//! The kernel notifies of changed files and of rules that others write. Then the stores are read again and compared with
+//! their last state. When no more changes come for [`QUIET`], the kernel is compared with the desired state.
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
@@ -23,12 +23,12 @@ use serde_json::{Value, json};
 use crate::keep::as_value;
 use crate::output::{address_text, number_of};
 
-/// How long it must be quiet before the kernel is compared: a change is written table by table, and then stored.
+/// The time without changes after which the kernel is compared. A change is written table by table, and then stored.
 const QUIET: Duration = Duration::from_millis(300);
-/// How often a directory that does not exist yet is looked for.
+/// How often the existence of a missing directory is checked.
 const ABSENT: Duration = Duration::from_secs(1);
 
-/// Prints what changes, a line each, until it is ended or nobody reads it.
+/// Prints changes, one a line, until a signal or until the output is closed.
 pub(crate) fn watch(options: &Options, as_json: bool) -> Result<()> {
     let driver = options.open(Driver::builder().without_learner())?;
     let (_, [backend, _]) = options.open_to_examine(Driver::builder().without_learner());
@@ -37,7 +37,7 @@ pub(crate) fn watch(options: &Options, as_json: bool) -> Result<()> {
         None
     });
     let files = Files::open(options)?;
-    // After the watches are set up, so that nothing is missed.
+    // The stores are read after the watches are set up, so that nothing is missed.
     let seen = Seen::look(&driver)?;
     let mut watcher = Watcher { driver, kernel, files, seen, differences: None, pending: None, as_json };
     watcher.print(
@@ -57,7 +57,7 @@ pub(crate) fn watch(options: &Options, as_json: bool) -> Result<()> {
 /// The directories of the stores.
 struct Files {
     inotify: Inotify,
-    /// Each with the watch that it has as long as it exists.
+    /// Each directory, with its watch if it exists.
     directories: [(PathBuf, Option<WatchDescriptor>); 2],
 }
 
@@ -89,7 +89,7 @@ impl Files {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_DELETE_SELF;
         for (directory, watch) in &mut self.directories {
-            // One that is followed already keeps its watch; one that was replaced gets another.
+            // A directory that is already watched keeps its watch. A replaced one gets another.
             let found = self.inotify.add_watch(directory.as_path(), events).ok();
             changed |= found != *watch;
             *watch = found;
@@ -98,10 +98,10 @@ impl Files {
     }
 }
 
-/// The stores as they were seen last.
+/// The last seen state of the stores.
 struct Seen {
     filters: BTreeMap<FilterName, Arc<Filter>>,
-    /// The binding of each port, and what is known of its guest.
+    /// The binding of each port, and its guest's address.
     ports: BTreeMap<PortDev, (Arc<Binding>, String)>,
 }
 
@@ -116,7 +116,7 @@ impl Seen {
         Ok(Self { filters, ports: ports.collect() })
     }
 
-    /// What is different in `new`, as lines of JSON and text.
+    /// The changes from this state to `new`, each as JSON and as text.
     fn changes(&self, new: &Self) -> Vec<(Value, String)> {
         let mut events = Vec::new();
         for (name, filter) in &new.filters {
@@ -153,15 +153,15 @@ struct Watcher {
     kernel: Option<Box<dyn Watch>>,
     files: Files,
     seen: Seen,
-    /// How many rules of the kernel differed when it was compared last; `None` if that was not possible.
+    /// The number of differing rules at the last comparison. `None` if that failed.
     differences: Option<usize>,
-    /// When something changed last, if the kernel was not compared since.
+    /// The time of the last change, if the kernel was not compared since.
     pending: Option<Instant>,
     as_json: bool,
 }
 
 impl Watcher {
-    /// Waits for something to happen, and prints it.
+    /// Waits for a change, and prints it.
     fn step(&mut self) -> Result<()> {
         self.wait()?;
         if self.files.have_changed() {
@@ -191,7 +191,7 @@ impl Watcher {
             self.kernel.as_ref().and_then(|kernel| kernel.interval()),
         ];
         let timeout = match waits.into_iter().flatten().min() {
-            // To the next millisecond, so that it is over when poll returns.
+            // One millisecond more, so that the time is over when poll returns.
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
@@ -203,7 +203,7 @@ impl Watcher {
         }
     }
 
-    /// Compares the kernel with what the bindings ask for, and prints how that is, if it is not as before.
+    /// Compares the kernel with the desired state, and prints the result if it has changed.
     fn compare(&mut self) -> Result<()> {
         self.pending = None;
         let differences = match self.driver.diff() {

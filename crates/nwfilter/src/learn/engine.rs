@@ -325,7 +325,7 @@ impl<'a> Engine<'a> {
             self.wake_resting();
             self.end_expired();
             self.settle();
-            self.tell_of_disbelieved();
+            self.report_disbelieved();
         }
     }
 
@@ -580,7 +580,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Logs the ports whose DHCP answers are dropped. It runs when frames arrive: a guest that gets no answer asks again.
-    fn tell_of_disbelieved(&mut self) {
+    fn report_disbelieved(&mut self) {
         if self.told_at.is_some_and(|at| at.elapsed() < RETRY) {
             return;
         }

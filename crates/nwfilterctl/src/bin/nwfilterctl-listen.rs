@@ -57,7 +57,7 @@ fn listen(driver: &Arc<Driver>, options: &Options, cli: Cli) -> Result<End> {
     listener.run(driver, |status| {
         let mut reconciler = reconciler.lock().unwrap_or_else(PoisonError::into_inner);
         if reconciler.is_none() {
-            // Without it the listener does all its other work.
+            // Without a reconciler the listener does all its other work.
             *reconciler = driver.keep().map_err(|error| log::error!("{:#}", anyhow::Error::from(error))).ok();
         }
         match &status {
@@ -81,7 +81,7 @@ fn guard(options: &Options) -> Result<Option<Guard>> {
     Ok(options.settings.get(Key::Guard).map(Guard::new).transpose()?)
 }
 
-/// Whether the listener's loop has gone round since it was asked the last time, and repairs go on if they ever did.
+/// Whether the listener has made progress since the last call, and the reconciler runs if it was started.
 fn alive(pulse: Pulse, reconciler: Arc<Mutex<Option<Reconciler>>>) -> impl FnMut() -> bool + Send + 'static {
     let mut last = None;
     move || {
@@ -92,7 +92,7 @@ fn alive(pulse: Pulse, reconciler: Arc<Mutex<Option<Reconciler>>>) -> impl FnMut
     }
 }
 
-/// Has a thread wait for the signals, which no other thread then gets.
+/// Starts a thread that waits for the signals, which no other thread gets.
 fn stop_at_signals(
     stopper: Stopper,
     options: Options,

@@ -1,4 +1,4 @@
-//! What the kernel and the tools of this host can do.
+//! Checks of the kernel and the tools.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -141,7 +141,7 @@ fn has_module(name: &str) -> bool {
         || ask("modprobe", &["--dry-run", "--quiet", name]).is_ok_and(|output| output.status.success())
 }
 
-/// Whether there is room for more connections.
+/// Whether the table of connections has room.
 fn connections() -> Option<Finding> {
     let number = |name: &str| -> Option<u64> {
         fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse().ok()
@@ -159,7 +159,7 @@ fn judge_connections(count: u64, max: u64) -> Finding {
         .help(format!("sysctl net.netfilter.nf_conntrack_max={}", max.saturating_mul(4)))
 }
 
-/// Whether the tools are there, and all talk to the same part of the kernel.
+/// Whether the tools exist, and all use the same part of the kernel.
 fn tools(are_needed: bool) -> Vec<Finding> {
     let said: Vec<_> = TOOLS
         .map(|tool| {

@@ -1,4 +1,4 @@
-//! Which nwfilter driver libvirt has.
+//! Checks which nwfilter driver libvirt loads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Finding, Level, Patient};
 
 const MODULE: &str = "libvirt_driver_nwfilter.so";
-/// Where libvirt's own module is while ours has its place.
+/// The name of libvirt's own module while ours replaces it.
 const KEPT: &str = "libvirt_driver_nwfilter.so.libvirt";
 const CHECK: &str = "module";
 
@@ -35,7 +35,7 @@ fn judge(dir: &Path, works_on_libvirts_stores: bool) -> Finding {
         }
         (true, false) => {
             let what = format!("libvirt loads its own nwfilter driver ({shown})");
-            // The same ports under two drivers: each would take the other's rules for foreign ones.
+            // Two drivers on the same ports would each take the other's rules for foreign ones.
             let level = if works_on_libvirts_stores { Level::Warning } else { Level::Note };
             Finding::new(level, CHECK, what)
                 .help("install nwfilter's module in its place if this driver is to filter libvirt's guests")

@@ -1,4 +1,4 @@
-//! Other programs whose rules the packets of guests pass.
+//! Checks for other programs whose rules see packets of guests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Finding, Level, ask};
 
-/// Programs, by how the names of their chains and tables begin, and how they let traffic of bridges pass.
+/// Programs: the prefixes of their chains and tables, and how to make them accept bridged traffic.
 const PROGRAMS: [(&str, &[&str], &str); 7] = [
     ("docker", &["DOCKER", "docker"], "iptables -A FORWARD -m physdev --physdev-is-bridged -j ACCEPT"),
     (
@@ -30,7 +30,7 @@ pub(super) fn check() -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut programs = Programs::default();
     for tool in ["iptables", "ip6tables"] {
-        // What is wrong with the tool is another check's.
+        // Another check reports a tool that fails.
         let Ok(output) = ask(tool, &["-w", "5", "-S", "FORWARD"]) else { continue };
         let listed = String::from_utf8_lossy(&output.stdout);
         let (drops, targets) = forward(&listed);
@@ -61,7 +61,7 @@ pub(super) fn check() -> Vec<Finding> {
     findings
 }
 
-/// Where each program has rules that packets of guests pass.
+/// The places in which each program has rules for packets of guests.
 #[derive(Default)]
 struct Programs(BTreeMap<&'static str, BTreeSet<String>>);
 

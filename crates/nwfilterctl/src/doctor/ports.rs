@@ -1,4 +1,4 @@
-//! The stores, the ports, and whether the kernel has what they ask for.
+//! Checks of the stores, the ports and the kernel's rules.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::output::number_of;
 
 /// Where libvirt's own driver keeps its bindings.
 const LIBVIRTS_BINDINGS: &str = "/run/libvirt/nwfilter-binding";
-/// Ports that are named in a finding.
+/// The most ports that a finding names.
 const SHOWN: usize = 10;
 
 pub(super) fn check(patient: &Patient<'_>) -> Vec<Finding> {
@@ -105,7 +105,7 @@ fn stale(
     findings
 }
 
-/// Whether the kernel has what the bindings ask for.
+/// Whether the kernel has the rules that the bindings ask for.
 fn kernel(driver: &Driver) -> Vec<Finding> {
     let drift = match driver.diff() {
         Ok(drift) => drift,
