@@ -267,3 +267,25 @@ fn the_manuals_ftp_filters_let_an_ftp_server_work_and_nothing_else_through() -> 
     }
     Ok(())
 }
+
+#[test]
+fn the_tags_of_a_domain_come_with_its_filterref_and_not_with_its_metadata() -> Result<()> {
+    skip_unless!(Need::Root, Need::Libvirtd, Need::Qemu);
+    let host = Host::new()?;
+    let (_dir, daemon) = libvirtd(&host, Module::Ours)?;
+    let mut domain = Domain::clean(1);
+    let parameter = "<parameter name='CTRL_TAGS' value='front'/></filterref>";
+    domain.filterref = domain.filterref.replace("</filterref>", parameter);
+    let namespace = nwfilter_xml::METADATA_NAMESPACE;
+    let metadata = format!(
+        "</name><metadata><n:filterrefs xmlns:n='{namespace}'><n:tag name='web'/></n:filterrefs></metadata>"
+    );
+    with_xml(&daemon, &["create"], &domain.xml().replace("</name>", &metadata))?;
+    let binding = daemon.virsh(&["nwfilter-binding-dumpxml", "tap1"])?;
+    assert!(binding.contains("name='CTRL_TAGS' value='front'"), "{binding}");
+    assert!(
+        !binding.contains("web"),
+        "libvirt passes metadata now: docs/sets.md says that it does not\n{binding}"
+    );
+    Ok(())
+}

@@ -113,6 +113,27 @@ fn filters_in_the_metadata_of_a_domain_find_their_interfaces_by_address() {
 }
 
 #[test]
+fn tags_of_a_guest_count_for_each_of_its_interfaces() {
+    let tags = |count: usize| (0..count).map(|n| format!("<n:tag name='t{n}'/>")).collect::<String>();
+    let interface = "<interface type='bridge'><filterref filter='f'/></interface>".repeat(1_000);
+    let text = |count| {
+        format!(
+            "<domain><name>d</name><metadata><n:filterrefs xmlns:n='{METADATA_NAMESPACE}'>{}</n:filterrefs>\
+             </metadata><devices>{interface}</devices></domain>",
+            tags(count)
+        )
+    };
+    let domain = read_domain("d.xml", &text(60)).into_result().unwrap_or_else(|wrong| panic!("{wrong}"));
+    let of_last = domain.interfaces.last().and_then(|interface| interface.filter.clone());
+    assert_eq!(of_last.and_then(|filter| Some(filter.params.get("CTRL_TAGS")?.len())), Some(60));
+    let start = Instant::now();
+    let refused = read_domain("d.xml", &text(20_000)).into_result().map(drop);
+    let shown = refused.map_err(|wrong| wrong.to_string());
+    assert!(shown.is_err_and(|shown| shown.contains("more than 65536 values and tags are passed")));
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_document_that_is_too_long_is_not_parsed() {
     let shown = refused(&" ".repeat(MAX_BYTES + 1));
     assert!(shown.contains("the document has 4194305 bytes; at most 4194304 are read"), "{shown}");

@@ -5,9 +5,9 @@
 mod cut_support;
 
 use anyhow::Result;
-use cut_support::{Lab, OPENS, PEER, ends, filter};
+use cut_support::{GUEST, Lab, OPENS, PEER, Tcp, ends, filter};
 use nwfilter::CutFailure;
-use nwfilter_testlab::{Host, Need, frames, skip_unless};
+use nwfilter_testlab::{Ends, Host, Need, frames, skip_unless};
 use nwfilter_xtables::Xtables;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Tool("iptables-restore"), Need::Tool("ipset")];
@@ -62,6 +62,31 @@ fn a_connection_of_the_guest_ends_when_a_filter_forbids_it() -> Result<()> {
         "<rule action='accept' direction='out' priority='300'><tcp dstportstart='443'/></rule>",
     ))?;
     assert_eq!(cut.ended.len(), 1, "{cut:?}");
+    assert!(!forbidden.carries()? && !forbidden.carries_back()?);
+    assert!(kept.carries()? && kept.carries_back()?);
+    Ok(())
+}
+
+#[test]
+fn a_connection_of_ipv6_ends_when_a_filter_forbids_it() -> Result<()> {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let filter = |ports: &str| {
+        format!(
+            "<filter name='f'><rule action='accept' direction='inout'><all-ipv6 state='ESTABLISHED'/></rule>
+             <rule action='accept' direction='in'><tcp-ipv6 {ports} state='NEW'/></rule>
+             <rule action='drop' direction='inout' priority='900'><all-ipv6/></rule></filter>"
+        )
+    };
+    let lab = lab(&filter(""))?;
+    lab.unbind("tap0")?;
+    lab.bind_with("tap0", "<parameter name='IPV6' value='fd00::2'/>")?;
+    let ends = Ends::v6(PEER, "fd00::9".parse()?, GUEST, "fd00::2".parse()?);
+    let tcp = |port| Tcp { opener: &lab.peer, other: &lab.guest, ends, ports: (1009, port) };
+    let (forbidden, kept) = (tcp(22), tcp(443));
+    assert!(forbidden.opens()? && kept.opens()?);
+    let cut = lab.define(&filter("dstportstart='443'"))?;
+    let ended: Vec<_> = cut.ended.iter().map(ToString::to_string).collect();
+    assert_eq!(ended, ["tap0: tcp [fd00::9]:1009 → [fd00::2]:22"]);
     assert!(!forbidden.carries()? && !forbidden.carries_back()?);
     assert!(kept.carries()? && kept.carries_back()?);
     Ok(())

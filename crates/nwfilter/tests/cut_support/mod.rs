@@ -53,10 +53,19 @@ impl Lab {
     }
 
     pub fn bind(&self, port: &str) -> Result<()> {
+        self.bind_with(port, &format!("<parameter name='IP' value='{ADDRESS}'/>"))
+    }
+
+    pub fn unbind(&self, port: &str) -> Result<()> {
+        self.host.enter(|| self.driver.delete_binding(&port.parse().unwrap()))?;
+        Ok(())
+    }
+
+    pub fn bind_with(&self, port: &str, parameter: &str) -> Result<()> {
         let binding = format!(
             "<filterbinding><owner><name>vm</name><uuid>d54df46f-1ab5-4a22-8618-4560ef5fac2c</uuid></owner>
-             <portdev name='{port}'/><mac address='{GUEST}'/><filterref filter='f'>
-             <parameter name='IP' value='{ADDRESS}'/></filterref></filterbinding>"
+             <portdev name='{port}'/><mac address='{GUEST}'/><filterref filter='f'>{parameter}</filterref>
+             </filterbinding>"
         );
         let binding = read_binding("b.xml", &binding).into_result()?;
         self.host.enter(|| self.driver.create_binding(binding))?;
