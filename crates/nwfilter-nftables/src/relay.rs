@@ -134,26 +134,36 @@ impl<'a> Peer<'a> {
 
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+        if left.is_zero() { Err(too_late()) } else { Ok(Some(left)) }
     }
 }
 
 impl Read for Peer<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer)
+        self.stream.read(buffer).map_err(in_time)
     }
 }
 
 impl Write for Peer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes)
+        self.stream.write(bytes).map_err(in_time)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
     }
+}
+
+fn too_late() -> io::Error {
+    let why = format!("it did not answer within {} seconds", PATIENCE.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
+/// The error of a stream with a timeout, in words: the kernel says "Resource temporarily unavailable".
+fn in_time(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { too_late() } else { error }
 }
 
 fn write_request(to: &mut impl Write, namespace: Namespace, batch: &[u8]) -> io::Result<()> {
@@ -260,6 +270,16 @@ mod tests {
 
     fn request(bytes: &[u8]) -> io::Result<Result<Request, String>> {
         read_request(&mut &bytes[..])
+    }
+
+    #[test]
+    fn who_does_not_answer_in_time_is_said_not_to() {
+        let (stream, _silent) = UnixStream::pair().unwrap();
+        for after in [Duration::ZERO, Duration::from_millis(10)] {
+            let mut peer = Peer { stream: &stream, deadline: Instant::now() + after };
+            let error = peer.read(&mut [0]).unwrap_err();
+            assert_eq!(error.to_string(), "it did not answer within 30 seconds");
+        }
     }
 
     #[test]

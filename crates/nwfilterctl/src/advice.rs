@@ -1,7 +1,9 @@
 //! Advice for errors about which the command line knows more than the driver: similar names, and verbs.
 
+use std::path::PathBuf;
+
 use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
-use nwfilter::xml::nearest;
+use nwfilter::xml::{PortDev, nearest};
 use nwfilter::{Driver, Error};
 
 /// Adds advice to an error.
@@ -20,6 +22,13 @@ fn advice(driver: &Driver, error: &Error) -> Option<String> {
             meant(name.as_str(), names).unwrap_or_else(|| "'nwfilterctl list' shows the filters".to_owned())
         }
         Error::NoSuchBinding(port) => {
+            // Its name is right: a similar one would be another guest's.
+            if let Some(damaged) = damaged_binding(driver, port) {
+                return Some(format!(
+                    "its binding is damaged: see {}; its rules stay until binding-create has stored it anew",
+                    damaged.display()
+                ));
+            }
             let bindings = driver.bindings().unwrap_or_default();
             let ports = bindings.iter().map(|binding| binding.port.as_str());
             meant(port.as_str(), ports)
@@ -43,6 +52,16 @@ fn advice(driver: &Driver, error: &Error) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// The damaged file, also one that was moved aside, of a port without binding.
+fn damaged_binding(driver: &Driver, port: &PortDev) -> Option<PathBuf> {
+    let name = format!("{port}.xml");
+    let is_of_port = |path: &PathBuf| {
+        let rest = path.file_name().and_then(|file| file.to_str()?.strip_prefix(&name));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(".damaged"))
+    };
+    driver.problems().ok()?.into_iter().map(|problem| problem.path).find(is_of_port)
 }
 
 fn meant<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {

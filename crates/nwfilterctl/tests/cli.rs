@@ -202,6 +202,25 @@ fn damaged_files_are_reported_on_stderr_and_moved_by_verbs_that_write() {
 }
 
 #[test]
+fn for_a_port_whose_binding_is_damaged_the_port_of_another_guest_is_not_proposed() {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"));
+    let (cli, host) = (Cli::new(), Host::new().unwrap());
+    let _taps = ["tap0", "tap1"].map(|port| {
+        let tap = host.tap(port).unwrap();
+        cli.file("b.xml", &BINDING.replace("tap0", port).replace("'ssh'", "'clean-traffic'"));
+        stdout(&cli.run_on(&host, &["binding-create", "b.xml"]));
+        tap
+    });
+    cli.file("run/tap1.xml", "<filterbinding>");
+    // The first time it is moved aside.
+    for _ in 0..2 {
+        let said = refused(&cli.run_on(&host, &["binding-delete", "tap1"]));
+        assert!(said.contains("its binding is damaged: see run/tap1.xml.damaged;"), "{said}");
+        assert!(!said.contains("tap0"), "{said}");
+    }
+}
+
+#[test]
 fn damaged_files_of_libvirts_own_store_stay_where_they_are_until_their_name_is_taken() {
     skip_unless!(Need::Root, Need::Tool("unshare"), Need::Tool("mount"));
     skip_unless!(Need::Libvirtd); // Its directory has to be there.
