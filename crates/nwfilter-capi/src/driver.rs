@@ -291,12 +291,13 @@ pub unsafe extern "C" fn nwf_driver_binding_xml(
 /// Makes the changes of a transaction, or none of them. Whether it succeeds or not, the transaction has none left
 /// afterwards, and can be filled again.
 ///
-/// `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "sets": [{"name",
-/// "family", "entries": number, "includes": [name], "tags": [tag]}], "changed": [port], "changed_sets": [name], "warnings":
-/// [text], "documents": [{"document", "code", "line", "column", "message", "help"}], "cut": {"ended": [{"port", "protocol",
-/// "source", "destination"}], "failures": [text]}}. "sets" has the sets that were defined or changed, "cut" what
-/// nwf_transaction_cut_connections asked for, "changed" the ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents is
-/// ignored or replaced.
+/// `report` may be null; otherwise it is set to what was done, as JSON: {"filters": [{"name", "uuid"}], "sets":
+/// [{"name", "family", "entries": number, "includes": [name], "tags": [tag]}], "changed": [port], "changed_sets":
+/// [name], "warnings": [text], "documents": [{"document", "code", "line", "column", "message", "help"}], "cut":
+/// {"ended": [{"port", "protocol", "source", "destination", "ending": "forgotten"|"stalled"}], "failures": [text]}}.
+/// "sets" has the sets that were defined or changed, "cut" what nwf_transaction_cut_connections asked for, "changed" the
+/// ports whose rules were written, "warnings" what does not work although they were, "documents" what of the documents
+/// is ignored or replaced.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwf_driver_commit(
     driver: *const nwf_driver,

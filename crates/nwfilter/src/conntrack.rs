@@ -64,14 +64,21 @@ pub(crate) struct Entry {
 }
 
 /// How a connection is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// The kernel forgets it: its next packet has to be one that may begin a connection.
-    Forget,
-    /// A TCP connection is set back to the state after its first SYN. The kernel then takes what its opener sends for
-    /// invalid, unless it is another SYN, and does not take the connection up by a packet of the other end, as it would
-    /// do if it had forgotten it (`nf_conntrack_tcp_loose`).
-    Stall,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// The kernel forgot it: its next packet has to be one that may begin a connection.
+    Forgotten,
+    /// A TCP connection was set back to the state after its first SYN, because the kernel would take it up again in the
+    /// middle if it forgot it (`nf_conntrack_tcp_loose`). What its opener sends is invalid then, unless it is another SYN or a
+    /// RST. By a RST that the other end ignores, an opener that means harm can bring it back.
+    Stalled,
+}
+
+/// Whether the kernel takes up TCP connections in the middle. Where it does not say, it does.
+pub(crate) fn is_loose() -> bool {
+    let setting = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_loose");
+    setting.map_or(true, |setting| setting.trim() != "0")
 }
 
 /// Asks the kernel about connections, in the network namespace of the calling thread.
@@ -124,8 +131,8 @@ impl Conntrack {
     pub(crate) fn end(&self, entry: &Entry, ending: Ending) -> io::Result<bool> {
         let mut attributes = entry.key.clone();
         let message = match ending {
-            Ending::Forget => ConntrackMessage::Delete(attributes),
-            Ending::Stall => {
+            Ending::Forgotten => ConntrackMessage::Delete(attributes),
+            Ending::Stalled => {
                 let state = vec![ProtoInfoTCP::State(SYN_SENT)];
                 attributes.push(ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(state)]));
                 ConntrackMessage::New(attributes)
@@ -383,8 +390,8 @@ pub(crate) mod tests {
             let first = read.iter().find(|entry| entry.original.ports == Some((51, 53))).unwrap();
             assert_eq!((first.zone, first.original.to_string()), (7, "udp 10.0.0.1:51 → 10.0.0.9:53".into()));
             assert_eq!(first.answer(), first.reply);
-            assert!(conntrack.end(first, Ending::Forget).unwrap());
-            assert!(!conntrack.end(first, Ending::Forget).unwrap(), "it is gone");
+            assert!(conntrack.end(first, Ending::Forgotten).unwrap());
+            assert!(!conntrack.end(first, Ending::Forgotten).unwrap(), "it is gone");
             assert_eq!(conntrack.read(9, |entry| entry.zone == 7).unwrap().0.len(), 2);
         });
     }

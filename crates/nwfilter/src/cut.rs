@@ -16,7 +16,7 @@ use nwfilter_rules::{CtDirection, Ethernet, IpTest, Ruleset, sets_of};
 use nwfilter_xml::{MacAddr, PortDev};
 use serde::Serialize;
 
-use crate::conntrack::{Conntrack, Ending, Entry, Flow};
+use crate::conntrack::{Conntrack, Ending, Entry, Flow, is_loose};
 use crate::learn::wanted::{Past, addresses};
 use crate::sets::{Members, Sets, content};
 use crate::stores::Stores;
@@ -43,6 +43,8 @@ pub struct CutConnection {
     /// The connection, from the end that opened it.
     #[serde(flatten)]
     pub flow: Flow,
+    /// How it was ended.
+    pub ending: Ending,
 }
 
 /// Why connections that the rules refuse may go on.
@@ -99,10 +101,11 @@ pub enum CutFailure {
     },
 }
 
-/// `vnet0: tcp 192.0.2.7:40000 → 10.0.0.2:22`
+/// `vnet0: tcp 192.0.2.7:40000 → 10.0.0.2:22`, and `, stalled` where it is
 impl fmt::Display for CutConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.port, self.flow)
+        write!(f, "{}: {}", self.port, self.flow)?;
+        f.write_str(if self.ending == Ending::Stalled { ", stalled" } else { "" })
     }
 }
 
@@ -153,6 +156,7 @@ impl Driver {
         if !all {
             failures.insert(CutFailure::TooMany);
         }
+        let is_loose = is_loose();
         // Whether a connection that another one announced may go on depends on the other one.
         entries.sort_by_key(|entry| (entry.master.is_some(), entry.original));
         let (mut ended, mut gone) = (BTreeSet::new(), HashSet::new());
@@ -162,7 +166,7 @@ impl Driver {
                 None => entry.is_expected,
             };
             for (port, way) in concerns(entry) {
-                let ending = match port.judge(entry, way, is_announced) {
+                let ending = match port.judge(entry, way, is_announced, is_loose) {
                     Judgement::Leave => continue,
                     Judgement::End(ending) => ending,
                     Judgement::Undecided(why) => {
@@ -174,7 +178,7 @@ impl Driver {
                 match conntrack.end(entry, ending) {
                     Ok(true) => {
                         gone.insert((entry.zone, flow));
-                        ended.insert(CutConnection { port, flow });
+                        ended.insert(CutConnection { port, flow, ending });
                     }
                     Ok(false) => {}
                     Err(error) => {
@@ -306,8 +310,8 @@ impl PortRules {
         }
     }
 
-    fn judge(&self, entry: &Entry, way: Way, is_announced: bool) -> Judgement {
-        match self.ending(entry, way, is_announced) {
+    fn judge(&self, entry: &Entry, way: Way, is_announced: bool, is_loose: bool) -> Judgement {
+        match self.ending(entry, way, is_announced, is_loose) {
             Ok(None) => Judgement::Leave,
             Ok(Some(ending)) => Judgement::End(ending),
             Err(why) => Judgement::Undecided(why),
@@ -315,7 +319,13 @@ impl PortRules {
     }
 
     /// How a connection must be ended; `None` if it may go on, or has ended.
-    fn ending(&self, entry: &Entry, way: Way, is_announced: bool) -> Result<Option<Ending>, String> {
+    fn ending(
+        &self,
+        entry: &Entry,
+        way: Way,
+        is_announced: bool,
+        is_loose: bool,
+    ) -> Result<Option<Ending>, String> {
         use CtDirection::{Original, Reply};
         let back = match way {
             Way::FromGuest => Way::ToGuest,
@@ -330,10 +340,11 @@ impl PortRules {
         {
             return Ok(None);
         }
-        let is_taken_up = entry.original.protocol == protocol::TCP
+        let is_taken_up = is_loose
+            && entry.original.protocol == protocol::TCP
             && (self.passes(way, &next, Connection::new(State::New, Original))?
                 || self.passes(back, &answer, Connection::new(State::New, Original))?);
-        Ok(Some(if is_taken_up { Ending::Stall } else { Ending::Forget }))
+        Ok(Some(if is_taken_up { Ending::Stalled } else { Ending::Forgotten }))
     }
 
     fn passes(&self, way: Way, ip: &Ip, connection: Connection) -> Result<bool, String> {
@@ -442,7 +453,7 @@ mod tests {
 
     fn judged(port: &PortRules, entry: &Entry, is_announced: bool) -> Option<Judgement> {
         let way = port.way_of(entry, &BTreeSet::from([HOST.parse().unwrap()]))?;
-        Some(port.judge(entry, way, is_announced))
+        Some(port.judge(entry, way, is_announced, true))
     }
 
     const SSH: &str = "<rule action='accept' direction='in'><tcp dstportstart='22' state='NEW'/></rule>";
@@ -456,10 +467,10 @@ mod tests {
         let of = |protocol, port: u16| entry(protocol, 7, "10.0.0.2:1000", &format!("10.0.0.9:{port}"));
         for (rules, entry, expected) in [
             (SSH.to_owned(), to(tcp, 22), Leave),
-            (SSH.to_owned(), to(tcp, 80), End(Ending::Forget)),
-            (SSH.to_owned(), of(tcp, 80), End(Ending::Forget)),
-            (SSH.to_owned() + OPENS, to(tcp, 80), End(Ending::Stall)),
-            (SSH.to_owned() + OPENS, to(udp, 53), End(Ending::Forget)),
+            (SSH.to_owned(), to(tcp, 80), End(Ending::Forgotten)),
+            (SSH.to_owned(), of(tcp, 80), End(Ending::Forgotten)),
+            (SSH.to_owned() + OPENS, to(tcp, 80), End(Ending::Stalled)),
+            (SSH.to_owned() + OPENS, to(udp, 53), End(Ending::Forgotten)),
             (SSH.to_owned() + OPENS, of(tcp, 80), Leave),
         ] {
             assert_eq!(judged(&port(&rules), &entry, false), Some(expected), "{rules} {}", entry.original);
@@ -470,7 +481,7 @@ mod tests {
         assert_eq!(judged(&port(stops), &to(tcp, 80), false), Some(Leave));
         let related = "<rule action='accept' direction='in'><all state='RELATED'/></rule>";
         assert_eq!(judged(&port(related), &to(tcp, 80), true), Some(Leave));
-        assert_eq!(judged(&port(related), &to(tcp, 80), false), Some(End(Ending::Forget)));
+        assert_eq!(judged(&port(related), &to(tcp, 80), false), Some(End(Ending::Forgotten)));
     }
 
     #[test]

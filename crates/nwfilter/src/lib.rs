@@ -44,7 +44,7 @@ mod written;
 
 pub use clock::Clock;
 pub use config::{Builder, Config, Layout};
-pub use conntrack::Flow;
+pub use conntrack::{Ending, Flow};
 pub use cut::{Cut, CutConnection, CutFailure, MAX_CONNECTIONS};
 pub use driver::Driver;
 pub use drops::DroppedPacket;

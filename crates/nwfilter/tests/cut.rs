@@ -6,7 +6,7 @@ mod cut_support;
 
 use anyhow::Result;
 use cut_support::{GUEST, Lab, OPENS, PEER, Tcp, ends, filter};
-use nwfilter::CutFailure;
+use nwfilter::{CutFailure, Ending};
 use nwfilter_testlab::{Ends, Host, Need, frames, skip_unless};
 use nwfilter_xtables::Xtables;
 
@@ -42,13 +42,34 @@ fn a_guest_that_may_open_connections_does_not_take_a_cut_one_up_again() -> Resul
     let (revoked, kept) = (lab.to_guest("10.0.0.9", 1009), lab.to_guest("10.0.0.8", 1008));
     let own = lab.of_guest("10.0.0.9", 443);
     assert!(revoked.opens()? && kept.opens()? && own.opens()?);
-    assert_eq!(lab.revoke("10.0.0.9")?.ended.len(), 1);
+    let cut = lab.revoke("10.0.0.9")?;
+    assert_eq!(cut.ended.iter().map(|ended| ended.ending).collect::<Vec<_>>(), [Ending::Stalled], "{cut:?}");
     assert!(!revoked.carries()?);
     revoked.carries_back()?;
     assert!(!revoked.carries()?, "the guest's data made it a connection of its own");
     // What the guest itself opens to that address is allowed still.
     assert!(own.carries()? && own.carries_back()?);
     assert!(kept.carries()? && kept.carries_back()?);
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_takes_no_connection_up_a_cut_one_is_forgotten_for_good() -> Result<()> {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let lab = lab(&filter(OPENS))?;
+    lab.host.netns().sysctl("net.netfilter.nf_conntrack_tcp_loose", "0")?;
+    let revoked = lab.to_guest("10.0.0.9", 1009);
+    assert!(revoked.opens()?);
+    let cut = lab.revoke("10.0.0.9")?;
+    assert_eq!(
+        cut.ended.iter().map(|ended| ended.ending).collect::<Vec<_>>(),
+        [Ending::Forgotten],
+        "{cut:?}"
+    );
+    // Not even a RST that the guest ignores brings it back.
+    let reset = frames::tcp_segment(&revoked.ends, revoked.ports, (3, 2), frames::tcp_flags::RST, &[]);
+    assert!(!lab.peer.delivers(&lab.guest, &reset)?);
+    assert!(!revoked.carries_back()? && !revoked.carries()?);
     Ok(())
 }
 
