@@ -98,6 +98,12 @@ fn wrong(file: &Path, link: &str, pages: &BTreeMap<PathBuf, Page>) -> Option<Str
             Err(error) => return Some(format!("link to {link}: {error}")),
         },
     };
+    let is_in_book = |file: &Path| file.parent().is_some_and(|directory| directory.ends_with("docs"));
+    if is_in_book(file) && pages.contains_key(&target) && !is_in_book(&target) {
+        return Some(format!(
+            "link to {link}: it is no page of the book, so mdBook makes a link to an HTML file that is not there"
+        ));
+    }
     let anchor = anchor?;
     let page = pages.get(&target)?;
     (!page.anchors.contains(anchor)).then(|| format!("link to {link}: no heading there has that name"))
@@ -164,7 +170,7 @@ mod tests {
             ("ARCHITECTURE.md", ""),
             ("CHANGELOG.md", ""),
             ("docs/SUMMARY.md", "- [A](a.md)"),
-            ("docs/a.md", "# One, `two`\n\n[here](#one-two)"),
+            ("docs/a.md", "# One, `two`\n\n[here](#one-two) [outside](../README.md)"),
             ("docs/b.md", ""),
         ] {
             fs::write(root.join(file), text).unwrap();
@@ -175,6 +181,7 @@ mod tests {
                 "README.md: link to docs/a.md#three: no heading there has that name",
                 "README.md: link to gone.md: No such file or directory (os error 2)",
                 "docs/SUMMARY.md: b.md is listed 0 times",
+                "docs/a.md: link to ../README.md: it is no page of the book, so mdBook makes a link to an HTML file that is not there",
             ]
         );
     }

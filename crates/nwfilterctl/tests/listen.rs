@@ -7,6 +7,8 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nwfilter_testlab::{Connect, DriverDir, Host, Libvirtd, Mac, Need, Process, Saved, Tap, skip_unless};
 use tempfile::TempDir;
 
@@ -116,6 +118,15 @@ impl Daemon {
 
     fn wait_for(&self, begin: &str) -> Result<()> {
         while !self.next_state()?.starts_with(begin) {}
+        Ok(())
+    }
+
+    fn wait_for_log(&self, is_there: impl Fn(&str) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_there(&self.process.log()) {
+            ensure!(Instant::now() < deadline, "the log has only: {}", self.process.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Ok(())
     }
 }
@@ -243,6 +254,47 @@ fn behind_the_guard_a_guest_is_silent_until_its_filter_lets_it_speak() -> Result
     let _listener = world.listen(&["--guard", "tap"])?;
     assert!(world.is_filtered("tap1")?);
     assert!(world.hears(guest.mac(), Duration::from_secs(30))?, "the guest is not heard behind its filter");
+    Ok(())
+}
+
+#[test]
+fn sighup_has_the_listener_read_its_settings_and_begin_anew_with_its_guests_filtered() -> Result<()> {
+    skip_unless!(Need::Root, Need::Qemu, Need::Tool("nft"));
+    let world = World::new()?;
+    let file = world.dir.path().join("nwfilter.toml");
+    fs::write(&file, "log = 'info'\n")?;
+    let config = file.to_str().context("a path that is no text")?.to_owned();
+    let mut listener = world.listen(&["--config", &config])?;
+    world.start(&Guest(3))?;
+    world.eventually_filtered("tap3", true)?;
+    let has_guard =
+        || world.host.run(&["nft", "list", "tables"]).map(|tables| tables.contains("nwfilter_guard"));
+    assert!(!has_guard()?);
+    let (pid, rules) = (Pid::from_raw(listener.process.pid().try_into()?), world.host.saved()?.port("tap3"));
+
+    // A wrong value, and one that only the guard refuses.
+    for wrong in ["guard = 7\n", "guard = 'a name that no interface can have'\n"] {
+        fs::write(&file, wrong)?;
+        let before = listener.process.log().matches("the old settings stay: ").count();
+        kill(pid, Signal::SIGHUP)?;
+        listener.wait_for_log(|log| log.matches("the old settings stay: ").count() > before)?;
+    }
+    assert!(!has_guard()?);
+
+    fs::write(&file, "guard = 'tap'\n")?;
+    kill(pid, Signal::SIGHUP)?;
+    listener.wait_for("RELOADING=1\nMONOTONIC_USEC=")?;
+    listener.wait_for("READY=1\n")?;
+    listener.wait_for("STATUS=following")?;
+    listener.wait_for_log(|log| log.contains("setting guard was nothing and is 'tap'"))?;
+    assert!(has_guard()?);
+    assert_eq!(world.host.saved()?.port("tap3").diff(&rules), None, "rules stay");
+
+    kill(pid, Signal::SIGHUP)?;
+    listener.wait_for_log(|log| log.contains("no setting has changed"))?;
+    world.destroy(&Guest(3))?;
+    world.eventually_filtered("tap3", false)?;
+    ensure!(listener.process.stop(PATIENCE)?.success());
     Ok(())
 }
 

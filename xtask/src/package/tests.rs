@@ -10,6 +10,7 @@ use crate::vm::Image;
 const CHROOT: &str = include_str!("chroot.sh");
 const ADOPTION: &str = include_str!("adoption.sh");
 const DIVERT: &str = include_str!("divert.sh");
+const RPM_LIFECYCLE: &str = include_str!("rpm.sh");
 const LIFECYCLE: &str = include_str!("lifecycle.sh");
 
 /// The programs, compiled once for all tests.
@@ -101,6 +102,29 @@ fn the_rpm_package_keeps_libvirts_module_across_upgrades_and_gives_it_back() -> 
 }
 
 #[test]
+fn rpm_installs_upgrades_and_removes_the_packages_with_their_scripts() -> Result<()> {
+    skip_unless!(Need::Root, Need::Tool("unshare"), Need::Tool("rpmbuild"));
+    let job = tempfile::tempdir()?;
+    for (directory, release) in [(job.path().to_owned(), "1"), (job.path().join("new"), "2")] {
+        make_rpms(&directory, release)?;
+    }
+    let said = run_in(Path::new("/"), RPM_LIFECYCLE, job.path())?;
+    assert!(said.ends_with("-- passed\n"), "{said}");
+    Ok(())
+}
+
+/// The RPM packages with another release.
+fn make_rpms(directory: &Path, release: &str) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    for package in &contents::PACKAGES {
+        let root = tempfile::tempdir()?;
+        stage::stage(package, &Layout::fedora(), built(), root.path())?;
+        rpm::build_release(package, root.path(), directory, Profile::Dev, release)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn lintian_finds_no_error() -> Result<()> {
     skip_unless!(Need::Root, Need::Tool("dpkg-shlibdeps"), Need::Tool("lintian"));
     let said = succeed(Command::new("lintian").args(["--allow-root", "--fail-on", "error"]).args(debs()))?;
@@ -124,8 +148,11 @@ fn both_kinds_of_packages_have_the_same_files() -> Result<()> {
     for (deb, rpm) in debs().iter().zip(&rpms) {
         let tar = "dpkg-deb --fsys-tarfile \"$0\" | tar --list";
         let deb = succeed(Command::new("sh").args(["-c", tar]).arg(deb))?;
-        let rpm = succeed(Command::new("rpm").args(["--query", "--list", "--package"]).arg(rpm))?;
-        let rpm = rpm.replace("site-functions", "vendor-completions");
+        let format = ["--query", "--queryformat", "[%{FILEMODES:perms} %{FILENAMES}\n]", "--package"];
+        let rpm = succeed(Command::new("rpm").args(format).arg(rpm))?;
+        let rpm = rpm.lines().filter(|line| !line.starts_with('d'));
+        let rpm: Vec<_> = rpm.filter_map(|line| Some(line.split_once(' ')?.1)).collect();
+        let rpm = rpm.join("\n").replace("site-functions", "vendor-completions");
         assert_eq!(names(deb), names(rpm));
     }
     Ok(())
