@@ -89,6 +89,22 @@ fn a_connection_of_the_guest_ends_when_a_filter_forbids_it() -> Result<()> {
 }
 
 #[test]
+fn rules_that_judge_each_packet_stop_a_connection_by_themselves_and_a_cut_does_not_revive_it() -> Result<()> {
+    skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let rules = "<rule action='accept' direction='in'><tcp dstportstart='22' ipset='admins' ipsetflags='src'/></rule>";
+    let drop = "<rule action='drop' direction='inout' priority='900'><all/></rule>";
+    let lab = lab(&format!("<filter name='f'>{rules}{OPENS}{drop}</filter>"))?;
+    let connection = lab.to_guest("10.0.0.9", 1009);
+    assert!(connection.opens()?);
+    let cut = lab.revoke("10.0.0.9")?;
+    assert_eq!((cut.ended.len(), cut.failures.len()), (0, 0), "{cut:?}");
+    assert!(!connection.carries()? && !connection.carries_back()?);
+    // Forgotten, the guest's data would have made it a connection of its own.
+    assert!(!connection.carries()?);
+    Ok(())
+}
+
+#[test]
 fn a_connection_of_ipv6_ends_when_a_filter_forbids_it() -> Result<()> {
     skip_unless!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let filter = |ports: &str| {
