@@ -139,7 +139,7 @@ impl Dispatcher {
         {
             return false;
         }
-        ends_well(table, saved, rule, &mut BTreeSet::new())
+        ends_well(table, saved, rule)
     }
 
     /// The port that a rule dispatches to.
@@ -283,8 +283,8 @@ impl Dispatcher {
     }
 }
 
-/// Whether a rule may make a packet leave a built-in chain other than by a drop. `seen` are the chains already examined.
-fn ends_well(table: TableId, saved: &SavedTable, rule: &str, seen: &mut BTreeSet<String>) -> bool {
+/// Whether a rule may make a packet leave a built-in chain other than by a drop.
+fn ends_well(table: TableId, saved: &SavedTable, rule: &str) -> bool {
     let rule = SavedRule::new(rule);
     let target = match rule.target() {
         // A return from a built-in chain applies its policy.
@@ -292,11 +292,10 @@ fn ends_well(table: TableId, saved: &SavedTable, rule: &str, seen: &mut BTreeSet
         Some(Target::Jump("DROP" | "REJECT" | "CONTINUE")) | None => return false,
         Some(Target::Jump(target)) => target,
     };
-    if let Some(rules) = saved.get(target) {
-        // A return from a chain of others continues after the jump.
-        let returns = |rule: &str| SavedRule::new(rule).target() == Some(Target::Jump("RETURN"));
-        return seen.insert(target.to_owned())
-            && rules.iter().any(|rule| !returns(rule) && ends_well(table, saved, rule, seen));
+    // A chain of others may accept: one of ebtables by its policy, which is ACCEPT if nobody says otherwise, and any by a
+    // rule that is added later, which no watch tells.
+    if saved.contains_key(target) {
+        return true;
     }
     // ebtables' targets that change a frame then accept it, unless an option says otherwise.
     table == TableId::EbtablesNat

@@ -121,3 +121,33 @@ fn a_rule_of_others_that_accepts_before_ours_is_a_difference_and_loses_its_place
         assert_eq!(host.enter(|| backend.plan(&batch)).unwrap().differences, []);
     }
 }
+
+#[test]
+fn ours_come_before_a_jump_to_a_chain_of_others_whatever_that_holds_now() {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("ebtables"), Need::Tool("iptables"));
+    let host = Host::new().unwrap();
+    let [guest, peer] = ["tap0", "tap1"].map(|name| host.tap(name).unwrap());
+    let backend = Xtables::default();
+    let mut batch = Batch::default();
+    batch.filter(port("tap0"), ruleset(NO_SPOOFING));
+    host.enter(|| backend.apply(&batch)).unwrap();
+    let ebtables = |arguments: &str| {
+        let command = format!("ebtables -t nat {arguments}");
+        host.run(&command.split(' ').collect::<Vec<_>>()).unwrap();
+    };
+    // The policy of a chain of ebtables is ACCEPT, where nobody says otherwise.
+    ebtables("-N open");
+    ebtables("-I PREROUTING 1 -j open");
+    assert!(guest.delivers(&peer, &from(STRANGER)).unwrap(), "it opens the port");
+    assert_ne!(host.enter(|| backend.plan(&batch)).unwrap().differences, []);
+    host.enter(|| backend.apply(&batch)).unwrap();
+    assert!(!guest.delivers(&peer, &from(STRANGER)).unwrap());
+
+    // Rules that are added to it later are not watched.
+    ebtables("-N later -P RETURN");
+    ebtables("-I PREROUTING 1 -j later");
+    host.enter(|| backend.apply(&batch)).unwrap();
+    ebtables("-A later -j ACCEPT");
+    assert!(!guest.delivers(&peer, &from(STRANGER)).unwrap());
+    assert_eq!(host.enter(|| backend.plan(&batch)).unwrap().differences, []);
+}
