@@ -39,7 +39,7 @@ const PACKAGES: [&str; 16] = [
 ];
 
 /// The test targets of the module that run there.
-const TARGETS: [&str; 5] = ["access", "domains", "loading", "session", "surface"];
+const TARGETS: [&str; 6] = ["access", "backend", "domains", "loading", "session", "surface"];
 
 /// A Debian suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -110,6 +110,16 @@ impl SeedLab {
         &self.host
     }
 
+    /// The guest of raw frames behind `tap0` with MAC address `52:54:00:00:00:03`, and the observer outside with `…:04`.
+    pub fn taps(&self) -> (&Tap, &Tap) {
+        (&self.tap, &self.observer)
+    }
+
+    /// From the guest of raw frames to the observer.
+    pub fn ends() -> Ends {
+        from_guest(TAP_GUEST)
+    }
+
     /// The binding of one of [`SeedLab::PORTS`] to a filter.
     pub fn binding(&self, port: &str, filter: &str) -> String {
         let (mac, ip) = match port {

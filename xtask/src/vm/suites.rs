@@ -21,7 +21,7 @@ const PREFIX: &str = "vm_";
 const ALSO: [(&str, &str); 2] = [("nwfilter", "seed"), ("nwfilter-testlab", "probes")];
 
 /// Variables of the environment that the tests are told.
-const PASSED_ON: [&str; 1] = ["NWFILTER_TREES"];
+const PASSED_ON: [&str; 3] = ["NWFILTER_TREES", "NWFILTER_REDEFINITIONS", "NWFILTER_SWITCHES"];
 
 /// A program that cargo built.
 struct Program {
