@@ -1,33 +1,33 @@
 //! The backend: batches of ports to transactions of the kernel.
 
+mod failure;
+mod follower;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nwfilter_rules::{
-    Applied, ApplyError, Backend, Batch, Desired, ForeignChange, Held, Installed, KernelObject, NoAnswer,
-    NoHelper, Origin, Planned, Process, Refused, Ruleset, Scope, Unsupported, Warning, Watch,
+    Applied, ApplyError, Backend, Batch, Desired, Held, Installed, KernelObject, NoAnswer, NoHelper, Origin,
+    Planned, Process, Ruleset, Unsupported, Warning, Watch,
 };
 use nwfilter_xml::PortDev;
 
-use crate::bridges;
-use crate::class;
+use failure::{CommitFailure, failure, is_owned, owned, unavailable};
+use follower::Follower;
+pub(crate) use state::Namespace;
+use state::{Failed, Own, State, lock, namespace};
+
 use crate::kernel::{
-    BatchHead, Change, CommitError, Connection, Error, Event, Expr, Monitor, Object, Operation, Part,
-    Refusal, TableFlags, Transaction, check_batch, expr::Load,
+    BatchHead, CommitError, Error, Monitor, Object, Operation, TableFlags, Transaction, check_batch,
 };
-use crate::layout;
 use crate::model::{Model, port_name};
-use crate::owner::{self, OWNED, Server};
+use crate::owner::{self, OWNED};
 use crate::plan::{self, Cause, Classes, Guest, Plan, Wanted};
-use crate::relay::{self, AskError, Reply, Request};
-use crate::sets;
-use crate::{held, host};
+use crate::relay::{AskError, Reply, Request};
+use crate::{bridges, class, held, host, layout, sets};
 
 /// How often a batch is tried while others change rules.
 const ATTEMPTS: usize = 500;
@@ -41,8 +41,9 @@ const OWNER_REST: Duration = Duration::from_millis(20);
 
 /// The nftables backend, in the network namespace of the calling thread.
 ///
-/// Everything is in `table bridge nwfilter`, and helpers for connections of the host in `table inet nwfilter`. What it holds is read once and then kept in step with what is written; the
-/// kernel tells when somebody else changes it, and then it is read again.
+/// Everything is in `table bridge nwfilter`, and helpers for connections of the host in `table inet nwfilter`. What the tables
+/// hold is read once and then kept in step with what is written; the kernel tells when somebody else changes them, and then
+/// they are read again.
 ///
 /// A process that stays may [own](Self::owning) the table. Others [ask it](Self::beside) to change it; without a directory
 /// where they find the owner they are refused.
@@ -61,37 +62,6 @@ pub(crate) struct Shared {
     state: Mutex<Option<State>>,
     own: Arc<Mutex<Own>>,
 }
-
-/// Which changes are a backend's own.
-#[derive(Debug, Default)]
-struct Own {
-    /// The netlink ports of its connections.
-    ports: BTreeSet<u32>,
-    /// The generations of changes that went by another port than their author's: who made them, or nobody but this backend.
-    generations: BTreeMap<u32, Option<Process>>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// The network namespace.
-    namespace: Namespace,
-    /// Serves others, for an owner. It ends before the connection does, so that nobody asks in vain.
-    server: Option<Server>,
-    /// Whether this backend can own the table, as far as it was tried.
-    may_own: Option<bool>,
-    connection: Connection,
-    monitor: Monitor,
-    model: Model,
-    /// The generation of which the table is known.
-    generation: u32,
-    /// Whether the table has to be read again, whatever its generation.
-    stale: bool,
-    /// How often in a row the owner of the table did not answer.
-    unanswered: usize,
-}
-
-/// A network namespace, as the kernel numbers its file.
-pub(crate) type Namespace = (u64, u64);
 
 /// What the ports of a batch can have.
 struct Possible {
@@ -397,224 +367,11 @@ impl Shared {
     }
 }
 
-impl Own {
-    /// Generations that are remembered: as many as notifications can wait, and more.
-    const REMEMBERED: usize = 4096;
-
-    fn relayed(&mut self, generation: u32, by: Option<Process>) {
-        if self.generations.len() >= Self::REMEMBERED {
-            self.generations.pop_first();
-        }
-        self.generations.insert(generation, by);
-    }
-
-    /// Who made a change, where that is not this backend.
-    fn foreign(&self, change: Change) -> Option<ForeignChange> {
-        match self.generations.get(&change.generation) {
-            Some(None) => None,
-            Some(Some(process)) => {
-                let process = Some((process.id, process.name.clone()));
-                Some(foreign_change(Change { process, ..change }))
-            }
-            None => (!self.ports.contains(&change.port)).then(|| foreign_change(change)),
-        }
-    }
-}
-
-fn lock(own: &Mutex<Own>) -> MutexGuard<'_, Own> {
-    own.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Why a transaction was not carried out.
-enum Failed {
-    Commit(Box<CommitError<Cause>>),
-    /// Its owner could not be asked.
-    Owner(AskError),
-}
-
-impl State {
-    fn open(namespace: Namespace, own: &Mutex<Own>) -> Result<Self, Error> {
-        // What changes from here on is told.
-        let monitor = Monitor::open(layout::tables())?;
-        let mut connection = Connection::open()?;
-        lock(own).ports.insert(connection.port());
-        let (model, generation) = read(&mut connection)?;
-        Ok(Self {
-            namespace,
-            server: None,
-            may_own: None,
-            connection,
-            monitor,
-            model,
-            generation,
-            stale: false,
-            unanswered: 0,
-        })
-    }
-
-    /// Takes note of what the kernel told; reads the table again where others changed it.
-    fn refresh(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
-        let events = self.monitor.events()?;
-        let own = lock(own);
-        let foreign = events.iter().any(|event| match event {
-            Event::Missed => true,
-            Event::Changed(change) => {
-                is_later(change.generation, self.generation) && !own.ports.contains(&change.port)
-            }
-        });
-        drop(own);
-        if foreign || self.stale {
-            (self.model, self.generation) = read(&mut self.connection)?;
-            self.stale = false;
-        } else if let Some(told) = self.monitor.generation().filter(|told| is_later(*told, self.generation)) {
-            self.generation = told;
-        }
-        Ok(())
-    }
-
-    fn owns(&self) -> bool {
-        self.model.owner == Some(self.connection.port())
-    }
-
-    /// Whether it owns each table that exists.
-    fn owns_all(&self) -> bool {
-        self.model.tables().all(|(_, _, owner)| owner == Some(self.connection.port()))
-    }
-
-    fn is_owned_by_another(&self) -> bool {
-        self.model.owner.is_some() && !self.owns()
-    }
-
-    /// Carries out a transaction, itself or by the table's owner.
-    fn commit(
-        &mut self,
-        own: &Mutex<Own>,
-        directory: Option<&Path>,
-        transaction: &Transaction<Cause>,
-    ) -> Result<(), Failed> {
-        let expected = Some(self.generation);
-        if self.is_owned_by_another() {
-            let path = directory.map(owner::socket);
-            let mut failed = None;
-            let result = self.connection.commit_through(transaction, expected, |batch| {
-                let unknown = || AskError::Refused("its directory is not known".into());
-                let answers = path
-                    .as_deref()
-                    .ok_or_else(unknown)
-                    .and_then(|path| relay::ask(path, self.namespace, batch));
-                answers.map_err(|error| {
-                    failed = Some(error);
-                    Error::Io(std::io::ErrorKind::NotConnected.into())
-                })
-            });
-            match (result, failed) {
-                (_, Some(error)) => return Err(Failed::Owner(error)),
-                (Err(error), None) => return Err(Failed::Commit(Box::new(error))),
-                (Ok(()), None) => lock(own).relayed(self.generation.wrapping_add(1), None),
-            }
-        } else {
-            self.connection.commit(transaction, expected).map_err(|error| Failed::Commit(Box::new(error)))?;
-        }
-        self.carried_out(transaction);
-        Ok(())
-    }
-
-    /// Claims the tables.
-    fn claim(&mut self) -> Result<(), Box<CommitError<Cause>>> {
-        // An orphan is claimed; any other has to be made again, in one transaction.
-        let unowned = self.model.tables().filter(|(.., owner)| *owner != Some(self.connection.port()));
-        let operations: Vec<Operation> = unowned
-            .flat_map(|(table, flags, _)| match flags.persist {
-                true => vec![Operation::AddTable { table, flags: OWNED }],
-                false => self.model.made_again(&table, OWNED),
-            })
-            .collect();
-        let object = KernelObject::Table { table: layout::TABLE.into() };
-        let cause = Cause { port: None, origin: Origin::BUILT_IN, object, rule: String::new(), set: None };
-        let mut transaction = Transaction::new();
-        transaction.extend(operations.into_iter().map(|operation| (operation, cause.clone())));
-        self.connection.commit(&transaction, Some(self.generation))?;
-        self.carried_out(&transaction);
-        Ok(())
-    }
-
-    /// Serves others who want to change the table, and tells whether it does.
-    fn serve(&mut self, shared: &Arc<Shared>, directory: &Path) -> bool {
-        if self.server.is_some() {
-            return true;
-        }
-        let shared = Arc::downgrade(shared);
-        let started = Server::start(directory, move |stream| {
-            relay::serve(stream, |request| match shared.upgrade() {
-                Some(shared) => shared.carry_out(&request, relay::process(stream)),
-                None => Reply::NotOwner,
-            })
-        });
-        match started {
-            Ok(server) => self.server = Some(server),
-            Err(error) => {
-                log::warn!(
-                    "table {} is not owned: other processes could not ask for changes at {}: {error}",
-                    layout::TABLE,
-                    owner::socket(directory).display()
-                );
-            }
-        }
-        self.server.is_some()
-    }
-
-    /// Waits for the kernel to tell of a transaction that it carried out.
-    fn wait_until_told(&self) {
-        let mut ready = [PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN)];
-        // What keeps it from waiting, the next attempt meets, too.
-        let _ = poll(&mut ready, PollTimeout::try_from(TOLD_WITHIN).unwrap_or(PollTimeout::ZERO));
-    }
-
-    fn carried_out(&mut self, transaction: &Transaction<Cause>) {
-        self.generation = self.generation.wrapping_add(1);
-        // An owner that is asked for a table owns that, too.
-        let owner = match self.is_owned_by_another() {
-            true => self.model.owner,
-            false => Some(self.connection.port()),
-        };
-        for (operation, _) in transaction.operations() {
-            self.model.carry_out(operation.clone());
-            if let (Operation::AddTable { table, flags }, Some(owner)) = (operation, owner)
-                && flags.owner
-            {
-                self.model.owned(table, owner);
-            }
-        }
-    }
-}
-
-fn read(connection: &mut Connection) -> Result<(Model, u32), Error> {
-    for _ in 0..ATTEMPTS {
-        let generation = connection.generation()?;
-        let (table, host) = (connection.table(&layout::table())?, connection.table(&host::table())?);
-        if connection.generation()? == generation {
-            return Ok((Model::of(table, host), generation));
-        }
-    }
-    Err(Error::Interrupted { table: layout::table(), times: ATTEMPTS })
-}
-
 /// Warnings, sorted.
 fn merged(mut warnings: Vec<Warning>, more: Vec<Warning>) -> Vec<Warning> {
     warnings.extend(more);
     warnings.sort();
     warnings
-}
-
-/// Whether one generation comes after another. The kernel's count goes round.
-fn is_later(generation: u32, than: u32) -> bool {
-    generation.wrapping_sub(than).cast_signed() > 0
-}
-
-fn namespace() -> Result<Namespace, ApplyError> {
-    const FILE: &str = "/proc/thread-self/ns/net";
-    let file = std::fs::metadata(FILE).map_err(|source| ApplyError::Io { path: FILE.into(), source })?;
-    Ok((file.dev(), file.ino()))
 }
 
 impl Backend for Nftables {
@@ -750,180 +507,4 @@ fn lacking_helpers(batch: &Batch, model: &Model) -> BTreeSet<String> {
     };
     let asked = batch.filtered().flat_map(|(_, ruleset)| &ruleset.helpers).map(|rule| rule.helper.name());
     asked.filter(|helper| !has(helper)).map(str::to_owned).collect()
-}
-
-// ---- changes of others ----
-
-struct Follower {
-    monitor: Monitor,
-    own: Arc<Mutex<Own>>,
-}
-
-impl Watch for Follower {
-    fn changes(&mut self) -> Result<Vec<ForeignChange>, ApplyError> {
-        let events = self.monitor.events().map_err(unavailable)?;
-        let own = lock(&self.own);
-        let foreign = events.into_iter().filter_map(|event| match event {
-            Event::Missed => Some(ForeignChange::unknown()),
-            Event::Changed(change) => own.foreign(change),
-        });
-        Ok(foreign.collect())
-    }
-
-    fn interval(&self) -> Option<Duration> {
-        None
-    }
-}
-
-impl AsFd for Follower {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.monitor.as_fd()
-    }
-}
-
-/// Objects that are told of one change.
-const SHOWN: usize = 6;
-
-fn foreign_change(change: Change) -> ForeignChange {
-    let table = |name: &str| layout::table_of(name).to_string();
-    let more = change.parts.len() > SHOWN;
-    let objects = change.parts.into_iter().take(SHOWN).map(|part| match part {
-        Part::Table(table) => KernelObject::Table { table: table.to_string() },
-        Part::Chain(chain) => KernelObject::Chain { table: table(&chain), chain },
-        Part::Set(set) => KernelObject::Set { table: table(&set), set },
-    });
-    let by = change.process.map(|(id, name)| Process { name, id });
-    ForeignChange { by, objects: objects.collect(), more }
-}
-
-// ---- what goes wrong ----
-
-enum CommitFailure {
-    /// The kernel has no such helper.
-    NoHelper(String),
-    Apply(ApplyError),
-}
-
-impl From<ApplyError> for CommitFailure {
-    fn from(error: ApplyError) -> Self {
-        Self::Apply(error)
-    }
-}
-
-impl CommitFailure {
-    fn into_error(self) -> ApplyError {
-        match self {
-            Self::NoHelper(helper) => unavailable(Error::Malformed(format!("helper {helper}"))),
-            Self::Apply(error) => error,
-        }
-    }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-fn unavailable(error: Error) -> ApplyError {
-    let why = with_causes(&error);
-    ApplyError::Unavailable { scope: Scope::Everything, what: "nftables".into(), why }
-}
-
-/// Whether the kernel refuses because somebody else owns the table.
-fn is_owned(error: &CommitError<Cause>) -> bool {
-    matches!(error, CommitError::Refused { first, .. } if first.errno == Errno::EPERM)
-}
-
-/// The table's owner does not do what it is asked for.
-fn owned(directory: Option<&Path>, error: &AskError) -> ApplyError {
-    let place = match directory {
-        Some(directory) => format!(" at {}", owner::socket(directory).display()),
-        None => String::new(),
-    };
-    let why = with_causes(error);
-    let why = format!(
-        "another process owns it, and is asked for changes{place}, but {why}; use the state directory of that process, or \
-         end it"
-    );
-    ApplyError::Unavailable { scope: Scope::Everything, what: format!("table {}", layout::TABLE), why }
-}
-
-fn failure(error: CommitError<Cause>) -> CommitFailure {
-    let lacking = |scope, what: &str, why: String| {
-        CommitFailure::Apply(ApplyError::Unavailable { scope, what: what.into(), why })
-    };
-    match error {
-        CommitError::Refused { first, others } => {
-            let helper = std::iter::once(&*first).chain(&others).find_map(lacking_helper);
-            match helper {
-                Some(helper) => CommitFailure::NoHelper(helper),
-                None => refused(*first),
-            }
-        }
-        CommitError::Invalid { tag, why, .. } => CommitFailure::Apply(refusal(tag, why)),
-        CommitError::Netlink(error) => CommitFailure::Apply(unavailable(error)),
-        other => {
-            let why = match std::error::Error::source(&other) {
-                Some(source) => format!("{other}: {source}"),
-                None => other.to_string(),
-            };
-            lacking(Scope::Everything, "nftables", why)
-        }
-    }
-}
-
-/// The helper of an object that the kernel lacks a module for.
-fn lacking_helper(refusal: &Refusal<Cause>) -> Option<String> {
-    (refusal.errno == Errno::ENOENT)
-        .then(|| refusal.tag.rule.strip_prefix("ct helper ").map(String::from))
-        .flatten()
-}
-
-fn refused(refusal_: Refusal<Cause>) -> CommitFailure {
-    let unsupported = refusal_.is_unsupported();
-    let lacks = |scope, what: &str, why: &str| {
-        CommitFailure::Apply(ApplyError::Unavailable { scope, what: what.into(), why: why.into() })
-    };
-    let no_tracking = || {
-        lacks(
-            Scope::IpRules,
-            "tracking of bridged connections",
-            "this kernel has no nf_conntrack_bridge (Linux 5.3 and newer): use the backend xtables, or filters without \
-             rules on states",
-        )
-    };
-    // For the rule that sets zones the kernel does not name the right expression.
-    let for_zones = refusal_.tag.object == plan::chain_object(&layout::zones().0.name);
-    match &refusal_.expression {
-        Some(Expr::Load { load: Load::Ct { .. }, .. } | Expr::Dynset(_)) if unsupported => no_tracking(),
-        _ if unsupported && for_zones => no_tracking(),
-        Some(Expr::Reject(_)) if unsupported => lacks(
-            Scope::IpRules,
-            "rejecting bridged packets",
-            "this kernel has no nft_reject_bridge: use the backend xtables, or drop instead of reject",
-        ),
-        _ if refusal_.errno == Errno::EPERM => lacks(
-            Scope::Everything,
-            "table bridge nwfilter",
-            "this process may not change it (CAP_NET_ADMIN), or another one owns it",
-        ),
-        _ => {
-            let why = match &refusal_.message {
-                Some(message) => format!("{} ({message})", refusal_.errno.desc()),
-                None => format!("{}: {}", refusal_.what, refusal_.errno.desc()),
-            };
-            CommitFailure::Apply(refusal(refusal_.tag, why))
-        }
-    }
-}
-
-fn refusal(cause: Cause, why: String) -> ApplyError {
-    let Cause { port, origin, object, rule, set } = cause;
-    if let Some(set) = set {
-        return ApplyError::Set { set, why };
-    }
-    match port {
-        Some(port) => ApplyError::Refused(Box::new(Refused { port, origin, object, rule, why })),
-        None => ApplyError::Unavailable { scope: Scope::Everything, what: object.to_string(), why },
-    }
 }

@@ -52,6 +52,15 @@ fn variant(lab: &SeedLab, number: usize) -> Batch {
     batch
 }
 
+/// Files that were fetched.
+#[derive(Clone, Copy, Debug, Default)]
+struct Transfers {
+    /// Those that came unchanged.
+    whole: usize,
+    /// Those that did not come, because their control connection has no helper.
+    without_helper: usize,
+}
+
 struct Lab(SeedLab);
 
 impl Lab {
@@ -109,18 +118,28 @@ impl Lab {
         ]
     }
 
-    /// Fetches files by FTP in active mode, each unchanged, until `done`; tells how many.
-    fn transfers(&self, done: &AtomicBool) -> Result<usize> {
-        let mut transfers = 0;
+    /// Fetches files by FTP in active mode, each unchanged, until `done`. One fails only where its control connection has no
+    /// helper.
+    fn transfers(&self, done: &AtomicBool) -> Result<Transfers> {
+        let mut transfers = Transfers::default();
         while !done.load(Ordering::Relaxed) {
-            ensure!(self.0.ftp()?, "transfer {transfers} fails");
-            transfers += 1;
+            if self.0.ftp()? {
+                transfers.whole += 1;
+                continue;
+            }
+            let control = self.0.host().run(&["conntrack", "-L", "-p", "tcp", "--orig-port-dst", "21"])?;
+            ensure!(
+                control.lines().any(|connection| !connection.contains("helper=ftp")),
+                "a transfer fails whose connection has a helper: {control}"
+            );
+            transfers.without_helper += 1;
+            self.0.host().run(&["conntrack", "-D", "-p", "tcp", "--orig-port-dst", "21"])?;
         }
         Ok(transfers)
     }
 
     /// Does something while the streams run and files are fetched.
-    fn under_traffic(&self, change: impl FnOnce() -> Result<()>) -> Result<(Tally, usize)> {
+    fn under_traffic(&self, change: impl FnOnce() -> Result<()>) -> Result<(Tally, Transfers)> {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let transfers = scope.spawn(|| self.transfers(&done));
@@ -136,20 +155,28 @@ impl Lab {
 }
 
 /// Nothing was lost and nothing leaked, of the many frames that were sent.
-fn assert_exact((tally, transfers): (Tally, usize)) {
-    eprintln!("{tally:?}, {transfers} transfers");
-    assert!(tally.allowed > 0 && tally.forbidden > 0 && transfers > 0, "{tally:?}, {transfers} transfers");
+fn assert_exact(tally: Tally, transfers: Transfers) {
+    eprintln!("{tally:?}, {transfers:?}");
+    assert!(tally.allowed > 0 && tally.forbidden > 0 && transfers.whole > 0, "{tally:?}, {transfers:?}");
     assert_eq!((tally.lost, tally.leaked), (0, 0), "{tally:?}");
 }
 
 #[test]
 fn connections_go_on_and_nothing_else_passes_while_the_filter_is_redefined() -> Result<()> {
-    skip_unless!(Need::BridgeConntrack, Need::Tool("bridge"), Need::Tool("vsftpd"), Need::Tool("curl"));
+    skip_unless!(
+        Need::BridgeConntrack,
+        Need::Tool("bridge"),
+        Need::Tool("conntrack"),
+        Need::Tool("vsftpd"),
+        Need::Tool("curl")
+    );
     let nftables = Nftables::new();
     let lab = Lab::new(&nftables)?;
     let redefine =
         || (1..=times("NWFILTER_REDEFINITIONS", 10)).try_for_each(|number| lab.apply(&nftables, number));
-    assert_exact(lab.under_traffic(redefine)?);
+    let (tally, transfers) = lab.under_traffic(redefine)?;
+    assert_exact(tally, transfers);
+    assert_eq!(transfers.without_helper, 0);
     Ok(())
 }
 
@@ -158,6 +185,7 @@ fn connections_go_on_and_nothing_else_passes_while_the_backend_is_switched() -> 
     skip_unless!(
         Need::BridgeConntrack,
         Need::Tool("bridge"),
+        Need::Tool("conntrack"),
         Need::Tool("vsftpd"),
         Need::Tool("curl"),
         Need::Tool("iptables"),
@@ -165,8 +193,9 @@ fn connections_go_on_and_nothing_else_passes_while_the_backend_is_switched() -> 
     );
     let backends: [Box<dyn Backend>; 2] = [Box::new(Nftables::new()), Box::new(Xtables::default())];
     let lab = Lab::new(&*backends[0])?;
+    let switches = times("NWFILTER_SWITCHES", 2);
     let switch = || {
-        for number in 1..=times("NWFILTER_SWITCHES", 2) {
+        for number in 1..=switches {
             let (new, old) = (&backends[number % 2], &backends[(number + 1) % 2]);
             lab.apply(&**new, 0)?;
             lab.0.host().enter(|| old.clear())?;
@@ -174,6 +203,9 @@ fn connections_go_on_and_nothing_else_passes_while_the_backend_is_switched() -> 
         }
         Ok(())
     };
-    assert_exact(lab.under_traffic(switch)?);
+    let (tally, transfers) = lab.under_traffic(switch)?;
+    assert_exact(tally, transfers);
+    // While both track connections, none that begins gets a helper.
+    assert!(transfers.without_helper <= switches, "{transfers:?}");
     Ok(())
 }

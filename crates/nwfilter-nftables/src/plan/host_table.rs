@@ -6,7 +6,8 @@ use std::sync::Arc;
 use nwfilter_rules::{KernelObject, Origin};
 use nwfilter_xml::PortDev;
 
-use super::{Cause, Changes, Planner, Step, Wanted};
+use super::ports::Changes;
+use super::{Cause, Planner, Step, Wanted};
 use crate::host::{self, ServerKind};
 use crate::kernel::{Element, ElementKey, Operation, Set, TableFlags};
 use crate::layout;
