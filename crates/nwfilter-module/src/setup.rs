@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nwfilter::rules::LogGroup;
-use nwfilter::{Backend, Builder, Config, Driver, Error, serve_metrics, with_causes};
+use nwfilter::{Backend, Builder, Config, Driver, Error, Learning, serve_metrics, with_causes};
 use nwfilter_nftables::Nftables;
 use nwfilter_settings::{Key, Settings, Source};
 use nwfilter_xtables::{Dispatch, Settings as Chains, Xtables};
@@ -111,6 +111,10 @@ fn config(settings: &Settings) -> Config {
     if let Some(group) = settings.get(Key::LogGroup).and_then(|group| group.parse().ok()) {
         config.log_group = LogGroup(group);
     }
+    let servers = settings.get(Key::LearningServers);
+    // Both were checked when they were read.
+    let learning = settings.get(Key::LearningMethod).and_then(|word| Learning::from_words(word, servers));
+    config.learning = learning.unwrap_or_default();
     let seconds = given(settings, Key::Timeout).and_then(|seconds| seconds.parse().ok());
     config.patience = seconds.map(Duration::from_secs);
     config

@@ -205,6 +205,29 @@ fn a_change_waits_no_longer_than_is_set_for_a_process_that_keeps_the_stores_lock
 }
 
 #[test]
+fn addresses_are_learned_as_the_settings_say_where_a_binding_does_not() -> Result<()> {
+    skip!();
+    let lab = Lab::new(1, true)?;
+    let without_address = binding(0, "clean-traffic").replace("<parameter name='IP' value='10.0.0.10'/>", "");
+    let mut daemon = lab.libvirtd("[learning]\nmethod = 'none'\n")?;
+    let refused = daemon.bind(&without_address).unwrap_err().to_string();
+    assert!(refused.contains("IP"), "{refused}");
+
+    // Until there is a lease only DHCP passes, from any server or from those that are set.
+    let servers = || lab.host.saved().unwrap().ebtables.contains("10.0.0.250");
+    lab.set("[learning]\nmethod = 'dhcp'\n")?;
+    daemon.restart()?;
+    daemon.bind(&without_address)?;
+    assert!(daemon.log().contains("whoever answers"), "{}", daemon.log());
+    assert!(!servers());
+    lab.set("[learning]\nmethod = 'dhcp'\ndhcp-servers = ['10.0.0.250', 'fd00::1']\n")?;
+    daemon.restart()?;
+    daemon.virsh(&["nwfilter-binding-list"])?;
+    assert!(servers(), "{}", lab.host.saved()?.ebtables);
+    Ok(())
+}
+
+#[test]
 fn a_file_that_cannot_be_understood_is_refused_with_its_place_until_it_is_mended() -> Result<()> {
     skip!();
     let lab = Lab::new(1, true)?;

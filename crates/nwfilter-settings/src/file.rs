@@ -37,16 +37,28 @@ pub(crate) fn parse(path: &Path, text: &str) -> (BTreeMap<Key, (String, Source)>
     if !problems.is_empty() {
         return (values, problems);
     }
-    let mut entries: Vec<_> = table.get_ref().iter().collect();
-    entries.sort_by_key(|(name, _)| name.span().start);
-    for (name, value) in entries {
-        let Some(key) = Key::from_name(name.get_ref()) else {
-            let nearest = Key::nearest(name.get_ref());
+    // A table such as [learning] has settings whose names begin with its own.
+    let mut entries: Vec<_> = Vec::new();
+    for (name, value) in table.get_ref().iter() {
+        match value.get_ref() {
+            DeValue::Table(inner) if Key::ALL.iter().any(|key| key.is_in_table(name.get_ref())) => {
+                let inner = inner.iter();
+                entries.extend(
+                    inner.map(|(key, value)| (format!("{}.{}", name.get_ref(), key.get_ref()), key, value)),
+                );
+            }
+            _ => entries.push((name.get_ref().to_string(), name, value)),
+        }
+    }
+    entries.sort_by_key(|(_, name, _)| name.span().start);
+    for (full, name, value) in entries {
+        let Some(key) = Key::from_name(&full) else {
+            let nearest = Key::nearest(&full);
             let advice = nearest.map_or_else(
                 || "; 'nwfilterctl config' lists the settings".to_owned(),
                 |nearest| format!("; the nearest is '{nearest}'"),
             );
-            let what = format!("there is no setting '{}'{advice}", name.get_ref());
+            let what = format!("there is no setting '{full}'{advice}");
             problems.push(Problem { place: place(name.span().start), what });
             continue;
         };
@@ -73,6 +85,13 @@ fn text_of(key: Key, value: &DeValue<'_>) -> Option<String> {
         (Kind::Switch, DeValue::Boolean(on)) => Some(on.to_string()),
         (Kind::Seconds | Kind::Group, DeValue::Integer(number)) => {
             u64::from_str_radix(number.as_str(), number.radix()).ok().map(|seconds| seconds.to_string())
+        }
+        (Kind::Addresses, DeValue::Array(addresses)) => {
+            let texts = addresses.iter().map(|address| match address.get_ref() {
+                DeValue::String(text) => Some(text.as_ref()),
+                _ => None,
+            });
+            Some(texts.collect::<Option<Vec<_>>>()?.join(","))
         }
         _ => None,
     }

@@ -1,5 +1,7 @@
 //! The table of settings: the name of each, what it takes, and what holds where nobody sets it.
 
+use std::net::IpAddr;
+
 /// What a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -13,6 +15,8 @@ pub enum Kind {
     Seconds,
     /// The number of a group of the kernel's packet log.
     Group,
+    /// A list of IP addresses, which a text has with commas between them.
+    Addresses,
     /// Any text that is not empty.
     Text,
 }
@@ -75,6 +79,10 @@ keys! {
         "Whether connections get conntrack helpers";
     KeepBridgeNf "keep-bridge-nf" "NWFILTER_KEEP_BRIDGE_NF" Kind::Switch, Some("false"),
         "Whether IP rules are refused where bridge-nf-call-iptables is off, instead of switching it on";
+    LearningServers "learning.dhcp-servers" "NWFILTER_LEARNING_DHCP_SERVERS" Kind::Addresses, None,
+        "The DHCP servers whose answers count for bindings without DHCPSERVER; without it, all";
+    LearningMethod "learning.method" "NWFILTER_LEARNING_METHOD" Kind::Word(&["any", "dhcp", "none"]), Some("any"),
+        "How addresses are learned for bindings without CTRL_IP_LEARNING";
     Log "log" "NWFILTER_LOG" Kind::Word(&["error", "warn", "info", "debug", "trace"]), None,
         "The least level that is logged; without one, info for daemons and warn for all else";
     LogGroup "log-group" "NWFILTER_LOG_GROUP" Kind::Group, Some("7410"),
@@ -91,6 +99,11 @@ impl Key {
     /// The setting of this name.
     pub fn from_name(name: &str) -> Option<Key> {
         Key::ALL.iter().copied().find(|key| key.name() == name)
+    }
+
+    /// Whether it is in the table of this name.
+    pub(crate) fn is_in_table(self, table: &str) -> bool {
+        self.name().split_once('.').is_some_and(|(name, _)| name == table)
     }
 
     /// The name nearest to one that does not exist, if one is near.
@@ -110,6 +123,7 @@ impl Key {
                 [] => String::new(),
             },
             Kind::Switch => "true or false".to_owned(),
+            Kind::Addresses => "a list of IP addresses".to_owned(),
             Kind::Group => format!("a number from 0 to {}", u16::MAX),
             Kind::Seconds => format!("a number of seconds from 0 to {MAX_SECONDS}"),
             Kind::Text => "a text that is not empty".to_owned(),
@@ -123,6 +137,7 @@ impl Key {
             Kind::Word(words) => words.contains(&value),
             Kind::Switch => matches!(value, "true" | "false"),
             Kind::Seconds => value.parse().is_ok_and(|seconds: u64| seconds <= MAX_SECONDS),
+            Kind::Addresses => value.split(',').all(|address| address.trim().parse::<IpAddr>().is_ok()),
             Kind::Group => value.parse::<u16>().is_ok(),
             Kind::Text => !value.is_empty(),
         }

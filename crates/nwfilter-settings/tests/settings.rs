@@ -16,6 +16,8 @@ dispatch = 'list'
 guard = 'vnet'
 helpers = false
 keep-bridge-nf = true
+learning.dhcp-servers = ['10.0.0.1', 'fd00::1']
+learning.method = 'dhcp'
 log = 'debug'
 log-group = 5
 metrics = 'unix:/run/nwfilter/metrics'
@@ -45,6 +47,26 @@ fn each_setting_can_be_set_in_the_file() {
     }
     assert_eq!(settings.get(Key::Timeout), Some("30"));
     assert!(settings.is_on(Key::KeepBridgeNf) && !settings.is_on(Key::Helpers));
+}
+
+#[test]
+fn a_table_has_the_settings_whose_names_begin_with_its_own() {
+    let settings =
+        read("log = 'debug'\n[learning]\nmethod = 'none'\ndhcp-servers = ['10.0.0.1', 'fd00::1']\n").unwrap();
+    assert_eq!(settings.get(Key::LearningMethod), Some("none"));
+    assert_eq!(settings.source(Key::LearningMethod).to_string(), "n.toml:3");
+    assert_eq!(settings.get(Key::LearningServers), Some("10.0.0.1,fd00::1"));
+    assert_eq!(
+        problems(
+            "[learning]\nmetod = 'any'\nmethod = 'arp'\ndhcp-servers = ['dhcp.example.org']\n[log]\na = 1\n"
+        ),
+        [
+            "n.toml:2:1: there is no setting 'learning.metod'; the nearest is 'learning.method'",
+            "n.toml:3:10: learning.method cannot be 'arp'; it takes any, dhcp or none, in quotes",
+            "n.toml:4:16: learning.dhcp-servers cannot be ['dhcp.example.org']; it takes a list of IP addresses",
+            "n.toml:5:1: log cannot be [log]; it takes error, warn, info, debug or trace, in quotes",
+        ]
+    );
 }
 
 #[test]

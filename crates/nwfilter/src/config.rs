@@ -9,7 +9,7 @@ use nwfilter_rules::{Backend, LogGroup};
 use nwfilter_xml::{Field, Literal, SetName, Strictness, Value, read_filter_with};
 
 use crate::progress::Reporter;
-use crate::{Clock, Driver, Error, Host, NetworkNamespace, Progress};
+use crate::{Clock, Driver, Error, Host, Learning, NetworkNamespace, Progress};
 
 /// The stores of a driver, its host, and its limits.
 ///
@@ -37,6 +37,8 @@ pub struct Config {
     /// The group of the kernel's packet log to which rules report what they stop at ports whose bindings have
     /// `CTRL_LOG_DROPS`. [`Driver::keep`] reads it.
     pub log_group: LogGroup,
+    /// How addresses are learned for bindings that do not say it.
+    pub learning: Learning,
     /// How long a change waits for another process that has locked the stores, before it fails with [`Error::Locked`]. `None`
     /// waits without limit. After a second a log message names the process.
     pub patience: Option<Duration>,
@@ -63,6 +65,7 @@ impl Config {
             network_namespace: NetworkNamespace::of_caller(),
             clock: Clock::system(),
             log_group: LogGroup::default(),
+            learning: Learning::default(),
             patience: None,
         }
     }

@@ -56,7 +56,7 @@ pub use files::{Problem, ProblemKind};
 pub use host::Host;
 pub use learn::packets;
 pub use learn::sieve::check_learning;
-pub use learn::{BindingState, Family, Method, PortStatus, RemainingLease, Source};
+pub use learn::{BindingState, Family, Learning, Method, PortStatus, RemainingLease, Source};
 pub use links::Attachment;
 pub use metrics::{ATTACH_SECONDS, COMMIT_SECONDS, Metrics};
 pub use namespace::NetworkNamespace;

@@ -14,6 +14,7 @@ use nwfilter_xml::{
 use crate::Error;
 use crate::config::{Config, Layout};
 use crate::files::Directory;
+use crate::learn::Learning;
 use crate::learn::known::Known;
 use crate::learn::service::NeedCache;
 use crate::learn::wanted::{Past, wanted};
@@ -65,6 +66,8 @@ pub(crate) struct Stores {
     pub(crate) need_cache: Arc<Mutex<NeedCache>>,
     /// Where rules report what they stop.
     pub(crate) log_group: LogGroup,
+    /// How addresses are learned for bindings that do not say it.
+    pub(crate) learning: Learning,
 }
 
 impl Stores {
@@ -86,6 +89,7 @@ impl Stores {
             known: Known::new(state_dir, config.clock.clone()),
             need_cache: Arc::default(),
             log_group: config.log_group,
+            learning: config.learning.clone(),
         }
     }
 

@@ -395,7 +395,7 @@ impl<'a> Draft<'a> {
             let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
             let wanted = wanted(&self.filters, binding, self.stores, past)?;
             if past == Past::Forgotten {
-                wanted.warn(binding);
+                wanted.warn(binding, &self.stores.learning);
             }
             self.change.batch.filter(port.clone(), Arc::new(wanted.ruleset));
         }

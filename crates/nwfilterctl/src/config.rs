@@ -27,10 +27,10 @@ pub(crate) fn config(settings: &Settings, as_json: bool) -> Result<Answer> {
         });
         return Ok(Answer::json(&values.collect()));
     }
-    let mut lines = vec![format!(" {:14}   {:24}   From", "Setting", "Value"), "-".repeat(72)];
+    let mut lines = vec![format!(" {:21}   {:24}   From", "Setting", "Value"), "-".repeat(79)];
     lines.extend(Key::ALL.iter().map(|&key| {
         let value = settings.get(key).unwrap_or("-");
-        format!(" {:14}   {value:24}   {}", key.name(), settings.source(key))
+        format!(" {:21}   {value:24}   {}", key.name(), settings.source(key))
     }));
     Ok(Answer::lines(lines))
 }

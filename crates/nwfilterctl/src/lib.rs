@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 use nwfilter::rules::LogGroup;
-use nwfilter::{Backend, Builder, Config, Driver, Layout, serve_metrics};
+use nwfilter::{Backend, Builder, Config, Driver, Layout, Learning, serve_metrics};
 use nwfilter_nftables::Nftables;
 use nwfilter_settings::{Key, MAX_SECONDS, Settings};
 use nwfilter_xtables::{Dispatch, Xtables};
@@ -263,6 +263,11 @@ impl Options {
 
     fn config(&self) -> Config {
         let mut config = Config::new(&self.config_dir, &self.state_dir);
+        let servers = self.settings.get(Key::LearningServers);
+        // Both were checked when they were read.
+        let learning =
+            self.settings.get(Key::LearningMethod).and_then(|word| Learning::from_words(word, servers));
+        config.learning = learning.unwrap_or_default();
         if let Some(group) = self.number(Key::LogGroup).and_then(|group| u16::try_from(group).ok()) {
             config.log_group = LogGroup(group);
         }

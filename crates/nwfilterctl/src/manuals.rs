@@ -154,6 +154,7 @@ fn settings_page() -> String {
             Kind::Switch => "true or false".to_owned(),
             Kind::Seconds => "SECONDS".to_owned(),
             Kind::Group => "NUMBER".to_owned(),
+            Kind::Addresses => "[\"ADDRESS\", ...]".to_owned(),
             Kind::Text => "\"TEXT\"".to_owned(),
         };
         let default = key.default().map(|default| format!(" Without it: {default}."));

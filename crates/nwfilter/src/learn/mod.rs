@@ -42,6 +42,32 @@ pub enum Method {
     Dhcp,
 }
 
+/// How addresses are learned for bindings that do not say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learning {
+    /// The method for bindings without parameter `CTRL_IP_LEARNING`. `None` refuses a binding that lacks an address.
+    pub method: Option<Method>,
+    /// The DHCP servers whose answers count for bindings without parameter `DHCPSERVER`. Empty for all servers.
+    pub dhcp_servers: Vec<IpAddr>,
+}
+
+impl Learning {
+    /// Of words as settings have them: `any`, `dhcp` or `none`, and addresses with commas between them, if any. `None` for other
+    /// words.
+    pub fn from_words(method: &str, dhcp_servers: Option<&str>) -> Option<Self> {
+        let addresses = dhcp_servers.into_iter().flat_map(|servers| servers.split(','));
+        let dhcp_servers = addresses.map(|address| address.trim().parse().ok()).collect::<Option<_>>()?;
+        Some(Self { method: Method::from_word(method)?, dhcp_servers })
+    }
+}
+
+impl Default for Learning {
+    /// As libvirt has it: any method, and all servers.
+    fn default() -> Self {
+        Self { method: Some(Method::Any), dhcp_servers: Vec::new() }
+    }
+}
+
 /// The IP family of the address that a binding lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -182,6 +208,16 @@ impl Family {
 }
 
 impl Method {
+    /// The method of a word: `Some(None)` for `none`, and `None` for an unknown word.
+    pub(crate) fn from_word(word: &str) -> Option<Option<Self>> {
+        match word {
+            "any" => Some(Some(Method::Any)),
+            "dhcp" => Some(Some(Method::Dhcp)),
+            "none" => Some(None),
+            _ => None,
+        }
+    }
+
     const NAMES: [(Self, &'static str); 2] = [(Self::Any, "any"), (Self::Dhcp, "dhcp")];
 }
 

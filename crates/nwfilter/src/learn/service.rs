@@ -14,7 +14,7 @@ use super::port::is_complete;
 use super::serving::serves_dhcp;
 use super::taken::Taken;
 use super::wanted::{Need, Past, needed, wanted};
-use super::{Family, Method, PortStatus};
+use super::{Family, Learning, Method, PortStatus};
 use crate::group::Request;
 use crate::stores::{FilterMap, Stores};
 use crate::{Driver, Error};
@@ -94,7 +94,12 @@ struct Role {
 }
 
 impl NeedCache {
-    fn refresh<'a>(&mut self, filters: FilterMap, bindings: impl Iterator<Item = &'a Arc<Binding>>) {
+    fn refresh<'a>(
+        &mut self,
+        filters: FilterMap,
+        bindings: impl Iterator<Item = &'a Arc<Binding>>,
+        learning: &Learning,
+    ) {
         let same = self.filters.len() == filters.len()
             && self.filters.values().zip(filters.values()).all(|(old, new)| Arc::ptr_eq(old, new));
         let mut old = std::mem::take(&mut self.roles);
@@ -103,7 +108,7 @@ impl NeedCache {
             let role = known.unwrap_or_else(|| Role {
                 binding: binding.clone(),
                 // The error of a binding without rules was reported when its rules were made.
-                need: needed(&filters, binding).ok().flatten(),
+                need: needed(&filters, binding, learning).ok().flatten(),
                 serves_dhcp: serves_dhcp(&filters, &binding.filter),
             });
             self.roles.insert(binding.port.clone(), role);
@@ -130,7 +135,7 @@ impl Stores {
 
     fn roles<T>(&self, pick: impl Fn(&Role) -> Option<T>) -> Vec<T> {
         let mut cache = self.need_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.refresh(self.filter_map(), self.bindings.documents());
+        cache.refresh(self.filter_map(), self.bindings.documents(), &self.learning);
         cache.roles.values().filter_map(pick).collect()
     }
 }

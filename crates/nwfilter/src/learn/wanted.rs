@@ -7,7 +7,7 @@ use nwfilter_rules::{Filters, RulesError, Ruleset, instantiate};
 use nwfilter_xml::{Binding, VarName};
 
 use super::known::{GuestKey, Known, Lease};
-use super::{BindingState, Family, Method, RemainingLease, provisional6};
+use super::{BindingState, Family, Learning, Method, RemainingLease, provisional6};
 use crate::Error;
 use crate::drops::are_logged;
 use crate::stores::Stores;
@@ -26,13 +26,14 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// Logs a warning if others on the guest's network can choose its address.
-    pub(crate) fn warn(&self, binding: &Binding) {
+    pub(crate) fn warn(&self, binding: &Binding, learning: &Learning) {
         let by_dhcp = match &self.state {
             BindingState::Learning { method, .. } => *method == Method::Dhcp,
             BindingState::Leased { .. } => true,
             _ => false,
         };
-        if by_dhcp && binding.params.get(DHCPSERVER).unwrap_or_default().is_empty() {
+        let names_servers = !binding.params.get(DHCPSERVER).unwrap_or_default().is_empty();
+        if by_dhcp && !names_servers && learning.dhcp_servers.is_empty() {
             log::warn!(
                 nwfilter_port = binding.port.as_str(), nwfilter_guest = binding.owner.name.as_str(),
                 nwfilter_filter = binding.filter.as_str();
@@ -70,7 +71,7 @@ pub(crate) fn wanted(
     stores: &Stores,
     past: Past,
 ) -> Result<Wanted, Error> {
-    let Wanted { ruleset, state } = without_log(filters, binding, &stores.known, past)?;
+    let Wanted { ruleset, state } = without_log(filters, binding, stores, past)?;
     let ruleset = if are_logged(binding)? { ruleset.logging_drops(stores.log_group) } else { ruleset };
     Ok(Wanted { ruleset, state })
 }
@@ -78,15 +79,15 @@ pub(crate) fn wanted(
 fn without_log(
     filters: &impl Filters,
     binding: &Binding,
-    known: &Known,
+    stores: &Stores,
     past: Past,
 ) -> Result<Wanted, Error> {
-    let now = known.now();
+    let (known, now) = (&stores.known, stores.known.now());
     let missing = match instantiate(filters, binding) {
         Ok(ruleset) => return Ok(Wanted { ruleset, state: BindingState::Filtered }),
         Err(missing) => missing,
     };
-    let need = need(binding, missing)?;
+    let need = need(binding, missing, &stores.learning)?;
     let guest = GuestKey::of(binding);
     match need.method {
         Method::Any => {
@@ -134,15 +135,19 @@ pub(crate) fn addresses(known: &Known, binding: &Binding, past: Past) -> Vec<IpA
 }
 
 /// What must be learned for a binding. `None` if it gives all that its filter needs.
-pub(crate) fn needed(filters: &impl Filters, binding: &Binding) -> Result<Option<Need>, Error> {
+pub(crate) fn needed(
+    filters: &impl Filters,
+    binding: &Binding,
+    learning: &Learning,
+) -> Result<Option<Need>, Error> {
     match instantiate(filters, binding) {
         Ok(_) => Ok(None),
-        Err(missing) => need(binding, missing).map(Some),
+        Err(missing) => need(binding, missing, learning).map(Some),
     }
 }
 
 /// The address that is missing by an error. The error itself, if more than one address is missing.
-fn need(binding: &Binding, missing: RulesError) -> Result<Need, Error> {
+fn need(binding: &Binding, missing: RulesError, learning: &Learning) -> Result<Need, Error> {
     let family = match &missing {
         RulesError::MissingVariables { names } => match names.as_slice() {
             [name] if name == Family::Ipv4.variable() => Some(Family::Ipv4),
@@ -151,27 +156,27 @@ fn need(binding: &Binding, missing: RulesError) -> Result<Need, Error> {
         },
         _ => None,
     };
-    let (Some(family), Some(method)) = (family, method(binding)?) else {
+    let (Some(family), Some(method)) = (family, method(binding, learning)?) else {
         return Err(refused(binding, missing));
     };
-    let servers = servers(binding)?.into_iter().filter(|server| Family::of(*server) == family).collect();
+    let mut servers = servers(binding, learning)?;
+    servers.retain(|server| Family::of(*server) == family);
     Ok(Need { family, method, servers })
 }
 
-/// The method of learning that the binding asks for. `None` if it forbids learning.
-fn method(binding: &Binding) -> Result<Option<Method>, Error> {
+/// The method of learning that the binding asks for, or else that of the host. `None` if learning is forbidden.
+fn method(binding: &Binding, learning: &Learning) -> Result<Option<Method>, Error> {
     let values = binding.params.get(CTRL_IP_LEARNING).unwrap_or_default();
-    let Some(value) = values.first() else { return Ok(Some(Method::Any)) };
-    match value.to_ascii_lowercase().as_str() {
-        "any" => Ok(Some(Method::Any)),
-        "dhcp" => Ok(Some(Method::Dhcp)),
-        "none" => Ok(None),
-        _ => Err(bad_parameter(binding, CTRL_IP_LEARNING, value, "any, dhcp or none")),
-    }
+    let Some(value) = values.first() else { return Ok(learning.method) };
+    Method::from_word(&value.to_ascii_lowercase())
+        .ok_or_else(|| bad_parameter(binding, CTRL_IP_LEARNING, value, "any, dhcp or none"))
 }
 
-fn servers(binding: &Binding) -> Result<Vec<IpAddr>, Error> {
+fn servers(binding: &Binding, learning: &Learning) -> Result<Vec<IpAddr>, Error> {
     let values = binding.params.get(DHCPSERVER).unwrap_or_default();
+    if values.is_empty() {
+        return Ok(learning.dhcp_servers.clone());
+    }
     let parse = |value: &String| {
         value
             .parse()
