@@ -201,6 +201,12 @@ impl SeedLab {
         self.curl(&[&format!("http://{SERVER}/file")])
     }
 
+    /// The same as [`SeedLab::ftp`] with time enough for a busy machine.
+    pub fn ftp_in_a_minute(&self) -> Result<bool> {
+        let patience = ["--connect-timeout", "30", "--max-time", "60"];
+        self.curl(&[&patience[..], &["--ftp-port", "-", &format!("ftp://{SERVER}/file")]].concat())
+    }
+
     /// Whether the host itself gets the file by FTP from the guest, in active or passive mode, unchanged. The bridge needs an
     /// address.
     pub fn ftp_of_host(&self, active: bool) -> Result<bool> {
