@@ -176,7 +176,7 @@ fn connections_go_on_and_nothing_else_passes_while_the_filter_is_redefined() -> 
     let nftables = Nftables::new();
     let lab = Lab::new(&nftables)?;
     let redefine =
-        || (1..=times("NWFILTER_REDEFINITIONS", 10)).try_for_each(|number| lab.apply(&nftables, number));
+        || (1..=times("NWFILTER_REDEFINITIONS", 5)).try_for_each(|number| lab.apply(&nftables, number));
     let (tally, transfers) = lab.under_traffic(redefine)?;
     assert_exact(tally, transfers);
     assert_eq!(transfers.without_helper, 0);
