@@ -96,18 +96,22 @@ impl Xtables {
         Self { memory: Mutex::new(Memory::in_file(state_dir.join(".tables"))), ..self }
     }
 
+    /// After a panic the sets are asked for again, once.
     fn sets(&self) -> MutexGuard<'_, Sets> {
         self.sets.lock().unwrap_or_else(|poisoned| {
             let mut sets = PoisonError::into_inner(poisoned);
             *sets = Sets::default();
+            self.sets.clear_poison();
             sets
         })
     }
 
+    /// After a panic the tables are read again, once.
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(|poisoned| {
             let mut memory = PoisonError::into_inner(poisoned);
             memory.forget();
+            self.memory.clear_poison();
             memory
         })
     }
@@ -363,4 +367,34 @@ pub fn restore_text(port: &PortDev, ruleset: &Ruleset) -> String {
     batch.filter(port.clone(), Arc::new(ruleset.clone()));
     let sections = restore_texts(&batch).into_iter();
     sections.map(|(tool, text)| format!("# {tool}-restore --noflush\n{text}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use super::*;
+
+    #[test]
+    fn after_a_panic_the_next_call_forgets_what_was_known_and_later_ones_remember_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(".tables");
+        let backend = Xtables::default().remembering_in(dir.path());
+        let panicked = thread::scope(|scope| {
+            let panics = || {
+                let _held = (backend.sets(), backend.memory());
+                panic!("a bug of the backend");
+            };
+            scope.spawn(panics).join()
+        });
+        assert!(panicked.is_err() && backend.memory.is_poisoned() && backend.sets.is_poisoned());
+
+        fs::write(&file, "perhaps wrong").unwrap();
+        drop((backend.sets(), backend.memory()));
+        assert!(!file.exists(), "it is forgotten");
+        fs::write(&file, "written since").unwrap();
+        drop((backend.sets(), backend.memory()));
+        assert!(file.exists(), "it is remembered");
+        assert!(!backend.sets.is_poisoned());
+    }
 }

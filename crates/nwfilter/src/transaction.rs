@@ -1,12 +1,13 @@
 //! Transactions: changes that are all made or none.
 
 mod sets;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nwfilter_rules::{Applied, Batch, RulesError, includes_itself, reachable};
+use nwfilter_rules::{Applied, Batch, Desired, RulesError, includes_itself, reachable};
 use nwfilter_xml::{
     Binding, Filter, FilterName, FilterSet, PortDev, SetEntry, SetName, SetRange, Uuid, VarName,
     write_binding_status, write_filter, write_set,
@@ -22,6 +23,7 @@ use crate::written::comment;
 use crate::{Cut, Error, Event, Host, Phase};
 
 use self::sets::Touched;
+use self::undo::Undo;
 
 /// Changes of stores and kernel that [`Driver::commit`](crate::Driver::commit) makes all or none.
 ///
@@ -176,7 +178,7 @@ impl Transaction {
 }
 
 /// The changes of transactions.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Change {
     /// The filters to store, and `None` for those to remove.
     filters: BTreeMap<FilterName, Option<Arc<Filter>>>,
@@ -193,7 +195,6 @@ pub(crate) struct Change {
 }
 
 /// The stores as transactions will leave them.
-#[derive(Clone)]
 pub(crate) struct Draft<'a> {
     stores: &'a Stores,
     host: &'a Host,
@@ -201,6 +202,8 @@ pub(crate) struct Draft<'a> {
     /// The filters that names refer to.
     filters: FilterMap,
     change: Change,
+    /// What takes back the changes of the last transaction, in their order.
+    undo: Vec<Undo>,
 }
 
 /// What one unit of a draft concerns.
@@ -222,7 +225,8 @@ pub(crate) struct Outcome {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(stores: &'a Stores, host: &'a Host, reporter: &'a Reporter) -> Self {
-        Self { stores, host, reporter, filters: stores.filter_map(), change: Change::default() }
+        let (filters, change) = (stores.filter_map(), Change::default());
+        Self { stores, host, reporter, filters, change, undo: Vec::new() }
     }
 
     pub(crate) fn into_change(self) -> Change {
@@ -231,51 +235,55 @@ impl<'a> Draft<'a> {
 
     /// Adds a transaction. One that is refused leaves the draft as it was.
     pub(crate) fn add(&mut self, transaction: &Transaction) -> Result<Outcome, Error> {
-        let mut next = self.clone();
+        self.undo.clear();
+        self.try_to_add(transaction).inspect_err(|_| self.take_back())
+    }
+
+    /// Leaves the changes made so far where it fails.
+    fn try_to_add(&mut self, transaction: &Transaction) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let mut defined = BTreeSet::new();
         let mut touched = Touched::default();
         for operation in &transaction.operations {
             match operation {
                 Operation::Define(filter, source) => {
-                    let filter = next.define(filter.clone(), source.as_ref())?;
+                    let filter = self.define(filter.clone(), source.as_ref())?;
                     defined.insert(filter.name.clone());
                     outcome.events.push(Event::FilterDefined(filter.name.clone()));
                     outcome.filters.push(filter);
                 }
                 Operation::Undefine(name) => {
-                    next.undefine(name)?;
+                    self.undefine(name)?;
                     outcome.events.push(Event::FilterUndefined(name.clone()));
                 }
-                Operation::Create(binding) if next.binding(&binding.port).is_some() => {
+                Operation::Create(binding) if self.binding(&binding.port).is_some() => {
                     return Err(Error::BindingExists(binding.port.clone()));
                 }
                 Operation::Create(binding) | Operation::Replace(binding) => {
                     outcome.ports.insert(binding.port.clone());
-                    touched.port(next.binding(&binding.port), Some(binding));
-                    match next.bind(binding.clone())? {
+                    touched.port(self.binding(&binding.port), Some(binding));
+                    match self.bind(binding.clone())? {
                         Some(event) => outcome.events.push(event),
                         None => drop(outcome.confirmed.insert(binding.port.clone())),
                     }
                 }
                 Operation::Delete(port) => {
-                    touched.port(next.binding(port), None);
-                    next.unbind(port)?;
+                    touched.port(self.binding(port), None);
+                    self.unbind(port)?;
                     outcome.events.push(Event::BindingDeleted(port.clone()));
                     outcome.ports.insert(port.clone());
                 }
-                Operation::DefineSet(set) => next.define_set(set, &mut touched, &mut outcome)?,
+                Operation::DefineSet(set) => self.define_set(set, &mut touched, &mut outcome)?,
                 Operation::ChangeSet(set, change) => {
-                    next.change_set(set, change, &mut touched, &mut outcome)?;
+                    self.change_set(set, change, &mut touched, &mut outcome)?;
                 }
-                Operation::UndefineSet(set) => next.undefine_set(set, &mut touched, &mut outcome)?,
+                Operation::UndefineSet(set) => self.undefine_set(set, &mut touched, &mut outcome)?,
             }
         }
-        defined.extend(next.filters_with(&touched.renamed));
-        outcome.ports.extend(next.present_users(&defined));
-        next.make_rules(&outcome.ports)?;
-        next.settle_sets(touched, &mut outcome)?;
-        *self = next;
+        defined.extend(self.filters_with(&touched.renamed));
+        outcome.ports.extend(self.present_users(&defined));
+        self.make_rules(&outcome.ports)?;
+        self.settle_sets(touched, &mut outcome)?;
         Ok(outcome)
     }
 
@@ -312,12 +320,9 @@ impl<'a> Draft<'a> {
             return Err(Error::IncludesItself { name: filter.name, source });
         }
         let filter = Arc::new(filter);
-        self.filters.insert(filter.name.clone(), filter.clone());
-        self.change.filters.insert(filter.name.clone(), Some(filter.clone()));
-        match source {
-            Some(source) => self.change.sources.insert(filter.name.clone(), source.clone()),
-            None => self.change.sources.remove(&filter.name),
-        };
+        self.put(|draft| &mut draft.filters, filter.name.clone(), Some(filter.clone()));
+        self.put(|draft| &mut draft.change.filters, filter.name.clone(), Some(Some(filter.clone())));
+        self.put(|draft| &mut draft.change.sources, filter.name.clone(), source.cloned());
         Ok(filter)
     }
 
@@ -348,11 +353,8 @@ impl<'a> Draft<'a> {
         if !ports.is_empty() {
             return Err(Error::FilterInUse { name: name.clone(), ports });
         }
-        match stock_filters().get(name) {
-            Some(stock) => self.filters.insert(name.clone(), stock.clone()),
-            None => self.filters.remove(name),
-        };
-        self.change.filters.insert(name.clone(), None);
+        self.put(|draft| &mut draft.filters, name.clone(), stock_filters().get(name).cloned());
+        self.put(|draft| &mut draft.change.filters, name.clone(), Some(None));
         Ok(())
     }
 
@@ -369,9 +371,9 @@ impl<'a> Draft<'a> {
             None => (Event::BindingCreated(port.clone()), false),
         };
         if !is_known {
-            self.change.forgotten.insert(port.clone());
+            self.forget(&port);
         }
-        self.change.bindings.insert(port, Some(Arc::new(binding)));
+        self.put(|draft| &mut draft.change.bindings, port, Some(Some(Arc::new(binding))));
         Ok(Some(event))
     }
 
@@ -379,8 +381,8 @@ impl<'a> Draft<'a> {
         if self.binding(port).is_none() {
             return Err(Error::NoSuchBinding(port.clone()));
         }
-        self.change.forgotten.insert(port.clone());
-        self.change.bindings.insert(port.clone(), None);
+        self.forget(port);
+        self.put(|draft| &mut draft.change.bindings, port.clone(), Some(None));
         Ok(())
     }
 
@@ -389,7 +391,7 @@ impl<'a> Draft<'a> {
         for (done, port) in ports.iter().enumerate() {
             self.reporter.report(Phase::Rules, done, ports.len());
             let Some(binding) = self.binding(port) else {
-                self.change.batch.remove(port.clone());
+                self.put(|draft| &mut draft.change.batch.ports, port.clone(), Some(Desired::Gone));
                 continue;
             };
             let past = if self.change.forgotten.contains(port) { Past::Forgotten } else { Past::Counts };
@@ -397,7 +399,8 @@ impl<'a> Draft<'a> {
             if past == Past::Forgotten {
                 wanted.warn(binding, &self.stores.learning);
             }
-            self.change.batch.filter(port.clone(), Arc::new(wanted.ruleset));
+            let desired = Desired::Filtered(Arc::new(wanted.ruleset));
+            self.put(|draft| &mut draft.change.batch.ports, port.clone(), Some(desired));
         }
         Ok(())
     }
@@ -440,6 +443,10 @@ impl<'a> Draft<'a> {
 
     /// Those of the ports that have an interface.
     fn present_users(&self, names: &BTreeSet<FilterName>) -> BTreeSet<PortDev> {
+        // Most transactions change no filter: they need not look at all bindings.
+        if names.is_empty() {
+            return BTreeSet::new();
+        }
         self.users(names).map(|user| user.port.clone()).filter(|port| self.host.has(port)).collect()
     }
 }

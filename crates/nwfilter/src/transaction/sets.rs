@@ -91,8 +91,8 @@ impl Draft<'_> {
             return Err(Error::NoSuchSet(name.clone()));
         }
         self.unused(name)?;
-        self.filters.sets.remove(name);
-        self.change.sets.insert(name.clone(), None);
+        self.put(|draft| &mut draft.filters.sets, name.clone(), None);
+        self.put(|draft| &mut draft.change.sets, name.clone(), Some(None));
         touched.sets.insert(name.clone());
         touched.renamed.insert(name.clone());
         outcome.events.push(Event::SetUndefined(name.clone()));
@@ -100,8 +100,8 @@ impl Draft<'_> {
     }
 
     fn put_set(&mut self, set: Arc<FilterSet>, touched: &mut Touched, outcome: &mut Outcome) {
-        self.filters.sets.insert(set.name.clone(), set.family);
-        self.change.sets.insert(set.name.clone(), Some(set.clone()));
+        self.put(|draft| &mut draft.filters.sets, set.name.clone(), Some(set.family));
+        self.put(|draft| &mut draft.change.sets, set.name.clone(), Some(Some(set.clone())));
         touched.sets.insert(set.name.clone());
         outcome.sets.push(set);
     }
@@ -178,7 +178,9 @@ impl Draft<'_> {
         for name in asked {
             desired.extend(content(&name)?.map(|content| (name, DesiredSet::Present(content))));
         }
-        self.change.batch.sets.extend(desired);
+        for (name, desired) in desired {
+            self.put(|draft| &mut draft.change.batch.sets, name, Some(desired));
+        }
         outcome.changed_sets = changed;
         Ok(())
     }

@@ -5,7 +5,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::libc::SYS_futex;
+use nix::unistd::{Pid, gettid};
 use nwfilter::xml::{Binding, PortDev, read_binding};
 use nwfilter::{Config, Driver, Error, Fake};
 use nwfilter_testlab::Host;
@@ -125,4 +129,33 @@ pub(crate) fn record(fake: &Fake) -> Arc<Mutex<Vec<Vec<String>>>> {
 /// Defines filters; each is a document.
 pub(crate) fn define(driver: &Driver, filters: &[String]) -> Result<(), Error> {
     filters.iter().try_for_each(|filter| driver.define_filter("test.xml", filter).map(drop))
+}
+
+/// Threads of which a test needs to know that they wait for each other or for a lock.
+#[derive(Default)]
+pub(crate) struct Sleepers(Mutex<Vec<Pid>>);
+
+impl Sleepers {
+    /// The calling thread is going to wait.
+    pub(crate) fn join(&self) {
+        self.0.lock().unwrap().push(gettid());
+    }
+
+    /// Returns when so many threads have joined and all of them wait.
+    pub(crate) fn wait_for(&self, threads: usize) {
+        let waits = |thread: &Pid| {
+            // The number of the system call it is in, or `running`.
+            let call = fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap();
+            call.split(' ').next() == Some(&SYS_futex.to_string())
+        };
+        let begin = Instant::now();
+        loop {
+            let joined = self.0.lock().unwrap().clone();
+            if joined.len() == threads && joined.iter().all(waits) {
+                return;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "of {threads} threads {joined:?} came");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
