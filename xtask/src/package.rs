@@ -14,11 +14,18 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::interrupt::interruptible;
 use crate::package::stage::{Build, Layout};
 use crate::packages::{DEB, RPM, ensure_installed};
+use crate::vm::{Image, Job, to_stdout};
+
+const BOOTED: &str = include_str!("package/booted.sh");
+/// How long the host with the packages may run.
+const BOOTED_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// A kind of package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,21 @@ pub(crate) fn run(kind: Kind, directory: Option<PathBuf>, profile: Profile) -> R
         println!("{}", package.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Installs the Debian packages on a booted host with systemd and libvirt, in the virtual machine, and walks through what an
+/// administrator does there.
+pub(crate) fn run_booted() -> Result<ExitCode> {
+    ensure_installed(&[DEB])?;
+    interruptible(|| {
+        let debs =
+            make(Kind::Deb, &target_directory().join("test-deb"), &build(Profile::Dev)?, Profile::Dev)?;
+        let mut job = Job::new(BOOTED_TIMEOUT);
+        for deb in &debs {
+            job.add(deb, Path::new("/job").join(deb.file_name().unwrap_or_default()));
+        }
+        job.run(&Image::ensure_host()?, BOOTED, to_stdout).map(ExitCode::from)
+    })
 }
 
 /// Makes the packages in a directory; their files, sorted by name.

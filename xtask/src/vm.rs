@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
 use crate::interrupt::interruptible;
+use crate::package;
 pub(crate) use image::Image;
 pub(crate) use machine::Job;
 
@@ -36,10 +37,15 @@ pub(crate) enum Verb {
         /// After how many seconds the machine is stopped
         #[arg(long, default_value_t = 600)]
         timeout: u64,
+        /// On a host with systemd, libvirt and QEMU, when its services have started
+        #[arg(long)]
+        host: bool,
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// Install the Debian packages on a host with systemd and libvirt, run services and guests
+    Packages,
     /// Run the tests that are made for the machine: the targets vm_*, and some others
     Test {
         /// Only these targets, whatever they are made for
@@ -67,13 +73,15 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { targets, timeout, arguments } => {
             interruptible(move || suites::run(&targets, &arguments, Duration::from_secs(timeout)))
         }
-        Verb::Run { files, timeout, command } => interruptible(move || {
+        Verb::Packages => package::run_booted(),
+        Verb::Run { files, timeout, host, command } => interruptible(move || {
             let mut job = Job::new(Duration::from_secs(timeout));
             for file in files {
                 let (source, target) = source_and_target(&file)?;
                 job.add(source, target);
             }
-            job.run(&Image::ensure()?, &quoted(&command), to_stdout).map(ExitCode::from)
+            let image = if host { Image::ensure_host()? } else { Image::ensure()? };
+            job.run(&image, &quoted(&command), to_stdout).map(ExitCode::from)
         }),
     }
 }

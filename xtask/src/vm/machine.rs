@@ -16,8 +16,6 @@ use nix::sys::signal::Signal;
 
 use super::Image;
 
-const BOOT: &str = include_str!("boot.sh");
-
 const MEBIBYTE: u64 = 1 << 20;
 
 /// What a script needs of the machine.
@@ -48,7 +46,7 @@ impl Job {
     ) -> Result<u8> {
         let dir = tempfile::tempdir()?;
         let file = |name: &str| dir.path().join(name);
-        self.make_disk(script, &file("stage"), &file("disk"))?;
+        self.make_disk(image.boot(), script, &file("stage"), &file("disk"))?;
         let mut qemu = Qemu::start(image, dir.path())?;
         let deadline = Instant::now() + self.timeout;
         let mut output = qemu.0.stdout.take().context("QEMU has no output")?;
@@ -81,9 +79,9 @@ impl Job {
     }
 
     /// The second disk: `boot`, `command` and all files.
-    fn make_disk(&self, script: &str, stage: &Path, disk: &Path) -> Result<()> {
+    fn make_disk(&self, boot: &str, script: &str, stage: &Path, disk: &Path) -> Result<()> {
         fs::create_dir_all(stage.join("files"))?;
-        fs::write(stage.join("boot"), BOOT)?;
+        fs::write(stage.join("boot"), boot)?;
         fs::write(stage.join("command"), script)?;
         for (source, target) in &self.files {
             let target = target.strip_prefix("/").context("a target in the machine is an absolute path")?;
