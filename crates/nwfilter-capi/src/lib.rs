@@ -3,11 +3,12 @@
 //! The functions are documented in `include/nwfilter.h`, which is made of this crate. docs/c.md says how to build and link
 //! with it. The crate exists for its C interface; a program in Rust uses [`nwfilter`] itself.
 //!
-//! Every function does three things: it checks its arguments ([`input`]), calls the driver, and turns what comes back,
-//! a panic included, into a code and a handle ([`call`]). `unsafe` is in this crate only, where pointers of the caller are
+//! Every function does three things: it checks its arguments (`input`), calls the driver, and turns what comes back,
+//! a panic included, into a code and a handle (`call`). `unsafe` is in this crate only, where pointers of the caller are
 //! read and written. What the caller promises about them is said once, at the top of the header.
 
 #![allow(non_camel_case_types)] // The names are C's.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)] // The comments are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The contract of all functions is at the top of the header.
 
 mod backend;

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use nwfilter_xml::{Diagnostics, Reading, decode};
+use nwfilter_xml::{Diagnostics, MAX_SET_BYTES, Reading, decode};
 use tempfile::NamedTempFile;
 
 use crate::config::Layout;
@@ -160,7 +160,7 @@ impl<T> Directory<T> {
         // libvirt, too, continues with the loaded document. In other stores the file is renamed.
         let last = last.filter(|_| self.layout == Layout::Libvirt);
         let ignored = if last.is_some() { "ignored; what was read before stays in force" } else { "ignored" };
-        let (kind, why) = match fs::read(path) {
+        let (kind, why) = match File::open(path).and_then(|file| read_at_most(file, MAX_SET_BYTES)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => (ProblemKind::Unreadable, format!("cannot be read and is {ignored}: {error}")),
             Ok(bytes) => match decode(&document, &bytes).and_then(|text| self.read_text(&document, text)) {
@@ -337,6 +337,19 @@ pub(crate) fn carry_out(steps: Vec<Step>) -> Result<(), Error> {
 fn put_back(path: &Path, content: Option<&[u8]>) -> io::Result<()> {
     let Some(content) = content else { return not_found_is(fs::remove_file(path), ()) };
     atomic::replace(path, content)
+}
+
+/// Reads all bytes of a source. Fails with [`io::ErrorKind::FileTooLarge`] if there are more than `limit`.
+pub fn read_at_most(source: impl Read, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    match bytes.len() > limit {
+        true => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("has more than {} MiB, which is the limit", limit >> 20),
+        )),
+        false => Ok(bytes),
+    }
 }
 
 fn not_found_is<T>(result: io::Result<T>, value: T) -> io::Result<T> {

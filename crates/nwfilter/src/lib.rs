@@ -52,7 +52,7 @@ pub use error::{Error, with_causes};
 pub use events::{Event, EventQueue, Next};
 pub use explaining::ExplainedPort;
 pub use exporter::serve_metrics;
-pub use files::{Problem, ProblemKind};
+pub use files::{Problem, ProblemKind, read_at_most};
 pub use host::Host;
 pub use learn::packets;
 pub use learn::sieve::check_learning;

@@ -33,6 +33,8 @@ fn a_damaged_file_is_reported_and_moved_aside_by_the_first_operation_that_writes
     write("good.xml", accepting("good", 22).as_bytes());
     write("note.txt", b"not ours");
     std::os::unix::fs::symlink("/proc/self/mem", lab.filters().join("unreadable.xml")).unwrap();
+    // Without blocks on disk, and larger than most memories.
+    fs::File::create(lab.filters().join("huge.xml")).unwrap().set_len(1 << 42).unwrap();
     let before = files(&lab.filters());
 
     let driver = lab.fake_driver(&fake);
@@ -44,11 +46,12 @@ fn a_damaged_file_is_reported_and_moved_aside_by_the_first_operation_that_writes
     let expected = [
         ("binary.xml", Damaged),
         ("broken.xml", Damaged),
+        ("huge.xml", Unreadable),
         ("unreadable.xml", Unreadable),
         ("wrong.xml", Damaged),
     ];
     assert_eq!(kinds(&driver), expected.map(|(name, kind)| (name.to_owned(), kind)));
-    assert_eq!(driver.problems().unwrap()[3].why, "is about 'right', not 'wrong', and ignored");
+    assert_eq!(driver.problems().unwrap()[4].why, "is about 'right', not 'wrong', and ignored");
     driver.filters().unwrap();
     driver.diff().unwrap();
     assert_eq!(files(&lab.filters()), before, "looking moves nothing");
@@ -61,6 +64,7 @@ fn a_damaged_file_is_reported_and_moved_aside_by_the_first_operation_that_writes
             "broken.xml.damaged",
             "broken.xml.damaged.1",
             "good.xml",
+            "huge.xml",
             "note.txt",
             "unreadable.xml",
             "wrong.xml.damaged",
@@ -73,7 +77,8 @@ fn a_damaged_file_is_reported_and_moved_aside_by_the_first_operation_that_writes
 
     // A document in place of a damaged one ends the matter; one that cannot be read is not overwritten.
     define(&driver, &[accepting("broken", 80), accepting("wrong", 80), accepting("binary", 80)]).unwrap();
-    assert_eq!(kinds(&driver), [("unreadable.xml".to_owned(), Unreadable)]);
+    let unread = ["huge.xml", "unreadable.xml"].map(|name| (name.to_owned(), Unreadable));
+    assert_eq!(kinds(&driver), unread);
     assert!(matches!(define(&driver, &[accepting("unreadable", 80)]), Err(Error::Store { .. })));
 }
 

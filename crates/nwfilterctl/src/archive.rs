@@ -27,6 +27,8 @@ use crate::verbs::{names, warn_all, warnings};
 
 /// The value of `format` in the file.
 const FORMAT: &str = "nwfilter";
+/// The largest file that is imported, in bytes.
+const MAX_ARCHIVE: usize = 1 << 30;
 /// The version of the format that is written and read.
 const VERSION: u32 = 1;
 
@@ -148,7 +150,7 @@ pub(crate) fn import(driver: &Driver, watch: &Watch, asked: &Import, as_json: bo
 /// Makes the transaction that stores the content of a file.
 pub(crate) fn imports(driver: &Driver, asked: &Import) -> Result<Imported> {
     let source = shown(&asked.file);
-    let content = read_bytes(&asked.file).with_context(|| format!("cannot read {source}"))?;
+    let content = read_bytes(&asked.file, MAX_ARCHIVE).with_context(|| format!("cannot read {source}"))?;
     let archive = parse(&source, &content)?;
     let mut imported = Imported {
         transaction: Transaction::new(),

@@ -9,8 +9,8 @@ use anyhow::Result;
 use nwfilter::rules::{includes_itself, too_large};
 use nwfilter::stock_filters;
 use nwfilter::xml::{
-    Code, Diagnostics, DocumentKind, Filter, FilterName, Place, Reading, Severity, Strictness, decode,
-    nearest, read_binding, read_domain, read_filter_with, read_set,
+    Code, Diagnostics, DocumentKind, Filter, FilterName, MAX_SET_BYTES, Place, Reading, Severity, Strictness,
+    decode, nearest, read_binding, read_domain, read_filter_with, read_set,
 };
 use nwfilterctl_shared::{check_readable, say, warn, with_causes, without_numbers};
 
@@ -66,7 +66,7 @@ pub(crate) fn check(store: &Path, files: &[PathBuf], checks: Checks) -> Result<A
     Ok(answer.good_if(!failed))
 }
 
-/// Adds a file itself, or the *.xml files of a directory and those below it, sorted.
+/// Adds a file itself, or the *.xml files of a directory and those below it, sorted. Links to directories are not followed.
 fn collect(path: &Path, files: &mut Vec<PathBuf>, unread: &mut Vec<Diagnostics>) {
     if !path.is_dir() {
         files.push(path.to_owned());
@@ -78,9 +78,12 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>, unread: &mut Vec<Diagnostics>)
         Vec::new()
     });
     entries.sort_by_key(std::fs::DirEntry::path);
-    for path in entries.iter().map(std::fs::DirEntry::path) {
-        if path.is_dir() || path.extension().is_some_and(|extension| extension == "xml") {
+    for entry in entries {
+        let (path, is_directory) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        if is_directory {
             collect(&path, files, unread);
+        } else if path.extension().is_some_and(|extension| extension == "xml") && !path.is_dir() {
+            files.push(path);
         }
     }
 }
@@ -125,7 +128,7 @@ struct Document {
 impl Document {
     fn read(path: &Path, strictness: Strictness) -> Self {
         let document = shown(path);
-        let text = match read_bytes(path) {
+        let text = match read_bytes(path, MAX_SET_BYTES) {
             Ok(bytes) => decode(&document, &bytes).map(str::to_owned),
             Err(error) => Err(unreadable(path, &error)),
         };

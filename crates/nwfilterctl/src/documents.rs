@@ -1,10 +1,14 @@
 //! Reads the documents that are named on the command line.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::stdin;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use nwfilter::xml::{Binding, Filter, Reading, Strictness, decode, read_binding, read_filter_with};
+use nwfilter::read_at_most;
+use nwfilter::xml::{
+    Binding, Filter, MAX_SET_BYTES, Reading, Strictness, decode, read_binding, read_filter_with,
+};
 use nwfilterctl_shared::{say, warns};
 
 /// The file name that stands for standard input.
@@ -48,18 +52,16 @@ pub(crate) fn read(file: &Path) -> Result<String> {
             "{shown} is a directory\n  help: name its files: {shown}/*.xml; only 'check' takes directories"
         );
     }
-    let bytes = read_bytes(file).with_context(|| format!("cannot read {}", shown(file)))?;
+    let bytes = read_bytes(file, MAX_SET_BYTES).with_context(|| format!("cannot read {}", shown(file)))?;
     Ok(decode(&shown(file), &bytes)?.to_owned())
 }
 
-/// The content of a file or of standard input.
-pub(crate) fn read_bytes(file: &Path) -> std::io::Result<Vec<u8>> {
-    if !is_stdin(file) {
-        return std::fs::read(file);
+/// The content of a file or of standard input, if it is not longer than `limit` bytes.
+pub(crate) fn read_bytes(file: &Path, limit: usize) -> std::io::Result<Vec<u8>> {
+    match is_stdin(file) {
+        true => read_at_most(stdin(), limit),
+        false => read_at_most(File::open(file)?, limit),
     }
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Returns what was read, and prints its warnings.

@@ -18,6 +18,8 @@ use crate::documents::{binding_in, read_bytes, shown};
 use crate::output::Answer;
 use crate::places::Places;
 
+/// The largest capture that is read, in bytes.
+const MAX_CAPTURE: usize = 256 << 20;
 const EXAMPLES: &str = "\
 Examples:
   nwfilterctl explain vnet0 in tcp from 192.0.2.7:40000 to :80 new
@@ -186,7 +188,8 @@ fn cases(asked: &Explain, words: &[&str], guest: &Guest, mut explainer: Explaine
     let bytes = match (&asked.frame, &asked.pcap) {
         (Some(hex), _) => vec![bytes_of(hex)?],
         (_, Some(file)) => {
-            let capture = read_bytes(file).with_context(|| format!("cannot read {}", shown(file)))?;
+            let capture =
+                read_bytes(file, MAX_CAPTURE).with_context(|| format!("cannot read {}", shown(file)))?;
             let frames = frames(&capture).with_context(|| format!("cannot explain {}", shown(file)))?;
             frames.into_iter().map(<[u8]>::to_vec).collect()
         }

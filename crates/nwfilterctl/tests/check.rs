@@ -176,6 +176,23 @@ fn check_reports_a_filter_that_expands_to_more_than_a_port_can_have() {
 }
 
 #[test]
+fn check_reads_no_file_beyond_the_largest_document_and_follows_no_link_to_a_directory() {
+    let cli = Cli::new(&[("tree/good.xml", "<filter name='good'/>")]);
+    let tree = cli.0.path().join("tree");
+    std::os::unix::fs::symlink(&tree, tree.join("loop")).unwrap();
+    std::os::unix::fs::symlink(&tree, tree.join("loop.xml")).unwrap();
+    let (code, stdout, stderr) = cli.run(&["check", "tree"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.starts_with("1 document checked"), "{stdout}");
+    // It takes no space on disk, and is larger than most memories.
+    fs::File::create(cli.0.path().join("huge.xml")).unwrap().set_len(1 << 42).unwrap();
+    for verb in ["check", "define"] {
+        let said = cli.refused(&[verb, "huge.xml"]);
+        assert!(said.contains("huge.xml") && said.contains("more than 64 MiB"), "{said}");
+    }
+}
+
+#[test]
 fn check_reports_some_of_very_many_missing_filters_and_counts_the_rest() {
     let includes: String = (0..60_000).map(|n| format!("<filterref filter='missing{n}'/>\n")).collect();
     let cli = Cli::new(&[("many.xml", &format!("<filter name='many'>{includes}</filter>"))]);
