@@ -337,6 +337,7 @@ impl Shared {
             if let Some(state) = &mut *state {
                 state.stale = true;
             }
+            self.state.clear_poison();
             state
         })
     }

@@ -21,7 +21,7 @@ use crate::class::{BY_PORT, Class, Values, Way};
 use crate::host::{Server, ServerKind};
 use crate::kernel::{
     Chain, ChainName, Element, ElementKey, Expr, Operation, Place, Rule, Set, SetName as TableSet,
-    TableFlags, Transaction,
+    TableFlags, TableId, Transaction,
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
@@ -301,6 +301,8 @@ impl Planner<'_> {
         if !self.model.exists {
             let cause = self.cause(None, object);
             self.push(Step::Prepare, Operation::AddTable { table, flags: self.flags }, cause);
+        } else {
+            self.wake(table, self.model.flags);
         }
         for way in BY_PORT {
             self.set(&layout::dispatch_map(way), None);
@@ -309,6 +311,17 @@ impl Planner<'_> {
             let rules: Vec<_> = rules.into_iter().map(|rule| (rule, Origin::BUILT_IN)).collect();
             self.chain(chain, &rules, &[]);
         }
+    }
+
+    /// Wakes a table that another program made dormant, so that none of its chains is asked.
+    fn wake(&mut self, table: TableId, held: TableFlags) {
+        if !held.dormant {
+            return;
+        }
+        let object = KernelObject::Table { table: table.to_string() };
+        self.difference(Subject::Host, &object, DifferenceKind::Foreign, &"flags dormant", None);
+        let (flags, cause) = (TableFlags { dormant: false, ..held }, self.cause(None, object));
+        self.push(Step::Prepare, Operation::AddTable { table, flags }, cause);
     }
 
     /// Keeps the connections of bridges apart as long as a class asks about connections.

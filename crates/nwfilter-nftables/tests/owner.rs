@@ -21,6 +21,9 @@ use tempfile::TempDir;
 const GUEST: Mac = Mac::new([0x52, 0x54, 0x00, 0x7b, 0x35, 0x93]);
 const PEER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x09]);
 
+/// The address of nobody: the bridge forwards what comes from it.
+const STRANGER: Mac = Mac::new([0x52, 0x54, 0x00, 0x00, 0x00, 0x0a]);
+
 /// Whether the kernel keeps an owned table when its owner is gone (Linux 6.9).
 fn persists() -> bool {
     let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
@@ -81,7 +84,7 @@ impl Lab {
     fn is_filtered(&self) -> bool {
         let frame = |from| frames::ethernet(from, PEER, 0x88b5, b"data");
         assert!(self.guest.delivers(&self.peer, &frame(GUEST)).unwrap());
-        !self.guest.delivers(&self.peer, &frame(PEER)).unwrap()
+        !self.guest.delivers(&self.peer, &frame(STRANGER)).unwrap()
     }
 }
 
@@ -115,6 +118,23 @@ fn guest() -> Batch {
 
 fn socket(directory: &Path) -> std::path::PathBuf {
     directory.join(".nftables-owner")
+}
+
+#[test]
+fn a_table_that_another_program_made_dormant_is_a_difference_and_filters_again() {
+    skip_unless!(Need::Root, Need::Tool("ip"), Need::Tool("nft"));
+    let lab = Lab::new();
+    let backend = Nftables::new();
+    lab.apply(&backend, &guest()).unwrap();
+    assert!(lab.is_filtered());
+    lab.host.run(&["nft", "add table bridge nwfilter { flags dormant; }"]).unwrap();
+    assert!(!lab.is_filtered());
+    let differences = lab.host.enter(|| backend.plan(&guest())).unwrap().differences;
+    let shown: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["+ host bridge nwfilter flags dormant"]);
+    lab.apply(&backend, &guest()).unwrap();
+    assert!(lab.is_filtered());
+    assert_eq!(lab.differences(&Nftables::new(), &guest()), 0);
 }
 
 #[test]
@@ -269,7 +289,7 @@ fn a_second_process_asks_the_owner_and_takes_over_when_it_ends() {
     let both = batch(&[("tap0", own_mac(GUEST)), ("tap1", own_mac(PEER))]);
     lab.apply(&second, &both).unwrap();
     assert_eq!(lab.differences(&first, &both), 0);
-    drop(first);
+    lab.end(first);
     lab.apply(&second, &guest()).unwrap();
     lab.flush();
     assert_eq!(lab.is_filtered(), persists());

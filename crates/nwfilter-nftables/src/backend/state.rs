@@ -121,6 +121,10 @@ impl State {
         } else if let Some(told) = self.monitor.generation().filter(|told| is_later(*told, self.generation)) {
             self.generation = told;
         }
+        if self.is_owned_by_another() {
+            // The kernel does not report the end of an owner.
+            self.model.owner = self.connection.owner(&layout::table())?;
+        }
         Ok(())
     }
 

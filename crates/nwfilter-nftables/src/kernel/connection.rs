@@ -190,6 +190,11 @@ impl Connection {
         self.read(table, |connection, generation| read::table(connection, table, generation))
     }
 
+    /// The netlink port of a table's owner. `None` if the table has no owner, or does not exist.
+    pub fn owner(&mut self, table: &TableId) -> Result<Option<u32>, Error> {
+        Ok(read::head(self, table)?.and_then(|(_, owner)| owner))
+    }
+
     /// Reads the chains of a table and their rules, and the generation of which they are; none where there is no table.
     pub fn chains(&mut self, table: &TableId) -> Result<(BTreeMap<ChainName, InstalledChain>, u32), Error> {
         self.read(table, |connection, generation| {

@@ -53,7 +53,11 @@ pub(super) fn chains_with_rules(
     Ok(chains)
 }
 
-fn head(connection: &mut Connection, table: &TableId) -> Result<Option<(TableFlags, Option<u32>)>, Error> {
+/// The flags and the owner of a table.
+pub(super) fn head(
+    connection: &mut Connection,
+    table: &TableId,
+) -> Result<Option<(TableFlags, Option<u32>)>, Error> {
     let mut head = None;
     let asked = connection.ask(
         libc::NFT_MSG_GETTABLE,

@@ -63,7 +63,9 @@ impl<'a> Planner<'a> {
     fn host_base(&mut self, used: &[ServerKind]) {
         let (table, model) = (host::table(), self.model);
         let cause = self.cause(None, KernelObject::Table { table: table.to_string() });
-        if model.host.is_none() {
+        if let Some(held) = model.host {
+            self.wake(table.clone(), held.flags);
+        } else {
             // Who owns the one table owns the other.
             let flags: TableFlags = if model.owner.is_some() { OWNED } else { self.flags };
             self.push(Step::Prepare, Operation::AddTable { table: table.clone(), flags }, cause.clone());
