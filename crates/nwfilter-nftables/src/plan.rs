@@ -25,6 +25,7 @@ use crate::kernel::{
 };
 use crate::layout::{self, Rendered};
 use crate::model::{Model, class_led_to};
+use crate::sets;
 
 /// The desired state of a port.
 pub(crate) enum Wanted {
@@ -143,7 +144,15 @@ pub(crate) fn plan(
         }
         Wanted::Gone => 2,
     });
-    let is_huge = parts.sum::<usize>() > MANY;
+    let of_new_sets = desired_sets.iter().map(|(name, desired)| match desired {
+        DesiredSet::Holds(content) | DesiredSet::Present(content)
+            if model.content(&sets::kernel_name(name)).is_none() =>
+        {
+            content.len()
+        }
+        _ => 0,
+    });
+    let is_huge = parts.chain(of_new_sets).sum::<usize>() > MANY;
     let (plan, steps) = Default::default();
     let mut planner = Planner { model, wanted, unused, desired_sets, report, flags, is_huge, plan, steps };
     let filters_any = wanted.values().any(|wanted| matches!(wanted, Wanted::Class(..)))

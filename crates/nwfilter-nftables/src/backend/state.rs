@@ -36,7 +36,9 @@ pub(super) struct State {
     /// Whether this backend can own the table, as far as it was tried.
     pub(super) may_own: Option<bool>,
     pub(super) connection: Connection,
-    pub(super) monitor: Monitor,
+    /// Reports which rules others change. It is opened at their first change: while anybody listens, the kernel makes a message
+    /// of each element that changes, which costs several times as much as the change.
+    pub(super) monitor: Option<Monitor>,
     pub(super) model: Model,
     /// The generation of which the table is known.
     pub(super) generation: u32,
@@ -86,8 +88,6 @@ pub(super) enum Failed {
 
 impl State {
     pub(super) fn open(namespace: Namespace, own: &Mutex<Own>) -> Result<Self, Error> {
-        // What changes from here on is told.
-        let monitor = Monitor::open(layout::tables())?;
         let mut connection = Connection::open()?;
         lock(own).ports.insert(connection.port());
         let (model, generation) = read(&mut connection)?;
@@ -96,7 +96,7 @@ impl State {
             server: None,
             may_own: None,
             connection,
-            monitor,
+            monitor: None,
             model,
             generation,
             stale: false,
@@ -104,9 +104,37 @@ impl State {
         })
     }
 
-    /// Takes note of what the kernel told; reads the table again where others changed it.
+    /// Reads the tables again if others changed them.
     pub(super) fn refresh(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
-        let events = self.monitor.events()?;
+        match self.monitor {
+            Some(_) => self.follow(own)?,
+            None => {
+                let is_changed = self.connection.generation()? != self.generation;
+                if is_changed {
+                    self.monitor = Some(Monitor::open(layout::tables())?);
+                }
+                if is_changed || self.stale {
+                    self.read_again()?;
+                }
+            }
+        }
+        if self.is_owned_by_another() {
+            // The kernel does not report the end of an owner.
+            self.model.owner = self.connection.owner(&layout::table())?;
+        }
+        Ok(())
+    }
+
+    fn read_again(&mut self) -> Result<(), Error> {
+        (self.model, self.generation) = read(&mut self.connection)?;
+        self.stale = false;
+        Ok(())
+    }
+
+    /// Takes note of what the monitor reports.
+    fn follow(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
+        let Some(monitor) = &mut self.monitor else { return Ok(()) };
+        let (events, reported) = (monitor.events()?, monitor.generation());
         let own = lock(own);
         let foreign = events.iter().any(|event| match event {
             Event::Missed => true,
@@ -116,14 +144,9 @@ impl State {
         });
         drop(own);
         if foreign || self.stale {
-            (self.model, self.generation) = read(&mut self.connection)?;
-            self.stale = false;
-        } else if let Some(told) = self.monitor.generation().filter(|told| is_later(*told, self.generation)) {
-            self.generation = told;
-        }
-        if self.is_owned_by_another() {
-            // The kernel does not report the end of an owner.
-            self.model.owner = self.connection.owner(&layout::table())?;
+            self.read_again()?;
+        } else if let Some(reported) = reported.filter(|reported| is_later(*reported, self.generation)) {
+            self.generation = reported;
         }
         Ok(())
     }
@@ -219,9 +242,10 @@ impl State {
         self.server.is_some()
     }
 
-    /// Waits for the kernel to tell of a transaction that it carried out.
+    /// Waits for the kernel to report a transaction.
     pub(super) fn wait_until_told(&self) {
-        let mut ready = [PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN)];
+        let Some(monitor) = &self.monitor else { return };
+        let mut ready = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
         // What keeps it from waiting, the next attempt meets, too.
         let _ = poll(&mut ready, PollTimeout::try_from(TOLD_WITHIN).unwrap_or(PollTimeout::ZERO));
     }

@@ -3,7 +3,7 @@
 use nwfilter_rules::{DesiredSet, KernelObject, SetContent, set_differences};
 use nwfilter_xml::SetName;
 
-use super::{Cause, Planner, Step};
+use super::{Cause, MANY, Planner, Step};
 use crate::kernel::Operation;
 use crate::layout;
 use crate::sets;
@@ -46,9 +46,11 @@ impl Planner<'_> {
             let (table, set) = (table.clone(), set.clone());
             self.push(step, Operation::DeleteElements { table, set, elements }, cause.clone());
         }
-        if !change.add.is_empty() {
-            let elements = sets::elements(&change.add);
-            self.push(step, Operation::AddElements { table, set, elements }, cause);
+        // No rule asks a new set yet, so it can be filled in several transactions.
+        let at_once = if held.is_none() { MANY } else { change.add.len().max(1) };
+        for part in change.add.chunks(at_once) {
+            let (table, set, elements) = (table.clone(), set.clone(), sets::elements(part));
+            self.push(step, Operation::AddElements { table, set, elements }, cause.clone());
         }
     }
 
