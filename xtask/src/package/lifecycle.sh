@@ -16,7 +16,7 @@ dpkg --install /job/nwfilter_*.deb /job/nwfilter-listen_*.deb /job/nwfilter-hook
 has "$(nwfilterctl --version)" nwfilterctl
 has "$(nwfilterctl-listen --version)" nwfilterctl-listen
 has "$(nwfilterctl list)" clean-traffic
-has "$(nwfilterctl config)" "backend          xtables"
+has "$(nwfilterctl config | tr -s ' ')" "backend xtables"
 [ -x /etc/libvirt/hooks/qemu.d/nwfilter ] || fail "no hook"
 echo "<domain type='qemu'><name>a</name></domain>" | /etc/libvirt/hooks/qemu.d/nwfilter a prepare begin - || fail "the hook fails"
 [ -z "$(dpkg --verify nwfilter nwfilter-listen nwfilter-hook)" ] || fail "files are not as packed"
