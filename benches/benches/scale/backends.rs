@@ -123,13 +123,13 @@ impl Side {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Nftables,
     Xtables,
 }
 
 impl Kind {
-    fn backend(self) -> Box<dyn Backend> {
+    pub(crate) fn backend(self) -> Box<dyn Backend> {
         match self {
             Self::Nftables => Box::new(Nftables::new()),
             Self::Xtables => Box::new(Xtables::default()),
@@ -139,7 +139,7 @@ impl Kind {
 
 /// Something measured of one backend.
 #[derive(Clone, Copy)]
-enum Found {
+pub(crate) enum Found {
     /// A time, with what it is at most to be.
     Time(Duration, Duration),
     /// A ratio that is to be so much at most.
@@ -176,21 +176,25 @@ impl Found {
 /// Measures both backends, and prints a table. What is expected is expected of nftables.
 pub(crate) fn measure() -> Result<()> {
     let mut filters = Filters::new()?;
-    let mut columns = Vec::new();
-    for kind in [Kind::Nftables, Kind::Xtables] {
+    let mut column = |kind| -> Result<Column> {
         let mut found = changes(&mut filters, kind)?;
         found.extend(frames(&filters, kind)?);
-        columns.push(found);
-    }
-    let [nftables, xtables] = &columns[..] else { return Ok(()) };
+        Ok(found)
+    };
+    let columns = [column(Kind::Nftables)?, column(Kind::Xtables)?];
     println!("Both backends, by the filter {}:\n", filters.usual);
+    print(columns);
+    Ok(())
+}
+
+/// Prints what was found of each backend as a table.
+pub(crate) fn print([nftables, xtables]: [Column; 2]) {
     println!("| what | nftables | expected | met | xtables |\n| --- | ---: | ---: | --- | ---: |");
-    for ((what, ours), (_, theirs)) in nftables.iter().zip(xtables) {
+    for ((what, ours), (_, theirs)) in nftables.into_iter().zip(xtables) {
         let met = if ours.is_met() { "yes" } else { "no" };
         println!("| {what} | {} | {} | {met} | {} |", ours.value(), ours.expected(), theirs.value());
     }
     println!();
-    Ok(())
 }
 
 type Column = Vec<(&'static str, Found)>;

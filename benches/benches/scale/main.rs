@@ -1,11 +1,12 @@
 //! A host with a thousand ports, each filtered by the seed filter. Needs root; takes some minutes.
 //!
-//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach`, `repair`, `rate` and `backends`, else
-//! all. `backends` sets both backends side by side.
+//! `cargo bench --bench scale -- attach rate` measures some of `memory`, `start`, `attach`, `repair`, `rate`, `backends` and `sets`,
+//! else all. `backends` sets both backends side by side, `sets` does so for a large set.
 //!
 //! What is printed are ratios of two times of the same run, and whether they are as expected; nothing fails by a time.
 
 mod backends;
+mod sets;
 
 use std::fs;
 use std::path::Path;
@@ -68,6 +69,10 @@ fn main() -> Result<()> {
     let rows = chosen.map(|(_, measure)| measure()).collect::<Result<Vec<_>>>()?;
     if wanted.is_empty() || wanted.iter().any(|name| name == "backends") {
         backends::measure()?;
+    }
+    if wanted.is_empty() || wanted.iter().any(|name| name == "sets") {
+        println!("A large set with both backends:\n");
+        backends::print([sets::changes(backends::Kind::Nftables)?, sets::changes(backends::Kind::Xtables)?]);
     }
     if rows.is_empty() {
         return Ok(());

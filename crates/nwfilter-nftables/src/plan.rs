@@ -107,7 +107,7 @@ struct Planner<'a> {
     steps: [Transaction<Cause>; 3],
 }
 
-/// Operations, and elements, of one transaction. The kernel takes some 12 µs for each, and lets nobody else change rules
+/// Operations, and elements, of one transaction. The kernel takes up to 12 µs for each, and lets nobody else change rules
 /// meanwhile.
 const MANY: usize = 10_000;
 /// Ports whose elements of a set are changed by one operation, where there are many.
