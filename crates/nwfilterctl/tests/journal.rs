@@ -121,7 +121,9 @@ fn messages_about_a_port_have_its_name_its_guest_and_its_filter_as_fields() {
         assert_eq!(dropped.get(name).map(String::as_str), Some(value), "{name} of {dropped:?}");
     }
     assert!(dropped["MESSAGE"].starts_with("tap0 out, guest vm1: frame of type 0x88b5"), "{dropped:?}");
-    let event = BufReader::new(daemon.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    // Open to the end: the daemon prints more than one, and to fail at that is an error.
+    let mut events = BufReader::new(daemon.stdout.take().unwrap()).lines();
+    let event = events.next().unwrap().unwrap();
     let dropped = json!({
         "event": "packet-dropped",
         "port": "tap0",
@@ -142,7 +144,8 @@ fn messages_about_a_port_have_its_name_its_guest_and_its_filter_as_fields() {
     assert!(explained.contains("by no-mac-spoofing:6"), "{explained}");
     assert_eq!(log_of(&path("stderr")), "", "what the journal has is not on stderr");
     kill(Pid::from_raw(daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!(daemon.wait().unwrap().success());
+    let status = daemon.wait().unwrap();
+    assert!(status.success(), "{status}: {}", log_of(&path("stderr")));
 }
 
 fn log_of(stderr: &Path) -> String {
