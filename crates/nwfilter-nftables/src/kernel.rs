@@ -13,6 +13,7 @@ pub mod expr;
 mod expr_wire;
 pub mod field;
 mod installed;
+mod listener;
 mod monitor;
 mod name;
 mod packet_log;

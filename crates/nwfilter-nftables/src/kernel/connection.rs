@@ -101,10 +101,7 @@ impl Connection {
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
         socket.set_non_blocking(true)?;
-        // Only root of the first user namespace may force it; the others get what net.core.rmem_max allows.
-        if setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER).map_err(io::Error::from)?;
-        }
+        receive_buffer(&socket, RECEIVE_BUFFER)?;
         let mut connection = Self { socket, port, sequence: 1, buffer: vec![0; DATAGRAM] };
         connection.generation()?;
         Ok(connection)
@@ -390,6 +387,14 @@ fn outcome<T: Clone + std::fmt::Debug>(
         // The kernel says nothing where a signal made it give up.
         (None, None) => return Ok(None),
     }))
+}
+
+/// Sets how many bytes may wait for a socket.
+pub(super) fn receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    // Only root of the first user namespace may force it; the others get what net.core.rmem_max allows.
+    setsockopt(socket, RcvBufForce, &bytes)
+        .or_else(|_| setsockopt(socket, RcvBuf, &bytes))
+        .map_err(io::Error::from)
 }
 
 /// Reads the kernel's datagram that waits into a buffer, which grows as it must.

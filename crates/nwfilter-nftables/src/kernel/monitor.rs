@@ -1,21 +1,17 @@
 //! The kernel's notifications: what each transaction changed in a table, and who sent it.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 
 use super::batch::{CHAIN_NAME, RULE_CHAIN, family_number};
-use super::connection::{GEN_ID, receive_now};
+use super::connection::GEN_ID;
 use super::error::Error;
+use super::listener::{Heard, Listener};
 use super::set_wire::{LIST_SET, SET_NAME};
 use super::table::TableId;
-use super::wire::{Attributes, Message, messages};
+use super::wire::{Attributes, Message};
 
 /// Bytes of notifications that may wait. A rule takes about a kilobyte; when more are lost, the kernel says so.
 const BACKLOG: usize = 16 << 20;
@@ -31,8 +27,7 @@ const GEN_PROGRAM: u16 = 3;
 /// Wait for its descriptor to be readable, then ask for the [`events`](Self::events).
 #[derive(Debug)]
 pub struct Monitor {
-    socket: Socket,
-    buffer: Vec<u8>,
+    listener: Listener,
     tables: Vec<TableId>,
     /// What is known of the transaction that is being told.
     parts: BTreeSet<Part>,
@@ -76,14 +71,9 @@ pub enum Part {
 impl Monitor {
     /// Listens in the network namespace of the calling thread.
     pub fn open(tables: impl IntoIterator<Item = TableId>) -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
-            setsockopt(&socket, RcvBuf, &BACKLOG).map_err(io::Error::from)?;
-        }
-        socket.set_non_blocking(true)?;
-        socket.bind(&SocketAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
+        let listener = Listener::open(1 << (libc::NFNLGRP_NFTABLES - 1), BACKLOG)?;
         let tables = tables.into_iter().collect();
-        Ok(Self { socket, buffer: vec![0; 64 << 10], tables, parts: BTreeSet::new(), generation: None })
+        Ok(Self { listener, tables, parts: BTreeSet::new(), generation: None })
     }
 
     /// The generation that the last transaction made which was told by now, of whatever table; `None` if none was.
@@ -94,30 +84,27 @@ impl Monitor {
     /// What happened since it was last asked. Does not wait.
     pub fn events(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
-        loop {
-            match receive_now(&self.socket, &mut self.buffer) {
-                Ok(Some(len)) => {
-                    for message in messages(&self.buffer[..len]) {
-                        let told = take(&message?, &self.tables, &mut self.parts)?;
-                        let Some(change) = told else { continue };
-                        self.generation = Some(change.generation);
-                        // Most are of other tables.
-                        if !change.parts.is_empty() {
-                            events.push(Event::Changed(change));
-                        }
-                    }
-                }
-                Ok(None) => return Ok(events),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => events.push(Event::Missed),
-                Err(error) => return Err(error.into()),
+        let Self { listener, tables, parts, generation } = self;
+        listener.receive(|heard| {
+            let Heard::Message(message) = heard else {
+                events.push(Event::Missed);
+                return Ok(());
+            };
+            let Some(change) = take(&message, tables, parts)? else { return Ok(()) };
+            *generation = Some(change.generation);
+            // Most are of other tables.
+            if !change.parts.is_empty() {
+                events.push(Event::Changed(change));
             }
-        }
+            Ok(())
+        })?;
+        Ok(events)
     }
 }
 
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.listener.as_fd()
     }
 }
 

@@ -4,15 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::SocketAddr;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 
 use super::connection::{answer, receive_now};
 use super::error::Error;
+use super::listener::{Heard, Listener};
 use super::wire::{Attributes, Head, Message, Writer, messages};
 
 /// Bytes of messages that may wait. One takes some 300 bytes; when more are lost, the kernel says so.
@@ -58,8 +56,7 @@ const ADDRESSES: usize = 12;
 /// Reads a group of the log, from its opening on.
 #[derive(Debug)]
 pub struct PacketLog {
-    socket: Socket,
-    buffer: Vec<u8>,
+    listener: Listener,
     /// What came before the kernel's answer to the opening.
     early: Vec<Logged>,
 }
@@ -91,13 +88,8 @@ pub struct LoggedPacket {
 impl PacketLog {
     /// Reads a group in the network namespace of the calling thread. `None` if another program reads it.
     pub fn open(group: u16) -> Result<Option<Self>, Error> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
-            setsockopt(&socket, RcvBuf, &BACKLOG).map_err(io::Error::from)?;
-        }
-        socket.set_non_blocking(true)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        let mut log = Self { socket, buffer: vec![0; 64 << 10], early: Vec::new() };
+        // The kernel sends the packets to the socket that asks for them.
+        let mut log = Self { listener: Listener::open(0, BACKLOG)?, early: Vec::new() };
         match log.bind(group)? {
             0 => Ok(Some(log)),
             libc::EPERM | libc::EBUSY => Ok(None),
@@ -116,11 +108,12 @@ impl PacketLog {
             writer.put_u32(CFG_TIMEOUT, TIMEOUT);
             writer.put_u32(CFG_THRESHOLD, THRESHOLD);
         });
-        self.socket.send_to(request.bytes(), &SocketAddr::new(0, 0), 0)?;
+        let Listener { socket, buffer } = &mut self.listener;
+        socket.send_to(request.bytes(), &SocketAddr::new(0, 0), 0)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(len) = receive_now(&self.socket, &mut self.buffer)? {
-                for message in messages(&self.buffer[..len]) {
+            if let Some(len) = receive_now(socket, buffer)? {
+                for message in messages(&buffer[..len]) {
                     let message = message?;
                     match answer(&message)? {
                         Some(answer) => return Ok(answer.errno),
@@ -133,7 +126,7 @@ impl PacketLog {
             if left.is_zero() {
                 return Err(Error::Io(io::ErrorKind::TimedOut.into()));
             }
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(Error::Io(errno.into())),
@@ -144,24 +137,20 @@ impl PacketLog {
     /// What was reported since the last call. Does not wait.
     pub fn logged(&mut self) -> Result<Vec<Logged>, Error> {
         let mut logged = std::mem::take(&mut self.early);
-        loop {
-            match receive_now(&self.socket, &mut self.buffer) {
-                Ok(Some(len)) => {
-                    for message in messages(&self.buffer[..len]) {
-                        logged.extend(packet(&message?)?.map(Logged::Packet));
-                    }
-                }
-                Ok(None) => return Ok(logged),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => logged.push(Logged::Missed),
-                Err(error) => return Err(error.into()),
+        self.listener.receive(|heard| {
+            match heard {
+                Heard::Message(message) => logged.extend(packet(&message)?.map(Logged::Packet)),
+                Heard::Missed => logged.push(Logged::Missed),
             }
-        }
+            Ok(())
+        })?;
+        Ok(logged)
     }
 }
 
 impl AsFd for PacketLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.listener.as_fd()
     }
 }
 

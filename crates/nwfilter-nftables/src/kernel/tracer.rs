@@ -3,18 +3,13 @@
 //! Packets are traced for which a rule sets `meta nftrace`. The rules of iptables-nft and ebtables-nft are among those
 //! that are told.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 
-use super::connection::receive_now;
 use super::error::Error;
-use super::wire::{Attributes, Message, messages};
+use super::listener::{Heard, Listener};
+use super::wire::{Attributes, Message};
 
 /// Bytes of messages that may wait. One takes some 200 bytes; when more are lost, the kernel says so.
 const BACKLOG: usize = 8 << 20;
@@ -39,8 +34,7 @@ const VERDICT_CODE: u16 = 1;
 /// Hears of traced packets from its opening on.
 #[derive(Debug)]
 pub struct Tracer {
-    socket: Socket,
-    buffer: Vec<u8>,
+    listener: Listener,
 }
 
 /// Something that is told.
@@ -85,36 +79,26 @@ pub struct TracedFrame {
 impl Tracer {
     /// Listens in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
-            setsockopt(&socket, RcvBuf, &BACKLOG).map_err(io::Error::from)?;
-        }
-        socket.set_non_blocking(true)?;
-        socket.bind(&SocketAddr::new(0, 1 << (GROUP - 1)))?;
-        Ok(Self { socket, buffer: vec![0; 64 << 10] })
+        Ok(Self { listener: Listener::open(1 << (GROUP - 1), BACKLOG)? })
     }
 
     /// What was told since the last call. Does not wait.
     pub fn told(&mut self) -> Result<Vec<Traced>, Error> {
         let mut told = Vec::new();
-        loop {
-            match receive_now(&self.socket, &mut self.buffer) {
-                Ok(Some(len)) => {
-                    for message in messages(&self.buffer[..len]) {
-                        told.extend(rule(&message?)?.map(Traced::Rule));
-                    }
-                }
-                Ok(None) => return Ok(told),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told.push(Traced::Missed),
-                Err(error) => return Err(error.into()),
+        self.listener.receive(|heard| {
+            match heard {
+                Heard::Message(message) => told.extend(rule(&message)?.map(Traced::Rule)),
+                Heard::Missed => told.push(Traced::Missed),
             }
-        }
+            Ok(())
+        })?;
+        Ok(told)
     }
 }
 
 impl AsFd for Tracer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.listener.as_fd()
     }
 }
 
