@@ -29,10 +29,10 @@ impl Driver {
     ///   bindings are removed before filters, so that no binding names a missing filter. Perhaps only the first documents
     ///   of the transaction are stored; the next [`Driver::reload`] applies those.
     pub fn commit(&self, transaction: Transaction) -> Result<Committed, Error> {
-        let (begin, bound, cuts) = (Instant::now(), transaction.bound_ports(), transaction.cuts);
+        let (begin, bound) = (Instant::now(), transaction.bound_ports());
         let done = self.ask(|answer| Request::Commit(transaction, answer));
         self.meter().transaction(bound, begin.elapsed(), done.is_ok());
-        done.map(|done| if cuts { self.cut(done) } else { done })
+        done.map(|done| self.cut(done))
     }
 
     /// Commits several transactions as if several threads called [`Driver::commit`]: together, and a refused one does not affect
@@ -43,14 +43,13 @@ impl Driver {
     ) -> Vec<Result<Committed, Error>> {
         let begin = Instant::now();
         let join = |transaction: Transaction| {
-            let (bound, cuts) = (transaction.bound_ports(), transaction.cuts);
-            (bound, cuts, self.join(|answer| Request::Commit(transaction, answer)))
+            (transaction.bound_ports(), self.join(|answer| Request::Commit(transaction, answer)))
         };
         let tickets: Vec<_> = transactions.into_iter().map(join).collect();
-        let outcome = |(bound, cuts, ticket): &(usize, bool, Ticket<Committed>)| {
+        let outcome = |(bound, ticket): &(usize, Ticket<Committed>)| {
             let done = self.outcome(ticket);
             self.meter().transaction(*bound, begin.elapsed(), done.is_ok());
-            done.map(|done| if *cuts { self.cut(done) } else { done })
+            done.map(|done| self.cut(done))
         };
         let done = tickets.iter().map(outcome).collect();
         self.learner.listen_if_needed(self);
@@ -219,9 +218,10 @@ impl Units for Changes<'_> {
             driver.feed().publish(outcome.events.iter().cloned().chain(of_tags));
             driver.feed().publish(repaired.into_iter().map(Event::DriftRepaired));
             match unit {
-                Unit::Transaction(_, answer) => {
+                Unit::Transaction(transaction, answer) => {
                     let applied = if alone { applied.clone() } else { share(&applied, &outcome) };
                     let concerned = Concerned { ports: outcome.ports, sets: outcome.changed_sets };
+                    let concerned = transaction.cuts.then_some(concerned);
                     answer.give(Ok(Committed {
                         filters: outcome.filters,
                         sets: outcome.sets,

@@ -110,10 +110,11 @@ impl fmt::Display for CutConnection {
 }
 
 impl Driver {
-    /// Ends the connections of the ports that a transaction concerned.
+    /// Ends the connections of the ports that a transaction concerned, if it asked for that.
     pub(crate) fn cut(&self, mut committed: Committed) -> Committed {
-        if self.host().is_kernel() {
-            let concerned = std::mem::take(&mut committed.concerned);
+        if let Some(concerned) = committed.concerned.take()
+            && self.host().is_kernel()
+        {
             let cut = self.inside(|| self.cut_inside(&concerned));
             committed.cut = cut.unwrap_or_else(|error| Cut {
                 ended: Vec::new(),

@@ -73,8 +73,8 @@ pub struct Committed {
     pub applied: Applied,
     /// The connections that were ended, if [`Transaction::cut_connections`] asked for it.
     pub cut: Cut,
-    /// The ports and sets that the transaction concerns.
-    pub(crate) concerned: Concerned,
+    /// What the transaction concerns, if connections are still to be ended for it.
+    pub(crate) concerned: Option<Concerned>,
 }
 
 /// What connections may have ended for.

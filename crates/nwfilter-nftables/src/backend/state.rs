@@ -106,8 +106,11 @@ impl State {
 
     /// Reads the tables again if others changed them.
     pub(super) fn refresh(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
-        match self.monitor {
-            Some(_) => self.follow(own)?,
+        match &mut self.monitor {
+            Some(monitor) => {
+                let (events, reported) = (monitor.events()?, monitor.generation());
+                self.follow(&events, reported, own)?;
+            }
             None => {
                 let is_changed = self.connection.generation()? != self.generation;
                 if is_changed {
@@ -132,9 +135,7 @@ impl State {
     }
 
     /// Takes note of what the monitor reports.
-    fn follow(&mut self, own: &Mutex<Own>) -> Result<(), Error> {
-        let Some(monitor) = &mut self.monitor else { return Ok(()) };
-        let (events, reported) = (monitor.events()?, monitor.generation());
+    fn follow(&mut self, events: &[Event], reported: Option<u32>, own: &Mutex<Own>) -> Result<(), Error> {
         let own = lock(own);
         let foreign = events.iter().any(|event| match event {
             Event::Missed => true,
